@@ -1,0 +1,22 @@
+"""The service's own errors, on the list of codes that the library has. See `trainer_core.errors` for the tree's root.
+
+TafdilError
+├── NotFound               no such job, dataset or comparison
+├── StateConflict          the action does not apply to the current state
+├── TooLarge               a body or file over its limit
+└── (the library's errors, raised as they are)
+"""
+
+from trainer_core.errors import TafdilError
+
+
+class NotFound(TafdilError):
+    code = "not_found"
+
+
+class StateConflict(TafdilError):
+    code = "state_conflict"
+
+
+class TooLarge(TafdilError):
+    code = "too_large"

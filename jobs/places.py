@@ -1,0 +1,89 @@
+"""Where files are: data below the data directory, models below the models directories, runs below the runs directory.
+
+Clients send ids and relative names. Every path that is opened is made here, and stays inside its directory.
+"""
+
+import shutil
+from pathlib import Path
+
+from jobs.errors import NotFound
+from jobs.settings import SHIPPED_MODELS_DIR, Settings
+from trainer_core.errors import DataInvalid, Detail, ModelNotFound
+
+SHIPPED_DATA_DIR = SHIPPED_MODELS_DIR.parent / "data"
+
+
+def data_file(settings: Settings, relative: str, field: str = "dataset_path") -> Path:
+    """The file that a client names relative to the data directory.
+
+    Raises:
+        DataInvalid: it is outside of the directory, missing, not a file, or empty.
+    """
+
+    def refuse(reason: str) -> DataInvalid:
+        return DataInvalid(f"{field} {relative!r} {reason}", [Detail(field, reason)])
+
+    root = settings.data_dir.resolve()
+    try:
+        path = (root / relative).resolve()
+    except (ValueError, OSError) as error:
+        raise refuse("is not a usable path") from error
+    if Path(relative).is_absolute() or "\\" in relative or not path.is_relative_to(root):
+        raise refuse("must be a relative path inside the data directory")
+    if path.is_relative_to(root / "runs") or path.name.startswith("tafdil.sqlite3"):
+        raise refuse("belongs to the service; put data elsewhere below the data directory")
+    if not path.is_file():
+        raise refuse("does not exist below the data directory")
+    if path.stat().st_size == 0:
+        raise refuse("is empty")
+    return path
+
+
+def dataset_file(settings: Settings, dataset_id: str) -> Path:
+    """The file of an uploaded dataset. Raises `NotFound` when it was removed from disk."""
+    path = settings.datasets_dir / f"{dataset_id}.rows"
+    if not path.is_file():
+        raise NotFound(f"the file of dataset {dataset_id} is gone from the data directory")
+    return path
+
+
+def find_model(settings: Settings, name: str) -> str:
+    """A directory that holds the model `name`, or the name itself where the hub is allowed. Raises `ModelNotFound`."""
+    for root in settings.model_dirs:
+        folder = (root / name).resolve()
+        if folder.is_relative_to(root.resolve()) and (folder / "config.json").is_file():
+            return str(folder)
+    if settings.allow_hub:
+        return name
+    known = ", ".join(available_models(settings)) or "none"
+    raise ModelNotFound(
+        f"there is no model {name!r} below the models directory, and the hub is not allowed; models here: {known}",
+        [Detail("model_name", "is not below the models directory")],
+    )
+
+
+def available_models(settings: Settings) -> list[str]:
+    """Names of the models on disk."""
+    found = {
+        str(config.parent.relative_to(root))
+        for root in settings.model_dirs
+        for pattern in ("*/config.json", "*/*/config.json")
+        for config in root.glob(pattern)
+    }
+    return sorted(found)
+
+
+def run_dir(settings: Settings, job_id: str) -> Path:
+    return settings.runs_dir.resolve() / job_id
+
+
+def attempt_dir(settings: Settings, job_id: str, attempt: int) -> Path:
+    """Where one attempt writes; no other attempt does."""
+    return run_dir(settings, job_id) / f"attempt-{attempt}"
+
+
+def install_samples(settings: Settings) -> None:
+    """Copies the sample data to `<data_dir>/samples`, so that the documented examples work at once."""
+    target = settings.data_dir / "samples"
+    if not target.exists():
+        shutil.copytree(SHIPPED_DATA_DIR, target)

@@ -1,0 +1,139 @@
+"""The queue: Celery on Redis, and wake-ups over Redis pub/sub.
+
+SQL is the truth. A message only wakes a worker, which then claims by SQL; a lost message costs a round of the dispatcher
+and a doubled one costs nothing. So publishing never fails a request.
+"""
+
+import logging
+from typing import Any, Protocol
+
+from celery import Celery
+from redis import Redis
+from redis.exceptions import RedisError
+
+from jobs.settings import Settings
+
+TRAIN_TASK = "tafdil.train"
+COMPARE_TASK = "tafdil.compare"
+TRAIN_QUEUE = "train"
+COMPARE_QUEUE = "compare"
+
+log = logging.getLogger(__name__)
+
+
+class JobQueue(Protocol):
+    """What the service needs of a queue. No method raises."""
+
+    def publish_training(self, job_id: str) -> bool:
+        """Wakes a train worker. False when it could not be sent."""
+        ...
+
+    def publish_comparison(self, comparison_id: str) -> bool:
+        """Wakes a generation worker. False when it could not be sent."""
+        ...
+
+    def nudge(self, subject_id: str) -> None:
+        """Wakes whoever waits for news of a job or comparison."""
+        ...
+
+    def is_up(self) -> bool:
+        """Whether the broker answers."""
+        ...
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application of every process. Reasons stand beside what is not the default."""
+    app = Celery("tafdil", broker=settings.redis_url.get_secret_value(), set_as_current=False)
+    app.conf.update(
+        # SQL holds the job, so a message is acknowledged at once: a late one would be delivered again after each
+        # visibility timeout while the training still runs.
+        task_acks_late=False,
+        task_acks_on_failure=True,
+        task_acks_on_timeout=True,
+        task_reject_on_worker_lost=False,
+        # A reserved message would wait behind a training while other workers idle.
+        worker_disable_prefetch=True,
+        worker_prefetch_multiplier=1,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_pool="prefork",
+        worker_concurrency=1,
+        worker_proc_alive_timeout=60,
+        worker_soft_shutdown_timeout=0,
+        worker_hijack_root_logger=False,
+        task_time_limit=None,
+        task_soft_time_limit=None,
+        result_backend=None,
+        task_ignore_result=True,
+        worker_send_task_events=False,
+        task_serializer="json",
+        result_serializer="json",
+        event_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        task_publish_retry=True,
+        task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        task_default_queue=TRAIN_QUEUE,
+        task_create_missing_queues=True,
+        broker_transport_options={
+            # Covers delivered-but-not-accepted only, which lasts milliseconds.
+            "visibility_timeout": 900,
+            "unacked_restore_interval": 10,
+            "unacked_restore_throttle": 1,
+            "global_keyprefix": settings.redis_prefix,
+            "socket_keepalive": True,
+            "socket_connect_timeout": 5,
+            "socket_timeout": 30,
+            "health_check_interval": 25,
+            "retry_on_timeout": True,
+        },
+    )
+    return app
+
+
+def events_channel(settings: Settings) -> str:
+    """The pub/sub channel of wake-ups."""
+    return f"{settings.redis_prefix}events"
+
+
+class CeleryQueue:
+    """`JobQueue` on Celery and Redis."""
+
+    def __init__(self, settings: Settings, app: Celery | None = None) -> None:
+        self._app = app or make_celery(settings)
+        self._channel = events_channel(settings)
+        self._redis: Any = Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2
+        )
+
+    def publish_training(self, job_id: str) -> bool:
+        return self._send(TRAIN_TASK, job_id, TRAIN_QUEUE)
+
+    def publish_comparison(self, comparison_id: str) -> bool:
+        return self._send(COMPARE_TASK, comparison_id, COMPARE_QUEUE)
+
+    def nudge(self, subject_id: str) -> None:
+        try:
+            self._redis.publish(self._channel, subject_id)
+        except RedisError as error:
+            log.debug("no wake-up sent: %s", error)
+
+    def is_up(self) -> bool:
+        try:
+            return bool(self._redis.ping())
+        except RedisError:
+            return False
+
+    def close(self) -> None:
+        self._redis.close()
+        self._app.close()
+
+    def _send(self, task: str, argument: str, queue: str) -> bool:
+        try:
+            self._app.send_task(task, args=[argument], queue=queue)
+        except Exception as error:
+            # kombu, redis and the operating system each raise their own; none may fail the caller.
+            log.warning("the broker did not take %s for %s (%s); the dispatcher will", task, argument, error)
+            return False
+        return True

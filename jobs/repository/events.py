@@ -1,0 +1,14 @@
+"""Events: read here, written by `jobs.repository.jobs` together with what they tell of."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from jobs.records import EventRecord
+
+
+def after(session: Session, job_id: str, sequence: int, limit: int = 500) -> Sequence[EventRecord]:
+    """Events of a job beyond a sequence number, in order."""
+    query = select(EventRecord).where(EventRecord.job_id == job_id, EventRecord.sequence > sequence)
+    return session.scalars(query.order_by(EventRecord.sequence).limit(limit)).all()

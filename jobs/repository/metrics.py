@@ -1,0 +1,31 @@
+"""Metric points: one value a metric, attempt and step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from jobs.database import db_now
+from jobs.records import MetricRecord
+
+
+def add(session: Session, job_id: str, attempt: int, step: int, values: dict[str, float | None]) -> None:
+    """Adds points; one that exists already is kept as it is. The caller holds the attempt's fence."""
+    now = session.scalar(select(db_now()))
+    rows: list[dict[str, Any]] = [
+        {"job_id": job_id, "name": name[:100], "attempt": attempt, "step": step, "value": value, "created_at": now}
+        for name, value in values.items()
+    ]
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    if rows:
+        session.execute(dialect.insert(MetricRecord).values(rows).on_conflict_do_nothing())
+
+
+def series(session: Session, job_id: str, names: Sequence[str] | None = None) -> Sequence[MetricRecord]:
+    """All points of a job by name, then attempt and step."""
+    query = select(MetricRecord).where(MetricRecord.job_id == job_id)
+    if names:
+        query = query.where(MetricRecord.name.in_(names))
+    return session.scalars(query.order_by(MetricRecord.name, MetricRecord.attempt, MetricRecord.step)).all()

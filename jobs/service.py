@@ -1,0 +1,207 @@
+"""What the service does with jobs, datasets and comparisons: checks, one transaction each, then a wake-up."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from jobs.database import Database
+from jobs.errors import NotFound, StateConflict, TooLarge
+from jobs.places import data_file, dataset_file, find_model
+from jobs.queue import JobQueue
+from jobs.records import ComparisonRecord, DatasetRecord, JobRecord
+from jobs.repository import comparisons, datasets, jobs
+from jobs.settings import Settings
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec
+from jobs.states import JobState
+from trainer_core.rows import Kind, RowChecker, check_file, peek_kind, require_kind
+
+Found = TypeVar("Found")
+AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
+# A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
+_CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
+
+
+class ComparisonRequest(BaseModel):
+    """What to ask both models, and how they answer."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        allow_inf_nan=False,
+        json_schema_extra={"examples": [{"prompt": "هل تعرف اسم عاصمة المغرب؟", "max_length": 64}]},
+    )
+
+    prompt: str = Field(min_length=1, max_length=20_000, description="The user's text.")
+    max_length: int = Field(256, ge=1, le=4096, description="Most new tokens of an answer.")
+    temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
+
+
+class JobService:
+    """The service behind the API. Its methods raise `TafdilError`s and return records that no session holds any more."""
+
+    def __init__(self, database: Database, queue: JobQueue, settings: Settings) -> None:
+        self.database, self.queue, self.settings = database, queue, settings
+
+    # -- jobs
+
+    def submit(self, spec: AnySpec, sent: dict[str, Any]) -> JobRecord:
+        """Stores a job and wakes a worker.
+
+        Raises:
+            ModelNotFound, DataInvalid, NotFound: what the spec names is not there or does not fit the method.
+        """
+        find_model(self.settings, spec.model_name)
+        if spec.ref_model_name:
+            find_model(self.settings, spec.ref_model_name)
+        with self.database.transaction() as session:
+            self._check_data(session, spec, "dataset")
+            self._check_data(session, spec, "eval_dataset")
+            fields = {
+                "name": spec.name,
+                "method": spec.method,
+                "model_name": spec.model_name,
+                "dataset_id": spec.dataset_id,
+                "spec": sent,
+                "resolved_spec": spec.model_dump(mode="json"),
+            }
+            job_id = jobs.insert(session, fields)
+        self.queue.publish_training(job_id)
+        self.queue.nudge(job_id)
+        return self.job(job_id)
+
+    def _check_data(self, session: Session, spec: AnySpec, field: str) -> None:
+        dataset_id: str | None = getattr(spec, f"{field}_id")
+        path: str | None = getattr(spec, f"{field}_path")
+        if dataset_id:
+            record = datasets.get(session, dataset_id)
+            if record is None:
+                raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
+            require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
+            dataset_file(self.settings, dataset_id)
+        elif path:
+            file = data_file(self.settings, path, f"{field}_path")
+            whole = file.stat().st_size <= _CHECKED_AT_SUBMIT_BYTES
+            kind: Kind | None = check_file(file).kind if whole else peek_kind(file)
+            require_kind(spec.method, kind)
+
+    def job(self, job_id: str) -> JobRecord:
+        with self.database.transaction() as session:
+            return _found(jobs.get(session, job_id), "job", job_id)
+
+    def cancel(self, job_id: str) -> JobRecord:
+        """Cancels a queued job at once, or asks a running one's worker to stop. Raises `StateConflict` otherwise."""
+        with self.database.transaction() as session:
+            changed = jobs.cancel_queued(session, job_id) or jobs.request_cancel(session, job_id)
+            job = _found(jobs.get(session, job_id), "job", job_id)
+            if not changed:
+                state = "being cancelled already" if job.state == JobState.RUNNING else f"{job.state} already"
+                raise StateConflict(f"job {job_id} is {state}")
+        self.queue.nudge(job_id)
+        return job
+
+    # -- comparisons
+
+    def compare(self, job_id: str, request: ComparisonRequest) -> ComparisonRecord:
+        """Stores a comparison and wakes a generation worker. Raises `StateConflict` unless the job succeeded."""
+        with self.database.transaction() as session:
+            job = _found(jobs.get(session, job_id), "job", job_id)
+            if job.state != JobState.SUCCEEDED:
+                raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
+            comparison_id = comparisons.insert(session, job_id, request.model_dump())
+        self.queue.publish_comparison(comparison_id)
+        return self.comparison(job_id, comparison_id)
+
+    def comparison(self, job_id: str, comparison_id: str) -> ComparisonRecord:
+        with self.database.transaction() as session:
+            record = comparisons.get(session, comparison_id)
+            if record is not None and record.job_id != job_id:
+                record = None
+            return _found(record, "comparison", comparison_id)
+
+    # -- datasets
+
+    def dataset(self, dataset_id: str) -> DatasetRecord:
+        with self.database.transaction() as session:
+            return _found(datasets.get(session, dataset_id), "dataset", dataset_id)
+
+    def begin_upload(self, name: str | None) -> "DatasetUpload":
+        """Starts to receive a dataset."""
+        return DatasetUpload(self.settings, name, self._store_dataset)
+
+    def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
+        with self.database.transaction() as session:
+            datasets.insert(session, fields)
+        return self.dataset(fields["id"])
+
+
+class DatasetUpload:
+    """Bytes of a dataset on their way to disk, checked while they arrive. `finish` or `abort` ends it.
+
+    The file gets its name only when every row is good, so a broken upload leaves nothing.
+    """
+
+    def __init__(
+        self, settings: Settings, name: str | None, store: Callable[[dict[str, Any]], DatasetRecord]
+    ) -> None:
+        self._settings, self._name, self._store = settings, name, store
+        self._id = uuid.uuid4().hex
+        self._path: Path = settings.datasets_dir / f".{self._id}.part"
+        self._file = self._path.open("xb")
+        self._checker = RowChecker()
+        self._digest = hashlib.sha256()
+        self._size_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes. Raises `TooLarge`, or `DataInvalid` when the rows cannot be read on."""
+        self._size_bytes += len(data)
+        if self._size_bytes > self._settings.max_upload_bytes:
+            raise TooLarge(f"the dataset is larger than {self._settings.max_upload_bytes:,} bytes")
+        self._digest.update(data)
+        self._file.write(data)
+        self._checker.feed(data)
+
+    def finish(self) -> DatasetRecord:
+        """Stores the dataset. Raises `DataInvalid` with every broken row (up to a limit)."""
+        report = self._checker.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        final = self._settings.datasets_dir / f"{self._id}.rows"
+        self._path.rename(final)
+        try:
+            return self._store(
+                {
+                    "id": self._id,
+                    "name": self._name,
+                    "format": report.format,
+                    "kind": report.kind,
+                    "train_rows": report.train_rows,
+                    "validation_rows": report.validation_rows,
+                    "desirable_rows": report.desirable_rows,
+                    "size_bytes": self._size_bytes,
+                    "sha256": self._digest.hexdigest(),
+                }
+            )
+        except BaseException:
+            final.unlink(missing_ok=True)
+            raise
+
+    def abort(self) -> None:
+        """Removes what arrived. Does nothing after `finish`."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+def _found(record: Found | None, kind: str, subject_id: str) -> Found:
+    if record is None:
+        raise NotFound(f"there is no {kind} {subject_id}")
+    return record

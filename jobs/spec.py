@@ -1,0 +1,94 @@
+"""What a client asks for: a flat job spec, one class a method, told apart by `method`. Unknown fields are refused.
+
+The training fields are those of the library (`trainer_core.config`); here stand only a job's name and its data.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+
+from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
+
+_ID = r"^[0-9a-f]{32}$"
+# One or two names of letters, digits, dots, dashes and underscores, none of which starts with a dot: never a path.
+_MODEL = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
+
+
+class _JobFields(BaseModel):
+    name: str | None = Field(None, min_length=1, max_length=200, description="A name for people.")
+    model_name: str = Field(
+        min_length=1,
+        max_length=200,
+        pattern=_MODEL,
+        description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen`.",
+    )
+    ref_model_name: str | None = Field(
+        None, max_length=200, pattern=_MODEL, description="The reference model; `null`: the model before training."
+    )
+    dataset_id: str | None = Field(None, pattern=_ID, description="Training data: an uploaded dataset.")
+    dataset_path: str | None = Field(
+        None, min_length=1, max_length=500, description="Training data: a file, relative to the data directory."
+    )
+    eval_dataset_id: str | None = Field(None, pattern=_ID, description="Validation data: an uploaded dataset.")
+    eval_dataset_path: str | None = Field(
+        None, min_length=1, max_length=500, description="Validation data: a file, relative to the data directory."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset_id is None) == (self.dataset_path is None):
+            raise ValueError("name exactly one of dataset_id and dataset_path")
+        if self.eval_dataset_id is not None and self.eval_dataset_path is not None:
+            raise ValueError("name at most one of eval_dataset_id and eval_dataset_path")
+        validation = getattr(self, "validation_split", None)
+        if validation is not None and (self.eval_dataset_id or self.eval_dataset_path):
+            raise ValueError("validation_split cannot be combined with an evaluation dataset")
+        return self
+
+
+def _example(method: str, **fields: Any) -> ConfigDict:
+    base = {"method": method, "model_name": "tafdil/tiny-arabic-qwen", "dataset_path": "samples/pairs_train.jsonl"}
+    quick = {"learning_rate": 0.001, "learning_rate_cap": None, "max_steps": 20, "per_device_train_batch_size": 8}
+    return ConfigDict(json_schema_extra={"examples": [{**base, **quick, **fields}]})
+
+
+class KTOJobSpec(_JobFields, KTOSettings):
+    """Train with KTO: rows of prompt, completion and label; pairs are taken apart."""
+
+    model_config = _example("kto", dataset_path="samples/kto_train.jsonl")
+    method: Literal["kto"] = Field(description="`kto`")
+
+
+class IPOJobSpec(_JobFields, IPOSettings):
+    """Train with IPO: rows of prompt, chosen and rejected."""
+
+    model_config = _example("ipo", beta=0.1)
+    method: Literal["ipo"] = Field(description="`ipo`")
+
+
+class CPOJobSpec(_JobFields, CPOSettings):
+    """Train with CPO: rows of prompt, chosen and rejected."""
+
+    model_config = _example("cpo", cpo_alpha=1.0)
+    method: Literal["cpo"] = Field(description="`cpo`")
+
+
+JobSpec = Annotated[KTOJobSpec | IPOJobSpec | CPOJobSpec, Field(discriminator="method")]
+JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpec)
+
+_CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
+
+
+def library_config(
+    spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path
+) -> PreferenceConfig:
+    """The library's config of a resolved spec, with the places that the service chose."""
+    config = _CONFIGS[spec["method"]]
+    fields = {name: value for name, value in spec.items() if name in config.model_fields}
+    paths = {
+        "dataset_path": str(dataset),
+        "eval_dataset_path": str(eval_dataset) if eval_dataset else None,
+        "output_dir": str(output_dir),
+    }
+    return config(**{**fields, **paths})

@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or absent: written aside, hashed, synced, renamed; read back only when the hashes agree.
+
+transformers writes a checkpoint into its final directory file by file, so a kill in between leaves a half one that would
+be chosen for resuming. Here a directory named `checkpoint-<step>` with a manifest is complete by construction.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+STAGING_PREFIX = ".staging-"
+
+
+def publish(staged: Path, run_dir: Path, step: int) -> Path:
+    """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once."""
+    files = {path.relative_to(staged).as_posix(): _sha256(path) for path in sorted(staged.rglob("*")) if path.is_file()}
+    (staged / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
+    for path in staged.rglob("*"):
+        _sync(path)
+    _sync(staged)
+    final = run_dir / f"checkpoint-{step}"
+    shutil.rmtree(final, ignore_errors=True)
+    staged.rename(final)
+    _sync(run_dir)
+    return final
+
+
+def verified_step(checkpoint: Path) -> int | None:
+    """The step of a checkpoint whose every file is as it was written, else None."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        if all(_sha256(checkpoint / name) == digest for name, digest in manifest["files"].items()):
+            return int(manifest["step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
+    """The checkpoint with the highest step, over several run directories, that verifies."""
+    found = [path for run_dir in run_dirs for path in run_dir.glob("checkpoint-*")]
+    for path in sorted(found, key=_named_step, reverse=True):
+        if verified_step(path) is not None:
+            return path
+    return None
+
+
+def prune(run_dir: Path, keep: int) -> None:
+    """Removes all but the `keep` newest checkpoints, and staging directories that a kill left behind."""
+    for path in sorted(run_dir.glob("checkpoint-*"), key=_named_step)[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in run_dir.glob(f"{STAGING_PREFIX}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class StagedCheckpoints:
+    """Mixin for a transformers trainer: every checkpoint is staged and published."""
+
+    args: Any
+    state: Any
+    _staging: Path | None = None
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or self.args.output_dir)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        run_dir = Path(self.args.output_dir)
+        self._staging = run_dir / f"{STAGING_PREFIX}{self.state.global_step}-{os.getpid()}"
+        try:
+            super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
+            publish(self._staging / f"checkpoint-{self.state.global_step}", run_dir, self.state.global_step)
+        finally:
+            self._staging = None
+            prune(run_dir, self.args.save_total_limit or 2)
+
+
+def _named_step(path: Path) -> int:
+    digits = path.name.rpartition("-")[2]
+    return int(digits) if digits.isdigit() else -1
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

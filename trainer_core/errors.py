@@ -1,0 +1,148 @@
+"""The errors of the product: one list of codes for the library, the jobs and the API.
+
+TafdilError
+├── SpecInvalid         a config or request that cannot be meant
+├── DataInvalid         rows that are missing, broken or of the wrong kind
+│   └── DataOverlong    rows longer than the limits, under `on_overlong="reject"`
+├── ModelNotFound       no such model where models are looked for
+├── ModelRefused        a model that exists and may not or cannot be used
+├── ReferenceMismatch   the reference is not the model that the config names
+├── NonfiniteLoss       the loss became NaN or infinite
+└── Stopped             training left at a step boundary because it was asked to
+
+To add an error: add its code to `CODES` (with retry advice and a hint), then a class here if the library raises it.
+This module is torch-free and knows nothing of HTTP; the API maps codes to statuses by itself.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class ErrorCode:
+    """What a code means for the person who meets it.
+
+    `retryable`: the same request may succeed later. `user_fault`: the request or the data must change first.
+    """
+
+    retryable: bool
+    user_fault: bool
+    hint: str
+
+
+CODES: dict[str, ErrorCode] = {
+    "spec_invalid": ErrorCode(False, True, "Correct the named fields and send the request again."),
+    "data_invalid": ErrorCode(False, True, "Correct the named rows and upload the file again."),
+    "data_overlong": ErrorCode(False, True, "Raise max_length, or set on_overlong to drop or truncate."),
+    "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct model_name."),
+    "model_refused": ErrorCode(False, True, "Use a causal language model with safetensors weights and no remote code."),
+    "reference_mismatch": ErrorCode(False, True, "Check ref_model_name and the model files; they must be what they say."),
+    "nonfinite_loss": ErrorCode(False, True, "Lower learning_rate, or look at the rows of the named step."),
+    "oom_gpu": ErrorCode(False, True, "Lower per_device_train_batch_size or max_length."),
+    "oom_host": ErrorCode(False, True, "Lower the batch size, or run on a machine with more memory."),
+    "disk_full": ErrorCode(True, False, "Free space below the data directory, then submit again."),
+    "hung": ErrorCode(True, False, "Training made no progress for too long; see the job's log."),
+    "poisoned": ErrorCode(False, True, "The job lost its worker several times at the same step; see its log."),
+    "worker_lost": ErrorCode(True, False, "The worker died; the job is tried again by itself."),
+    "gpu_lost": ErrorCode(True, False, "The device failed; check it, then submit again."),
+    "timeout": ErrorCode(True, False, "It took longer than allowed; try again or allow more time."),
+    "cancelled": ErrorCode(False, True, "It was cancelled on request."),
+    "not_found": ErrorCode(False, True, "Check the id; list what exists with GET."),
+    "state_conflict": ErrorCode(False, True, "Look at the current state first; the action does not apply to it."),
+    "idempotency_conflict": ErrorCode(False, True, "Use a new Idempotency-Key for a different body."),
+    "unauthorized": ErrorCode(False, True, "Send a valid API key."),
+    "forbidden": ErrorCode(False, True, "This key may not do this."),
+    "too_large": ErrorCode(False, True, "Send a smaller body; the limit is in the message."),
+    "rate_limited": ErrorCode(True, False, "Wait, then try again."),
+    "internal": ErrorCode(True, False, "A defect of the service; the log has the details."),
+}
+
+
+@dataclass(frozen=True)
+class Detail:
+    """One thing that is wrong: where it is, and why. `line` counts from 1 in JSONL, and rows from 1 in JSON."""
+
+    field: str
+    reason: str
+    line: int | None = None
+
+
+@dataclass(eq=False)
+class TafdilError(Exception):
+    """An error with a code of `CODES`, a message for a person, and what exactly is wrong.
+
+    Example: `except DataInvalid as error: print(error.details[0].line)`.
+    """
+
+    message: str
+    details: list[Detail] = field(default_factory=list)
+    code: ClassVar[str] = "internal"
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def retryable(self) -> bool:
+        return CODES[self.code].retryable
+
+    @property
+    def user_fault(self) -> bool:
+        return CODES[self.code].user_fault
+
+    @property
+    def hint(self) -> str:
+        return CODES[self.code].hint
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON form that jobs store and the API sends."""
+        return error_dict(self.code, self.message, self.details)
+
+
+def error_dict(code: str, message: str, details: list[Detail] | None = None) -> dict[str, Any]:
+    """The one shape of an error, wherever it is stored or sent."""
+    known = CODES[code]
+    return {
+        "code": code,
+        "message": message,
+        "hint": known.hint,
+        "retryable": known.retryable,
+        "user_fault": known.user_fault,
+        "details": [
+            {"field": d.field, "reason": d.reason} | ({"line": d.line} if d.line is not None else {})
+            for d in (details or [])
+        ],
+    }
+
+
+class SpecInvalid(TafdilError):
+    code = "spec_invalid"
+
+
+class DataInvalid(TafdilError):
+    code = "data_invalid"
+
+
+class DataOverlong(DataInvalid):
+    code = "data_overlong"
+
+
+class ModelNotFound(TafdilError):
+    code = "model_not_found"
+
+
+class ModelRefused(TafdilError):
+    code = "model_refused"
+
+
+class ReferenceMismatch(TafdilError):
+    code = "reference_mismatch"
+
+
+class NonfiniteLoss(TafdilError):
+    code = "nonfinite_loss"
+
+
+class Stopped(TafdilError):
+    """Training was asked to leave at a step boundary, saved a checkpoint, and left."""
+
+    code = "cancelled"

@@ -1,0 +1,51 @@
+"""One file a method: from settings to a TRL trainer, the method's metrics, its metadata and its comparison reply."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from trainer_core.comparison import Comparison
+from trainer_core.config import Method
+from trainer_core.methods import cpo, ipo, kto
+from trainer_core.rows import Row
+from trainer_core.scoring import Scores
+
+
+class MethodModule(Protocol):
+    """What each module of this package offers."""
+
+    def trainer_class(self) -> type[Any]:
+        """The TRL trainer, taking rows that are token ids already."""
+        ...
+
+    def arguments_class(self) -> type[Any]:
+        """The TRL config that `trainer_class` takes."""
+        ...
+
+    def method_arguments(self, config: Any) -> dict[str, Any]:
+        """The seed's method-specific arguments."""
+        ...
+
+    def trl_arguments(self, config: Any) -> dict[str, Any]:
+        """What the TRL config takes of them."""
+        ...
+
+    def plan(self, rows: Sequence[Row], config: Any) -> list[Row]:
+        """Rows in training order."""
+        ...
+
+    def metrics(self, config: Any, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None) -> Any:
+        """Preference metrics from scores, by answer field (`chosen`, `rejected` or `completion`, `KL_completion`)."""
+        ...
+
+    def metadata(self, config: Any, reference_name: str) -> dict[str, Any]:
+        """The method's part of the metadata file, without the time."""
+        ...
+
+    def reply(self, comparison: Comparison) -> dict[str, Any]:
+        """The method's form of a comparison."""
+        ...
+
+
+MODULES: dict[Method, Any] = {"kto": kto, "ipo": ipo, "cpo": cpo}

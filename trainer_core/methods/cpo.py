@@ -1,0 +1,103 @@
+"""CPO: preference pairs, no reference in the loss, and the likelihood of the chosen answer.
+
+With Δ = log π(chosen|x) − log π(rejected|x), summed over completion tokens, and label smoothing ε:
+
+    preference = −(1−ε) log σ(βΔ) − ε log σ(−βΔ)        (loss_type "sigmoid")
+    preference = max(0, 1 − βΔ)                         (loss_type "hinge")
+    loss = preference + cpo_alpha · NLL(chosen)         NLL in nats a token
+
+Source: Xu et al. 2024, arXiv:2401.08417 (Contrastive Preference Optimization), eq. 3 to 5. Some documents call the method
+Conservative: the NLL term keeps the chosen answer likely. The loss needs no reference; metrics and comparisons use one.
+
+The trainer is experimental in TRL, so this is the only file that imports it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+from trl.experimental.cpo import CPOConfig as TRLConfig
+from trl.experimental.cpo import CPOTrainer
+
+from trainer_core.config import CPOSettings
+from trainer_core.methods.pairs import LABEL_NAMES, pair_metrics, plan, reply
+from trainer_core.methods.tokenized import TokenizedTrainer
+from trainer_core.rows import Row
+from trainer_core.scoring import Scores
+
+__all__ = ["LABEL_NAMES", "plan", "reply"]
+
+
+class TokenizedCPOTrainer(TokenizedTrainer, CPOTrainer):
+    """TRL's CPO trainer on tokenised rows."""
+
+    def tokenize_row(self, feature: Row, model: Any = None) -> dict[str, Any]:
+        columns: dict[str, Any] = {}
+        prompt = feature["prompt_ids"]
+        for name in ("chosen", "rejected"):
+            answer = feature[f"{name}_ids"]
+            columns[f"{name}_input_ids"] = prompt + answer
+            columns[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
+            columns[f"{name}_labels"] = [-100] * len(prompt) + answer
+        return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+
+def trainer_class() -> type[Any]:
+    return TokenizedCPOTrainer
+
+
+def arguments_class() -> type[Any]:
+    return TRLConfig
+
+
+def method_arguments(config: CPOSettings) -> dict[str, Any]:
+    return {
+        "beta": config.beta,
+        "loss_type": config.loss_type,
+        "label_smoothing": config.label_smoothing,
+        "max_length": config.max_length,
+        "max_prompt_length": config.max_prompt_length,
+        "cpo_alpha": config.cpo_alpha,
+    }
+
+
+def trl_arguments(config: CPOSettings) -> dict[str, Any]:
+    return {
+        "beta": config.beta,
+        "loss_type": config.loss_type,
+        "label_smoothing": config.label_smoothing,
+        "max_length": config.max_length,
+        "cpo_alpha": config.cpo_alpha,
+    }
+
+
+def preference_loss(delta: Tensor, config: CPOSettings) -> Tensor:
+    """The preference term of each pair, unreduced, from Δ (pairs,); see the module's formula."""
+    scaled = config.beta * delta
+    if config.loss_type == "hinge":
+        return torch.relu(1 - scaled)
+    return -(1 - config.label_smoothing) * logsigmoid(scaled) - config.label_smoothing * logsigmoid(-scaled)
+
+
+def metrics(
+    config: CPOSettings, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None
+) -> dict[str, float | None]:
+    chosen, rejected = policy["chosen"], policy["rejected"]
+    nll = -chosen.logps.sum() / chosen.tokens.sum()
+    losses = preference_loss(chosen.logps - rejected.logps, config) + config.cpo_alpha * nll
+    ratios = (chosen.logps - reference["chosen"].logps) - (rejected.logps - reference["rejected"].logps)
+    return pair_metrics(policy, losses, config.beta * ratios)
+
+
+def metadata(config: CPOSettings, reference_name: str) -> dict[str, Any]:
+    return {
+        "training_method": "cpo",
+        "beta": config.beta,
+        "cpo_alpha": config.cpo_alpha,
+        "loss_type": config.loss_type,
+        "label_smoothing": config.label_smoothing,
+        "max_prompt_length": config.max_prompt_length,
+        "max_length": config.max_length,
+        "ref_model_name": reference_name,
+    }

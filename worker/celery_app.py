@@ -1,0 +1,33 @@
+"""The Celery application of this process, and its end: a warm shutdown that asks a running training to checkpoint."""
+
+import logging
+import multiprocessing
+import os
+from typing import Any
+
+from celery.signals import setup_logging, worker_shutting_down
+
+from jobs.queue import make_celery
+from jobs.settings import get_settings
+
+app = make_celery(get_settings())
+
+# Shared between the main process, which learns of a shutdown, and the pool child, which supervises. A raw byte without a
+# lock: the writer is a signal handler.
+_draining: Any = multiprocessing.get_context("fork").RawValue("b", 0)
+
+
+def is_draining() -> bool:
+    """Whether this worker is shutting down."""
+    return bool(_draining.value)
+
+
+@worker_shutting_down.connect
+def _drain(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    _draining.value = 1
+
+
+@setup_logging.connect
+def _log(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    level = os.environ.get("TAFDIL_LOG_LEVEL", "INFO")
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
