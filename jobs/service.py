@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.errors import NotFound, StateConflict, TooLarge
-from jobs.places import data_file, dataset_file, find_model
+from jobs.places import attempt_dir, data_file, dataset_file, find_model
 from jobs.queue import JobQueue
-from jobs.records import ComparisonRecord, DatasetRecord, JobRecord
-from jobs.repository import comparisons, datasets, jobs
+from jobs.records import ComparisonRecord, DatasetRecord, JobRecord, MetricRecord
+from jobs.repository import comparisons, datasets, jobs, metrics
 from jobs.settings import Settings
 from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec
 from jobs.states import JobState
@@ -26,6 +26,18 @@ Found = TypeVar("Found")
 AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
 # A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
+# What the metadata file of a method takes from the spec; known before the training is.
+_METADATA_FIELDS = (
+    "beta",
+    "desirable_weight",
+    "undesirable_weight",
+    "cpo_alpha",
+    "loss_type",
+    "label_smoothing",
+    "max_prompt_length",
+    "max_length",
+    "use_ref_model",
+)
 
 
 class ComparisonRequest(BaseModel):
@@ -96,6 +108,57 @@ class JobService:
         with self.database.transaction() as session:
             return _found(jobs.get(session, job_id), "job", job_id)
 
+    def jobs(
+        self, limit: int, cursor: str | None = None, state: str | None = None, method: str | None = None
+    ) -> tuple[list[JobRecord], dict[str, int]]:
+        """A page of jobs, newest first, beyond the job `cursor`, with the queue positions of the queued ones."""
+        with self.database.transaction() as session:
+            before = _found(jobs.get(session, cursor), "job", cursor).number if cursor else None
+            found = list(jobs.page(session, limit, before, state, method))
+            return found, jobs.queue_positions(session, found)
+
+    def queue_position(self, job: JobRecord) -> int | None:
+        """1 for the job that is claimed next; None unless the job is queued."""
+        with self.database.transaction() as session:
+            return jobs.queue_positions(session, [job]).get(job.id)
+
+    def metrics(self, job_id: str, names: list[str] | None = None) -> list[MetricRecord]:
+        with self.database.transaction() as session:
+            _found(jobs.get(session, job_id), "job", job_id)
+            return list(metrics.series(session, job_id, names))
+
+    def metadata(self, job_id: str) -> dict[str, Any]:
+        """The metadata file of the trained model and the job's specs; before the end what is known, `complete` False."""
+        job = self.job(job_id)
+        spec = job.resolved_spec
+        known = {
+            "training_method": job.method,
+            "ref_model_name": spec["ref_model_name"] or job.model_name,
+            **{name: spec[name] for name in _METADATA_FIELDS if name in spec},
+            "training_completed_at": None,
+        }
+        return {
+            **(job.metadata_ or known),
+            "complete": job.metadata_ is not None,
+            "job_id": job.id,
+            "sent_spec": job.spec,
+            "resolved_spec": spec,
+        }
+
+    def log_files(self, job_id: str, attempt: int | None = None) -> list[tuple[int, Path]]:
+        """The log of each attempt that has one, or of the one asked for. Raises `NotFound` when that has none."""
+        job = self.job(job_id)
+        attempts = [attempt] if attempt else range(1, job.attempt + 1)
+        files = [(number, attempt_dir(self.settings, job_id, number) / "log.txt") for number in attempts]
+        existing = [(number, path) for number, path in files if path.is_file()]
+        if attempt and not existing:
+            raise NotFound(f"job {job_id} has no log of attempt {attempt}")
+        return existing
+
+    def oldest_expired_lease_s(self) -> float:
+        with self.database.transaction() as session:
+            return jobs.oldest_expired_lease_s(session)
+
     def cancel(self, job_id: str) -> JobRecord:
         """Cancels a queued job at once, or asks a running one's worker to stop. Raises `StateConflict` otherwise."""
         with self.database.transaction() as session:
@@ -131,6 +194,12 @@ class JobService:
     def dataset(self, dataset_id: str) -> DatasetRecord:
         with self.database.transaction() as session:
             return _found(datasets.get(session, dataset_id), "dataset", dataset_id)
+
+    def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
+        """A page of datasets, newest first, beyond the dataset `cursor`."""
+        with self.database.transaction() as session:
+            before = _found(datasets.get(session, cursor), "dataset", cursor).number if cursor else None
+            return list(datasets.page(session, limit, before))
 
     def begin_upload(self, name: str | None) -> "DatasetUpload":
         """Starts to receive a dataset."""

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.11 or newer and the package index, nothing else.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: demo serve test check format clean
+
+# torch first and by its exact version, so that no other package pulls a larger build.
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Tafdil needs Python 3.11 or newer; none was found. Set PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[train,local]"
+	@touch $@
+
+.venv/dev.stamp: .venv/run.stamp
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[train,local,postgres,dev]"
+	@touch $@
+
+demo: .venv/run.stamp
+	$(BIN)/tafdil demo
+
+serve: .venv/run.stamp
+	$(BIN)/tafdil serve
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: .venv/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv

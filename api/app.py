@@ -1,0 +1,59 @@
+"""The application: `uvicorn api.app:create_app --factory`."""
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+
+from api import errors
+from api.limits import BodyLimit
+from api.routes import comparisons, datasets, health, jobs
+from api.sse import Waker
+from jobs.database import Database
+from jobs.places import install_samples
+from jobs.queue import CeleryQueue, JobQueue
+from jobs.service import JobService
+from jobs.settings import Settings, get_settings
+
+_DESCRIPTION = """
+Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.
+
+Upload rows with `POST /v1/datasets`, start a training with `POST /v1/jobs`, watch it under `/v1/jobs/{id}`, and ask
+`POST /v1/jobs/{id}/compare` what the trained model answers next to its reference. Every error has one shape:
+`{"error": {"code", "message", "hint", "retryable", "user_fault", "details"}}`.
+"""
+
+
+def create_app(settings: Settings | None = None, queue: JobQueue | None = None) -> FastAPI:
+    """The API on the given settings and queue; default: those of the environment."""
+    settings = settings or get_settings()
+    logging.basicConfig(
+        level=os.environ.get("TAFDIL_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        settings.make_directories()
+        install_samples(settings)
+        database = Database(settings.database)
+        await run_in_threadpool(database.migrate)
+        app.state.service = JobService(database, queue or CeleryQueue(settings), settings)
+        app.state.waker = Waker(settings)
+        app.state.waker.start()
+        try:
+            yield
+        finally:
+            await app.state.waker.stop()
+            database.dispose()
+
+    app = FastAPI(title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    errors.install(app)
+    app.include_router(health.router)
+    for router in (jobs.router, comparisons.router, datasets.router):
+        app.include_router(router, prefix="/v1")
+    return app

@@ -1,0 +1,124 @@
+"""Every error as one shape: `{"error": {code, message, hint, retryable, user_fault, details}}`, with a fitting status."""
+
+import logging
+from typing import Any, cast
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from trainer_core.errors import CODES, Detail, TafdilError, error_dict
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[str, int] = {
+    "spec_invalid": 422,
+    "data_invalid": 422,
+    "data_overlong": 422,
+    "model_not_found": 422,
+    "model_refused": 422,
+    "cancelled": 409,
+    "not_found": 404,
+    "state_conflict": 409,
+    "idempotency_conflict": 409,
+    "unauthorized": 401,
+    "forbidden": 403,
+    "too_large": 413,
+    "rate_limited": 429,
+    "timeout": 504,
+}
+_CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "rate_limited"}
+_TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}
+
+
+def error_response(error: dict[str, Any], status: int | None = None) -> JSONResponse:
+    """A response for the stored or raised form of an error."""
+    return JSONResponse({"error": error}, status or STATUS.get(error["code"], 500))
+
+
+def install(app: FastAPI) -> None:
+    """Registers the handlers."""
+
+    @app.exception_handler(TafdilError)
+    def _known(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return error_response(cast("TafdilError", error).as_dict())
+
+    @app.exception_handler(RequestValidationError)
+    def _invalid(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        details = [_detail(item) for item in cast("RequestValidationError", error).errors()]
+        first = details[0]
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        message = f"{first.field}: {first.reason}{more}" if first.field else f"{first.reason}{more}"
+        return error_response(error_dict("spec_invalid", message, details))
+
+    @app.exception_handler(HTTPException)
+    def _http(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        status = cast("HTTPException", error).status_code
+        code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
+        response = error_response(error_dict(code, str(cast("HTTPException", error).detail)), status)
+        response.headers.update(cast("HTTPException", error).headers or {})
+        return response
+
+    @app.exception_handler(SQLAlchemyError)
+    def _database(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        log.exception("database error", exc_info=error)
+        return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
+
+    @app.exception_handler(Exception)
+    def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        log.exception("unexpected error", exc_info=error)
+        return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
+
+
+def _detail(item: dict[str, Any]) -> Detail:
+    places = list(item["loc"])
+    while places and places[0] in _TAGS:
+        places.pop(0)
+    field = ".".join(str(place) for place in places)
+    if item["type"] == "json_invalid":
+        return Detail("", f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
+    if item["type"] == "extra_forbidden":
+        return Detail(field, "is not a field of this method's spec")
+    if item["type"].startswith("union_tag"):
+        return Detail("method", "must be one of kto, ipo, cpo")
+    return Detail(field, str(item["msg"]).removeprefix("Value error, "))
+
+
+ERROR_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "hint", "retryable", "user_fault", "details"],
+            "properties": {
+                "code": {"type": "string", "enum": sorted(CODES)},
+                "message": {"type": "string"},
+                "hint": {"type": "string"},
+                "retryable": {"type": "boolean"},
+                "user_fault": {"type": "boolean"},
+                "details": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "properties": {
+                            "field": {"type": "string"},
+                            "reason": {"type": "string"},
+                            "line": {"type": "integer"},
+                        },
+                    },
+                },
+            },
+        }
+    },
+}
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI entries for the errors that a route can give."""
+    return {
+        status: {"description": "Error", "content": {"application/json": {"schema": ERROR_SCHEMA}}}
+        for status in (*statuses, 422, 500)
+    }

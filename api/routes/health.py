@@ -1,0 +1,39 @@
+"""Whether the process lives, and whether it can do its work."""
+
+from fastapi import APIRouter, Response
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.dependencies import Service
+
+router = APIRouter(tags=["health"])
+
+_LEASES_LATE = 3
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz", responses={503: {"description": "Not ready"}})
+def readyz(service: Service, response: Response) -> dict[str, object]:
+    """The database answers and somebody takes back the jobs of dead workers.
+
+    A broker that is down is told and is no reason to refuse: jobs are stored, and published when it is back.
+    """
+    settings = service.settings
+    try:
+        overdue_s = service.oldest_expired_lease_s()
+        database = "up"
+    except SQLAlchemyError:
+        overdue_s, database = 0.0, "down"
+    is_reaping = overdue_s < _LEASES_LATE * settings.lease_s
+    ready = database == "up" and is_reaping
+    response.status_code = 200 if ready else 503
+    return {
+        "ready": ready,
+        "database": database,
+        "broker": "up" if service.queue.is_up() else "down",
+        "oldest_expired_lease_s": round(overdue_s, 1),
+    }

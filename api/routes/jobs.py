@@ -1,0 +1,180 @@
+"""Jobs: submit, list, watch, cancel."""
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from api.dependencies import Id, Service, Wake
+from api.errors import responses
+from api.schemas import Job, JobPage, Metrics
+from api.sse import job_events
+from jobs.spec import JobSpec
+from jobs.states import JobState
+from trainer_core.config import Method
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_EXAMPLES = {
+    "kto": {
+        "summary": "KTO on the sample data",
+        "value": {
+            "method": "kto",
+            "model_name": "tafdil/tiny-arabic-qwen",
+            "dataset_path": "samples/kto_train.jsonl",
+            "learning_rate": 0.001,
+            "learning_rate_cap": None,
+            "max_steps": 20,
+            "per_device_train_batch_size": 8,
+        },
+    },
+    "ipo": {
+        "summary": "IPO on the sample pairs, with validation data",
+        "value": {
+            "method": "ipo",
+            "model_name": "tafdil/tiny-arabic-qwen",
+            "dataset_path": "samples/pairs_train.jsonl",
+            "eval_dataset_path": "samples/pairs_held_out.jsonl",
+            "beta": 0.5,
+            "learning_rate": 0.001,
+            "learning_rate_cap": None,
+            "max_steps": 20,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+        },
+    },
+    "cpo": {
+        "summary": "CPO on the sample pairs",
+        "value": {
+            "method": "cpo",
+            "model_name": "tafdil/tiny-arabic-qwen",
+            "dataset_path": "samples/pairs_train.jsonl",
+            "learning_rate": 0.001,
+            "learning_rate_cap": None,
+            "max_steps": 20,
+            "per_device_train_batch_size": 8,
+            "gradient_accumulation_steps": 1,
+        },
+    },
+}
+
+
+@router.post("", status_code=202, responses=responses(404, 413))
+def submit(spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)], service: Service, response: Response) -> Job:  # pyright: ignore[reportArgumentType]
+    """Queues a training. The reply is sent after the job is stored; `Location` is where to watch it."""
+    job = service.submit(spec, spec.model_dump(mode="json", exclude_unset=True))
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    return Job.of(job, service.queue_position(job))
+
+
+@router.get("", responses=responses())
+def list_jobs(
+    service: Service,
+    state: JobState | None = None,
+    method: Method | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+) -> JobPage:
+    """Jobs, newest first."""
+    jobs, positions = service.jobs(limit + 1, cursor, state, method)
+    shown = jobs[:limit]
+    return JobPage(
+        jobs=[Job.of(job, positions.get(job.id)) for job in shown],
+        next_cursor=shown[-1].id if len(jobs) > limit else None,
+    )
+
+
+@router.get("/{job_id}", responses=responses(404))
+def show(job_id: Id, service: Service) -> Job:
+    """A job and where it stands."""
+    job = service.job(job_id)
+    return Job.of(job, service.queue_position(job))
+
+
+@router.post("/{job_id}/cancel", status_code=202, responses=responses(404, 409))
+def cancel(job_id: Id, service: Service) -> Job:
+    """Cancels a job. A queued one is cancelled at once; a running one within seconds, when its process is gone."""
+    return Job.of(service.cancel(job_id))
+
+
+@router.get(
+    "/{job_id}/metrics",
+    response_model=Metrics,
+    responses={**responses(404), 200: {"content": {"text/csv": {}}, "description": "Series as JSON or CSV"}},
+)
+def metrics(
+    job_id: Id,
+    service: Service,
+    name: Annotated[list[str] | None, Query(description="Only these metrics.")] = None,
+    form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
+) -> Metrics | Response:
+    """Every metric point of a job. CSV has the columns name, attempt, step, value."""
+    points = service.metrics(job_id, name)
+    if form == "json":
+        return Metrics.of(job_id, points)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["name", "attempt", "step", "value"])
+    writer.writerows([p.name, p.attempt, p.step, "" if p.value is None else repr(p.value)] for p in points)
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+
+
+@router.get("/{job_id}/metadata", responses=responses(404))
+def metadata(job_id: Id, service: Service) -> dict[str, object]:
+    """The trained model's metadata file, with the resolved spec, hashes and versions; `complete` tells if it is final."""
+    return service.metadata(job_id)
+
+
+@router.get(
+    "/{job_id}/logs",
+    response_class=StreamingResponse,
+    responses={**responses(404), 200: {"content": {"text/plain": {}}, "description": "What the training printed"}},
+)
+def logs(
+    job_id: Id,
+    service: Service,
+    attempt: Annotated[int | None, Query(ge=1, description="One attempt; default all.")] = None,
+) -> StreamingResponse:
+    """What the training processes printed, attempt by attempt, also after they ended."""
+    files = service.log_files(job_id, attempt)
+
+    def read() -> Iterator[bytes]:
+        for number, path in files:
+            if len(files) > 1:
+                yield f"--- attempt {number} ---\n".encode()
+            with path.open("rb") as file:
+                while data := file.read(2**16):
+                    yield data
+
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return StreamingResponse(read(), media_type="text/plain; charset=utf-8", headers=headers)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        **responses(404),
+        200: {"content": {"text/event-stream": {}}, "description": "Events"},
+        204: {"description": "The job is over and every event was seen"},
+    },
+)
+async def events(
+    job_id: Id,
+    service: Service,
+    waker: Wake,
+    last_event_id: Annotated[int, Header(ge=0, description="The `id` of the last event seen.")] = 0,
+    after: Annotated[int, Query(ge=0, description="The same, for clients that cannot set the header.")] = 0,
+) -> Response:
+    """Server-sent events from the first, or after the last one seen, until the job is over."""
+    seen = max(last_event_id, after)
+    job = await run_in_threadpool(service.job, job_id)
+    if JobState(job.state).is_final and seen >= job.event_count:
+        return Response(status_code=204)
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    stream = job_events(service, waker, job_id, seen)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)

@@ -1,0 +1,178 @@
+"""A small client of the HTTP API. Returns the API's JSON as dictionaries."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from tafdil.errors import ApiError, Unreachable
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+_UPLOAD_CHUNK_BYTES = 2**16
+
+
+class Client:
+    """Talks to one Tafdil service.
+
+        with Client("http://127.0.0.1:8000") as client:
+            dataset = client.upload_dataset("rows.jsonl")
+            job = client.submit({"method": "kto", "model_name": ..., "dataset_id": dataset["id"]})
+            job = client.wait(job["id"])
+
+    Every method raises `ApiError` when the service refuses and `Unreachable` when it does not answer.
+    """
+
+    def __init__(self, base_url: str = "http://127.0.0.1:8000", timeout_s: float = 30.0) -> None:
+        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- jobs
+
+    def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
+        """Queues a job and returns it."""
+        return self._json("POST", "/v1/jobs", json=spec)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, state: str | None = None, method: str | None = None) -> Iterator[dict[str, Any]]:
+        """Every job, newest first, page by page."""
+        query: dict[str, Any] = {"state": state, "method": method}
+        while True:
+            page = self._json("GET", "/v1/jobs", params={name: value for name, value in query.items() if value})
+            yield from page["jobs"]
+            query["cursor"] = page["next_cursor"]
+            if not query["cursor"]:
+                return
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def wait(self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5) -> dict[str, Any]:
+        """The job once it is over, whatever its end. Raises `TimeoutError` after `timeout_s`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = self.job(job_id)
+            if job["state"] in FINAL_STATES:
+                return job
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"job {job_id} is still {job['state']} after {timeout_s:g} s")
+            time.sleep(every_s)
+
+    def metrics(self, job_id: str) -> dict[str, list[dict[str, Any]]]:
+        """Series by metric name; each point has attempt, step and value."""
+        return self._json("GET", f"/v1/jobs/{job_id}/metrics")["series"]
+
+    def metadata(self, job_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/jobs/{job_id}/metadata")
+
+    def logs(self, job_id: str) -> str:
+        return self._request("GET", f"/v1/jobs/{job_id}/logs").text
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+        """Events as they happen, each with `id`, `event` and `data`, until the job is over."""
+        headers = {"Last-Event-ID": str(after)}
+        with self._stream("GET", f"/v1/jobs/{job_id}/events", headers) as response:
+            fields: dict[str, str] = {}
+            for line in response.iter_lines():
+                name, _, value = line.partition(": ")
+                if line and name:
+                    fields[name] = value
+                elif fields:
+                    yield {"id": int(fields["id"]), "event": fields["event"], "data": json.loads(fields["data"])}
+                    fields = {}
+
+    def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
+        """A comparison. `options`: max_length, temperature, top_p, seed. Its `result` is None if `wait_s` was too short."""
+        return self._json(
+            "POST",
+            f"/v1/jobs/{job_id}/compare",
+            params={"wait_s": wait_s},
+            json={"prompt": prompt, **options},
+            timeout=wait_s + self._timeout_s,
+        )
+
+    # -- datasets
+
+    def upload_dataset(self, path: str | Path, name: str | None = None) -> dict[str, Any]:
+        """Streams a file to the service and returns the dataset."""
+
+        def chunks() -> Iterator[bytes]:
+            with Path(path).open("rb") as file:
+                while data := file.read(_UPLOAD_CHUNK_BYTES):
+                    yield data
+
+        return self._json("POST", "/v1/datasets", params={"name": name or Path(path).name}, content=chunks())
+
+    def dataset(self, dataset_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/v1/datasets/{dataset_id}")
+
+    # -- the wire
+
+    def ready(self) -> bool:
+        """Whether the service can do its work."""
+        try:
+            return self._http.get("/readyz").status_code == httpx.codes.OK
+        except httpx.TransportError:
+            return False
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.TransportError as error:
+            raise Unreachable(f"no answer from {self._http.base_url}: {error}") from error
+        _raise_for(response)
+        return response
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        return self._request(method, path, **options).json()
+
+    def _stream(self, method: str, path: str, headers: dict[str, str]) -> "_Stream":
+        return _Stream(self._http, method, path, headers)
+
+
+class _Stream:
+    """A streamed reply whose errors are read and raised like any other's."""
+
+    def __init__(self, http: httpx.Client, method: str, path: str, headers: dict[str, str]) -> None:
+        # The server pings every 15 s; a minute of silence means that it is gone.
+        self._context = http.stream(method, path, headers=headers, timeout=60)
+
+    def __enter__(self) -> httpx.Response:
+        try:
+            response = self._context.__enter__()
+        except httpx.TransportError as error:
+            raise Unreachable(str(error)) from error
+        if response.is_error:
+            response.read()
+            self._context.__exit__(None, None, None)
+            _raise_for(response)
+        return response
+
+    def __exit__(self, *arguments: Any) -> None:
+        self._context.__exit__(*arguments)
+
+
+def _raise_for(response: httpx.Response) -> None:
+    if not response.is_error:
+        return
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = {"message": f"HTTP {response.status_code}: {response.text[:200]}"}
+    raise ApiError(response.status_code, error)

@@ -1,0 +1,125 @@
+"""`tafdil demo`: three Arabic preference jobs on the small shipped model, from upload to comparison."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tafdil.client import FINAL_STATES, Client
+from tafdil.errors import StackError
+from tafdil.local_stack import SHIPPED_DIR
+
+MODEL = "tafdil/tiny-arabic-qwen"
+PROMPTS = ("هل تعرف اسم عاصمة المغرب؟", "بتعرف عكس شجاع؟", "أريد أن أعرف ناتج 8 + 5.")
+# A model of a million parameters learns in a minute at a rate that would ruin a large one, so the cap is lifted.
+_SHARED = {
+    "model_name": MODEL,
+    "learning_rate": 1e-3,
+    "learning_rate_cap": None,
+    "per_device_train_batch_size": 16,
+    "per_device_eval_batch_size": 32,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "logging_steps": 5,
+    "eval_steps": 50,
+}
+SPECS: dict[str, dict[str, Any]] = {
+    "kto": {**_SHARED, "method": "kto", "beta": 0.5, "desirable_weight": 2.0, "max_steps": 100},
+    "ipo": {**_SHARED, "method": "ipo", "beta": 0.5, "max_steps": 60},
+    "cpo": {**_SHARED, "method": "cpo", "beta": 0.1, "max_steps": 60},
+}
+ACCURACY = {"kto": "eval_overall_accuracy", "ipo": "eval_preference_accuracy", "cpo": "eval_preference_accuracy"}
+
+
+def run(client: Client, console: Console, watch: Callable[[], None]) -> None:
+    """Uploads, trains, compares and prints. Raises `StackError` when a job does not succeed."""
+    console.print("Uploading the sample preference data (formal and everyday Arabic) ...")
+    data = SHIPPED_DIR / "data"
+    uploaded = {
+        name: client.upload_dataset(data / f"{name}.jsonl")["id"]
+        for name in ("kto_train", "kto_held_out", "pairs_train", "pairs_held_out")
+    }
+    console.print(
+        f"Training {MODEL} with KTO, IPO and CPO. These jobs lift the learning-rate cap (learning_rate_cap: null): "
+        "the safe default would learn nothing in a minute."
+    )
+    jobs: dict[str, dict[str, Any]] = {}
+    for method, spec in SPECS.items():
+        rows = "kto" if method == "kto" else "pairs"
+        named = {"dataset_id": uploaded[f"{rows}_train"], "eval_dataset_id": uploaded[f"{rows}_held_out"]}
+        jobs[method] = client.submit({**spec, **named, "name": f"demo {method}"})
+    jobs = _follow(client, console, jobs, watch)
+    for method, job in jobs.items():
+        if job["state"] != "succeeded":
+            raise StackError(f"the {method} job {job['state']}: {(job['error'] or {}).get('message')}")
+    console.print(_table(client, jobs))
+    _compare(client, console, jobs)
+
+
+def _follow(
+    client: Client, console: Console, jobs: dict[str, dict[str, Any]], watch: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
+    columns = (TextColumn("{task.description:>4}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars = {method: progress.add_task(method.upper(), total=100, note="queued", start=False) for method in jobs}
+        told: dict[str, str] = {}
+        while True:
+            watch()
+            for method in jobs:
+                job = jobs[method] = client.job(jobs[method]["id"])
+                note = _note(job)
+                if job["state"] != "queued":
+                    progress.start_task(bars[method])
+                progress.update(bars[method], completed=job["percent"], note=note)
+                if job["state"] in FINAL_STATES:
+                    progress.stop_task(bars[method])
+                if not console.is_terminal and told.get(method) != note:
+                    told[method] = note
+                    console.print(f"{method.upper():>4}: {note}")
+            if all(job["state"] in FINAL_STATES for job in jobs.values()):
+                return jobs
+            time.sleep(0.5)
+
+
+def _note(job: dict[str, Any]) -> str:
+    if job["state"] == "queued":
+        return f"queued, number {job['queue_position']}"
+    if job["state"] == "running":
+        steps = f", step {job['step']} of {job['total_steps']}" if job["total_steps"] else ""
+        return f"{job['phase']}{steps}"
+    return job["state"]
+
+
+def _table(client: Client, jobs: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="Held-out rows: facts and phrasings that no training row contains")
+    for name in ("method", "loss before", "loss after", "accuracy before", "accuracy after", "seconds"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    for method, job in jobs.items():
+        series = client.metrics(job["id"])
+        loss, accuracy = series["eval_loss"], series[ACCURACY[method]]
+        seconds = _seconds(job["started_at"], job["finished_at"])
+        ends = [f"{points[i]['value']:.3f}" for points in (loss, accuracy) for i in (0, -1)]
+        table.add_row(method.upper(), *ends, f"{seconds:.0f}")
+    table.caption = "accuracy: IPO, CPO preference accuracy; KTO overall accuracy; from log-probabilities"
+    return table
+
+
+def _seconds(start: str, end: str) -> float:
+    from datetime import datetime
+
+    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
+
+
+def _compare(client: Client, console: Console, jobs: dict[str, dict[str, Any]]) -> None:
+    for prompt in PROMPTS:
+        console.print(f"\n{prompt}", style="bold", markup=False, highlight=False)
+        for i, (method, job) in enumerate(jobs.items()):
+            result = client.compare(job["id"], prompt, max_length=48)["result"]
+            if result is None:
+                raise StackError("the generation worker did not answer in a minute; see its log")
+            if i == 0:
+                console.print(f"  reference: {result['reference_model_response']}", markup=False, highlight=False)
+            console.print(f"  {method.upper():>9}: {result['trained_model_response']}", markup=False, highlight=False)

