@@ -6,9 +6,9 @@ from typing import Any, cast
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from jobs.errors import DatabaseError
 from trainer_core.errors import CODES, Detail, TafdilError, error_dict
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def install(app: FastAPI) -> None:
         response.headers.update(cast("HTTPException", error).headers or {})
         return response
 
-    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(DatabaseError)
     def _database(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("database error", exc_info=error)
         return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)

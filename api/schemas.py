@@ -96,9 +96,7 @@ class Metrics(BaseModel):
     def of(cls, job_id: str, points: list[MetricRecord]) -> "Metrics":
         series: dict[str, list[MetricPoint]] = {}
         for point in points:
-            series.setdefault(point.name, []).append(
-                MetricPoint(attempt=point.attempt, step=point.step, value=point.value)
-            )
+            series.setdefault(point.name, []).append(MetricPoint(attempt=point.attempt, step=point.step, value=point.value))
         return cls(job_id=job_id, series=series)
 
 

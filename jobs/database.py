@@ -1,6 +1,6 @@
 """The database: engine, sessions, its clock, migrations. SQLite (one host) or PostgreSQL."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class Database:
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
-    def transaction(self) -> Iterator[Session]:
+    def transaction(self) -> Generator[Session]:
         """A session that commits at the end, or rolls back when an exception leaves the block."""
         with self._sessions() as session, session.begin():
             yield session

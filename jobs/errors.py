@@ -7,7 +7,12 @@ TafdilError
 └── (the library's errors, raised as they are)
 """
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from trainer_core.errors import TafdilError
+
+# What any statement may raise; named here so that other rooms need not know the library.
+DatabaseError = SQLAlchemyError
 
 
 class NotFound(TafdilError):

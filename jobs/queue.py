@@ -103,9 +103,7 @@ class CeleryQueue:
     def __init__(self, settings: Settings, app: Celery | None = None) -> None:
         self._app = app or make_celery(settings)
         self._channel = events_channel(settings)
-        self._redis: Any = Redis.from_url(
-            settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2
-        )
+        self._redis: Any = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2)
 
     def publish_training(self, job_id: str) -> bool:
         return self._send(TRAIN_TASK, job_id, TRAIN_QUEUE)

@@ -120,4 +120,7 @@ class ComparisonRecord(Record):
     published_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
 
-    __table_args__ = (Index("comparisons_state_number", "state", "number"), Index("comparisons_job", "job_id", "number"))
+    __table_args__ = (
+        Index("comparisons_state_number", "state", "number"),
+        Index("comparisons_job", "job_id", "number"),
+    )

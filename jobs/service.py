@@ -217,9 +217,7 @@ class DatasetUpload:
     The file gets its name only when every row is good, so a broken upload leaves nothing.
     """
 
-    def __init__(
-        self, settings: Settings, name: str | None, store: Callable[[dict[str, Any]], DatasetRecord]
-    ) -> None:
+    def __init__(self, settings: Settings, name: str | None, store: Callable[[dict[str, Any]], DatasetRecord]) -> None:
         self._settings, self._name, self._store = settings, name, store
         self._id = uuid.uuid4().hex
         self._path: Path = settings.datasets_dir / f".{self._id}.part"

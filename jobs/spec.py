@@ -80,9 +80,7 @@ JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpe
 _CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 
-def library_config(
-    spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path
-) -> PreferenceConfig:
+def library_config(spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path) -> PreferenceConfig:
     """The library's config of a resolved spec, with the places that the service chose."""
     config = _CONFIGS[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}

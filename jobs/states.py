@@ -1,10 +1,10 @@
 """A job's states, and every way from one to another with its cause.
 
-            claim                      finish
-  queued ──────────► running ──────────────────► succeeded
-    ▲  │               │  │ └──── fail ────────► failed
-    │  └─ cancel ──►   │  └────── cancel ──────► cancelled
-    └── preempt, lose ◄┘
+          claim                      finish
+queued ──────────► running ──────────────────► succeeded
+  ▲  │               │  │ └──── fail ────────► failed
+  │  └─ cancel ──►   │  └────── cancel ──────► cancelled
+  └── preempt, lose ◄┘
 """
 
 from enum import StrEnum

@@ -1,6 +1,6 @@
 """What people touch from outside: the Python client, the command line, the local stack.
 
-    from tafdil import Client
+from tafdil import Client
 """
 
 from tafdil.client import Client

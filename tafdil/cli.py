@@ -3,7 +3,7 @@
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,7 +33,7 @@ class _Ended(Exception):
 
 
 @contextmanager
-def _ending_on_signals() -> Iterator[None]:
+def _ending_on_signals() -> Generator[None]:
     """Turns the first INT or TERM into `_Ended`; later ones are ignored while the stack stops in order."""
 
     def end(number: int, _: Any) -> None:
@@ -63,7 +63,9 @@ def serve(
     try:
         with _ending_on_signals(), stack:
             console.print(f"Tafdil serves {stack.url} (documentation: {stack.url}/docs)", highlight=False)
-            console.print(f"Data and logs: {stack.data_dir}. Only this machine can reach it. Ctrl-C stops it.", highlight=False)
+            console.print(
+                f"Data and logs: {stack.data_dir}. Only this machine can reach it. Ctrl-C stops it.", highlight=False
+            )
             while True:
                 stack.watch()
                 time.sleep(1)

@@ -33,9 +33,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     def close(self) -> None:
@@ -127,7 +125,7 @@ class Client:
     def ready(self) -> bool:
         """Whether the service can do its work."""
         try:
-            return self._http.get("/readyz").status_code == httpx.codes.OK
+            return self._http.get("/readyz").is_success
         except httpx.TransportError:
             return False
 

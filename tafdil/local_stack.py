@@ -66,9 +66,7 @@ class LocalStack:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -132,7 +130,9 @@ class LocalStack:
             try:
                 probe.bind(("127.0.0.1", self.port))
             except OSError as error:
-                raise StackError(f"port {self.port} cannot be used ({error.strerror}); choose another with --port") from error
+                raise StackError(
+                    f"port {self.port} cannot be used ({error.strerror}); choose another with --port"
+                ) from error
         self._lock = (self.data_dir / "stack.lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -42,9 +42,7 @@ class BaseTrainer(ABC):
         trainer: the TRL trainer, None until `train` or the first evaluation.
     """
 
-    def __init__(
-        self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
         self.config = config
         self.observer = observer or Observer()
         self.locate = locate

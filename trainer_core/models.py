@@ -42,7 +42,7 @@ def resolve_precision(settings: TrainingSettings) -> Precision:
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model. Raises `ModelNotFound` or `ModelRefused`."""
-    with _loading(path):
+    with _Loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelRefused(f"the tokenizer of {path} has no end token")
@@ -53,14 +53,14 @@ def load_tokenizer(path: str) -> Any:
 
 def load_model(path: str, dtype: torch.dtype) -> Any:
     """A causal language model on the best device here. Raises `ModelNotFound` or `ModelRefused`."""
-    with _loading(path):
-        model = AutoModelForCausalLM.from_pretrained(
+    with _Loading(path):
+        model: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
         )
     return model.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class _loading:
+class _Loading:
     """Turns what transformers raises for a missing or unsuitable model into the product's errors."""
 
     def __init__(self, path: str) -> None:

@@ -35,9 +35,7 @@ class PreferenceTrainer(BaseTrainer):
         TypeError: `config` is none of the three.
     """
 
-    def __init__(
-        self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
         # Callers without a type checker exist.
         if not isinstance(config, KTOConfig | IPOConfig | CPOConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(f"config must be a KTOConfig, IPOConfig or CPOConfig, not {type(config).__name__}")
@@ -97,9 +95,7 @@ class PreferenceTrainer(BaseTrainer):
 
     # -- training
 
-    def create_trainer(
-        self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]
-    ) -> Any:
+    def create_trainer(self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]) -> Any:
         """The TRL trainer of the method.
 
         Args:
@@ -121,7 +117,7 @@ class PreferenceTrainer(BaseTrainer):
             **options,
         )
         trainer.observer = self.observer
-        if self.preference_method == "ipo":
+        if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
         if validation:
             trainer.preference_metrics = lambda: self._metrics(validation)
@@ -197,7 +193,7 @@ class PreferenceTrainer(BaseTrainer):
             labels = torch.tensor([row["label"] for row in rows])
         return self._module.metrics(self.config, policy, reference, labels)
 
-    def _evaluation_rows(self, eval_dataset: Iterable[Row] | None) -> list[Row]:
+    def _evaluation_rows(self, eval_dataset: Any) -> list[Row]:
         if eval_dataset is not None:
             return self.data_loader.prepare(eval_dataset)
         rows = self.data_loader.validation or self.data_loader.held_back

@@ -34,7 +34,10 @@ CHUNK_BYTES = 2**16
 # An object that opens with a part, or whose first line holds its brace alone, is one document; else each line is a row.
 _DOCUMENT_START = re.compile(rb'\{\s*($|"(train|validation)"\s*:)')
 _ROLES = ("system", "user", "assistant")
-_FIELDS: dict[Kind, tuple[str, ...]] = {"kto": ("prompt", "completion", "label"), "pairs": ("prompt", "chosen", "rejected")}
+_FIELDS: dict[Kind, tuple[str, ...]] = {
+    "kto": ("prompt", "completion", "label"),
+    "pairs": ("prompt", "chosen", "rejected"),
+}
 
 
 @dataclass
@@ -158,11 +161,13 @@ class RowChecker:
 class _JsonDocument:
     """A JSON document read in pieces: a list of rows, or lists under `train` and `validation`."""
 
-    _PLACES: tuple[tuple[str, Part], ...] = (("item", "train"), ("train.item", "train"), ("validation.item", "validation"))
+    _PLACES: tuple[tuple[str, Part], ...] = (
+        ("item", "train"),
+        ("train.item", "train"),
+        ("validation.item", "validation"),
+    )
 
-    def __init__(
-        self, check_row: Callable[[Part, Any, int], None], fail: Callable[[str, str, int | None], None]
-    ) -> None:
+    def __init__(self, check_row: Callable[[Part, Any, int], None], fail: Callable[[str, str, int | None], None]) -> None:
         self._check_row, self._fail = check_row, fail
         self._readers = [_ItemReader(place, part) for place, part in self._PLACES]
         self._broken = False
@@ -279,7 +284,9 @@ def check_file(path: Path, on_row: Callable[[Part, Row], None] | None = None) ->
             while data := file.read(CHUNK_BYTES):
                 checker.feed(data)
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataInvalid(f"cannot read {path.name}: {error.strerror}", [Detail("dataset_path", "cannot be read")]) from error
+        raise DataInvalid(
+            f"cannot read {path.name}: {error.strerror}", [Detail("dataset_path", "cannot be read")]
+        ) from error
     return checker.close()
 
 

@@ -77,7 +77,7 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
             reports.send("metrics", step=step, values=values)
 
         def warning(self, code: str, message: str) -> None:
-            print(f"warning: {message}", flush=True)  # noqa: T201  # standard output is the job's log
+            print(f"warning: {message}", flush=True)  # standard output is the job's log
             reports.send("warning", code=code, message=message)
 
         def checkpoint(self, step: int, path: Path) -> None:

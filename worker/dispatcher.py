@@ -8,9 +8,8 @@ import signal
 import threading
 from typing import Any
 
-from sqlalchemy.exc import SQLAlchemyError
-
 from jobs.database import Database
+from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
 from jobs.repository import comparisons, jobs
 from jobs.settings import Settings, get_settings
@@ -56,7 +55,7 @@ def main() -> None:
     while not ended.wait(settings.dispatch_s):
         try:
             run_round(database, queue, settings)
-        except SQLAlchemyError as error:
+        except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
 
 

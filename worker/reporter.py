@@ -93,9 +93,7 @@ class AttemptReporter:
             metrics.add(session, self._fence.job_id, self._fence.attempt, data["step"], data["values"])
 
     def _write_progress(self, session: Session, progress: dict[str, Any]) -> None:
-        jobs.set_progress(
-            session, self._fence, progress["step"], progress["total_steps"], progress["seconds_left"]
-        )
+        jobs.set_progress(session, self._fence, progress["step"], progress["total_steps"], progress["seconds_left"])
 
     def _seconds_left(self, step: int, total_steps: int) -> float | None:
         now = time.monotonic()

@@ -24,7 +24,9 @@ _BODY = {
             },
             "application/json": {
                 "schema": {"type": "object"},
-                "example": {"train": [{"prompt": "ما عكس كبير؟", "chosen": "عكس كبير هو صغير.", "rejected": "صغير. اسأل غيري."}]},
+                "example": {
+                    "train": [{"prompt": "ما عكس كبير؟", "chosen": "عكس كبير هو صغير.", "rejected": "صغير. اسأل غيري."}]
+                },
             },
         },
     }

@@ -1,9 +1,9 @@
 """Whether the process lives, and whether it can do its work."""
 
 from fastapi import APIRouter, Response
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Service
+from jobs.errors import DatabaseError
 
 router = APIRouter(tags=["health"])
 
@@ -26,7 +26,7 @@ def readyz(service: Service, response: Response) -> dict[str, object]:
     try:
         overdue_s = service.oldest_expired_lease_s()
         database = "up"
-    except SQLAlchemyError:
+    except DatabaseError:
         overdue_s, database = 0.0, "down"
     is_reaping = overdue_s < _LEASES_LATE * settings.lease_s
     ready = database == "up" and is_reaping

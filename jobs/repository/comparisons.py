@@ -39,9 +39,7 @@ def claim_next(session: Session, lease_s: float) -> ComparisonRecord | None:
     """Takes the oldest comparison that is queued, or whose worker let its lease run out."""
     lost = (ComparisonRecord.state == ComparisonState.RUNNING) & (ComparisonRecord.lease_expires_at < db_now())
     free = or_(ComparisonRecord.state == ComparisonState.QUEUED, lost)
-    candidates = session.scalars(
-        select(ComparisonRecord.id).where(free).order_by(ComparisonRecord.number).limit(8)
-    ).all()
+    candidates = session.scalars(select(ComparisonRecord.id).where(free).order_by(ComparisonRecord.number).limit(8)).all()
     for comparison_id in candidates:
         statement = (
             update(ComparisonRecord)
@@ -99,6 +97,4 @@ def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequen
 
 
 def mark_published(session: Session, comparison_id: str) -> None:
-    session.execute(
-        update(ComparisonRecord).where(ComparisonRecord.id == comparison_id).values(published_at=db_now())
-    )
+    session.execute(update(ComparisonRecord).where(ComparisonRecord.id == comparison_id).values(published_at=db_now()))

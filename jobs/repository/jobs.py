@@ -98,9 +98,7 @@ def _transition(
         return None
     now = session.scalar(select(db_now()))
     event = {"attempt": row.attempt, **(data or {})}
-    session.add(
-        EventRecord(job_id=row.id, sequence=row.event_count, type=cause.value, data=event, created_at=now)
-    )
+    session.add(EventRecord(job_id=row.id, sequence=row.event_count, type=cause.value, data=event, created_at=now))
     session.flush()
     session.expire_all()
     return row.id
@@ -137,9 +135,7 @@ def is_cancel_requested(session: Session, fence: Fence) -> bool | None:
     return None if row is None else row.cancel_requested_at is not None
 
 
-def record(
-    session: Session, fence: Fence, event: str, data: dict[str, Any], values: dict[str, Any] | None = None
-) -> bool:
+def record(session: Session, fence: Fence, event: str, data: dict[str, Any], values: dict[str, Any] | None = None) -> bool:
     """Writes columns and an event of a running attempt, in one. False: the attempt is stale and nothing was written."""
     statement = (
         update(JobRecord)
@@ -157,9 +153,7 @@ def record(
     return True
 
 
-def set_progress(
-    session: Session, fence: Fence, step: int, total_steps: int, seconds_left: float | None
-) -> bool:
+def set_progress(session: Session, fence: Fence, step: int, total_steps: int, seconds_left: float | None) -> bool:
     """Steps done, without an event. A step beyond all earlier attempts clears the count of lost workers."""
     session.execute(
         update(JobRecord)
@@ -181,7 +175,11 @@ def add_warning(session: Session, fence: Fence, warning: dict[str, Any]) -> bool
 
 
 def finish(
-    session: Session, fence: Fence, cause: Cause, values: dict[str, Any] | None = None, data: dict[str, Any] | None = None
+    session: Session,
+    fence: Fence,
+    cause: Cause,
+    values: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
 ) -> bool:
     """Ends an attempt: success, failure, cancel or preemption."""
     ending: dict[str, Any] = {"lease_token": None, "lease_expires_at": None, "phase": None, "seconds_left": None}
@@ -205,9 +203,7 @@ def request_cancel(session: Session, job_id: str) -> bool:
     """Asks the worker of a running job to stop. False: it does not run, or was asked before."""
     statement = (
         update(JobRecord)
-        .where(
-            JobRecord.id == job_id, JobRecord.state == JobState.RUNNING, JobRecord.cancel_requested_at.is_(None)
-        )
+        .where(JobRecord.id == job_id, JobRecord.state == JobState.RUNNING, JobRecord.cancel_requested_at.is_(None))
         .values(cancel_requested_at=db_now(), event_count=JobRecord.event_count + 1)
         .returning(JobRecord.event_count)
         .execution_options(synchronize_session=False)

@@ -40,7 +40,7 @@ class TokenizedIPOTrainer(TokenizedTrainer, DPOTrainer):
             result = super()._compute_loss(model, inputs, return_outputs)
         finally:
             self.beta = beta
-        mode = "train" if self.model.training else "eval"
+        mode = "train" if model.training else "eval"
         for name in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
             self._metrics[mode][name][-1] *= shrink
         constant = (1 - shrink**2) / (2 * beta) ** 2
