@@ -79,6 +79,8 @@ def _detail(item: dict[str, Any]) -> Detail:
     field = ".".join(str(place) for place in places)
     if item["type"] == "json_invalid":
         return Detail("", f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
+    if not field and item["type"].endswith(("model_type", "attributes_type", "missing")):
+        return Detail("", "the body must be a JSON object, sent with the header Content-Type: application/json")
     if item["type"] == "extra_forbidden":
         return Detail(field, "is not a field of this method's spec")
     if item["type"].startswith("union_tag"):

@@ -35,17 +35,12 @@ class Database:
 
     Args:
         url: SQLAlchemy URL; `postgresql://` takes psycopg.
-        schema: PostgreSQL schema to keep everything in; default the connection's own.
     """
 
-    def __init__(self, url: str, schema: str | None = None) -> None:
+    def __init__(self, url: str) -> None:
         if url.startswith(("postgresql://", "postgres://")):
             url = "postgresql+psycopg://" + url.partition("://")[2]
-        self.schema = schema
-        options: dict[str, Any] = {"pool_pre_ping": True}
-        if schema:
-            options["connect_args"] = {"options": f"-csearch_path={schema}"}
-        self.engine: Engine = create_engine(url, **options)
+        self.engine: Engine = create_engine(url, pool_pre_ping=True)
         if self.engine.dialect.name == "sqlite":
             _prepare_sqlite(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)

@@ -32,9 +32,13 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
         raise refuse("must be a relative path inside the data directory")
     if path.is_relative_to(root / "runs") or path.name.startswith("tafdil.sqlite3"):
         raise refuse("belongs to the service; put data elsewhere below the data directory")
+    try:
+        is_empty = path.is_file() and path.stat().st_size == 0
+    except OSError as error:
+        raise refuse("is not a usable path") from error
     if not path.is_file():
         raise refuse("does not exist below the data directory")
-    if path.stat().st_size == 0:
+    if is_empty:
         raise refuse("is empty")
     return path
 

@@ -65,6 +65,8 @@ def make_celery(settings: Settings) -> Celery:
         result_backend=None,
         task_ignore_result=True,
         worker_send_task_events=False,
+        # Nothing uses it, and whoever reaches the broker could end workers with it.
+        worker_enable_remote_control=False,
         task_serializer="json",
         result_serializer="json",
         event_serializer="json",

@@ -18,7 +18,7 @@ from jobs.queue import JobQueue
 from jobs.records import ComparisonRecord, DatasetRecord, JobRecord, MetricRecord
 from jobs.repository import comparisons, datasets, jobs, metrics
 from jobs.settings import Settings
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText
 from jobs.states import JobState
 from trainer_core.rows import Kind, RowChecker, check_file, peek_kind, require_kind
 
@@ -49,7 +49,7 @@ class ComparisonRequest(BaseModel):
         json_schema_extra={"examples": [{"prompt": "هل تعرف اسم عاصمة المغرب؟", "max_length": 64}]},
     )
 
-    prompt: str = Field(min_length=1, max_length=20_000, description="The user's text.")
+    prompt: PlainText = Field(min_length=1, max_length=20_000, description="The user's text.")
     max_length: int = Field(256, ge=1, le=4096, description="Most new tokens of an answer.")
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")

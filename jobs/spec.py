@@ -6,7 +6,7 @@ The training fields are those of the library (`trainer_core.config`); here stand
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
 
@@ -15,8 +15,17 @@ _ID = r"^[0-9a-f]{32}$"
 _MODEL = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
 
 
+def _without_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain a NUL character, which databases cannot store")
+    return text
+
+
+PlainText = Annotated[str, AfterValidator(_without_nul)]
+
+
 class _JobFields(BaseModel):
-    name: str | None = Field(None, min_length=1, max_length=200, description="A name for people.")
+    name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for people.")
     model_name: str = Field(
         min_length=1,
         max_length=200,

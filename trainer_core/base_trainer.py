@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from trainer_core import plan
-from trainer_core.callbacks import Observer, ObserverCallback
+from trainer_core.observer import ObserverCallback
+from trainer_core.observer import Observer
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Stopped

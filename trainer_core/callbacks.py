@@ -1,44 +1,16 @@
-"""What training tells while it runs, and how it is asked to stop.
-
-An `Observer` is the port: the library's default prints warnings and is otherwise silent, the service's reports to a job.
-"""
+"""The trainer's side of an `Observer`: passes the trainer's life on, and guards the loss."""
 
 import math
-import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import TrainerCallback
 
 from trainer_core.errors import NonfiniteLoss
+from trainer_core.observer import Observer
 
-Phase = Literal["preparing", "loading", "training", "evaluating", "saving"]
 # Bookkeeping of transformers that is no metric of a training.
 _NOT_METRICS = {"epoch", "total_flos", "num_tokens", "train_runtime", "eval_runtime", "num_input_tokens_seen"}
-
-
-class Observer:
-    """Receives what happens. Override what you need; `should_stop` is asked after every optimizer step."""
-
-    def phase(self, phase: Phase) -> None:
-        """A new phase began."""
-
-    def progress(self, step: int, total_steps: int) -> None:
-        """`step` optimizer steps of `total_steps` are done."""
-
-    def metrics(self, step: int, values: dict[str, float | None]) -> None:
-        """Metric values at a step. A value that is NaN or infinite arrives as None."""
-
-    def warning(self, code: str, message: str) -> None:
-        """Something is probably not what the user wanted."""
-        warnings.warn(message, stacklevel=2)
-
-    def checkpoint(self, step: int, path: Path) -> None:
-        """A complete checkpoint was published."""
-
-    def should_stop(self) -> bool:
-        """True: save a checkpoint at this step boundary and leave."""
-        return False
 
 
 class ObserverCallback(TrainerCallback):

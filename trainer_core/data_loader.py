@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer_core.callbacks import Observer
+from trainer_core.observer import Observer
 from trainer_core.config import PreferenceConfig
 from trainer_core.errors import DataInvalid, Detail
 from trainer_core.methods import MODULES

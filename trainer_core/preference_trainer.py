@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from trainer_core.base_trainer import BaseTrainer
-from trainer_core.callbacks import Observer
+from trainer_core.observer import Observer
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.errors import ReferenceMismatch

@@ -201,7 +201,12 @@ class _ItemReader:
         self._parser: Any = ijson.items_coro(self._rows, place, use_float=True)
 
     def feed(self, data: bytes) -> list[Any]:
-        self._parser.send(data)
+        try:
+            self._parser.send(data)
+        except StopIteration:
+            # The document is complete; only white space may follow.
+            if data.strip():
+                raise ijson.JSONError("there is more after the end of the document") from None
         return self._drain()
 
     def close(self) -> list[Any]:

@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from api.dependencies import Id, Service
 from api.errors import responses
 from api.schemas import Dataset, DatasetPage
+from jobs.spec import PlainText
 from trainer_core.errors import DataInvalid
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
@@ -38,7 +39,7 @@ async def upload(
     request: Request,
     service: Service,
     response: Response,
-    name: Annotated[str | None, Query(min_length=1, max_length=200, description="A name for people.")] = None,
+    name: Annotated[PlainText | None, Query(min_length=1, max_length=200, description="A name for people.")] = None,
 ) -> Dataset:
     """Receives a dataset and checks every row while it arrives. A broken row refuses the file and is named by line."""
     if request.headers.get("content-type", "").startswith("multipart/"):

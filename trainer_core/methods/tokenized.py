@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from trainer_core.callbacks import Observer
+from trainer_core.observer import Observer
 from trainer_core.checkpoints import StagedCheckpoints
 
 

@@ -1,0 +1,74 @@
+"""Fixtures that every kind of test uses."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from jobs.database import Database
+from jobs.places import SHIPPED_DATA_DIR
+from jobs.settings import SHIPPED_MODELS_DIR, Settings
+from tests.servers import postgres_schema
+
+TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen"
+DATA = SHIPPED_DATA_DIR
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's own TAFDIL_ variables must not reach a test."""
+    import os
+
+    for name in list(os.environ):
+        if name.startswith("TAFDIL_") and not name.startswith("TAFDIL_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Generator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'test.sqlite3'}"
+    else:
+        with postgres_schema() as url:
+            yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Generator[Database]:
+    found = Database(database_url)
+    found.migrate()
+    yield found
+    found.dispose()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    # Nothing listens on this port: tests that need a broker say so.
+    found = Settings(
+        data_dir=tmp_path / "data",
+        database_url=SecretStr(database_url),
+        redis_url=SecretStr("redis://127.0.0.1:1/0"),
+        max_body_bytes=64 * 1024,
+        max_upload_bytes=256 * 1024,
+    )
+    found.make_directories()
+    return found
+
+
+@pytest.fixture
+def spec() -> dict[str, Any]:
+    """A small IPO job on the sample data."""
+    return {
+        "method": "ipo",
+        "model_name": "tafdil/tiny-arabic-qwen",
+        "dataset_path": "samples/pairs_train.jsonl",
+        "learning_rate": 1e-3,
+        "learning_rate_cap": None,
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+    }

@@ -1,0 +1,61 @@
+"""Fakes of the product's own ports."""
+
+from pathlib import Path
+
+from trainer_core.observer import Observer, Phase
+
+
+class FakeQueue:
+    """Keeps what was published. `is_broken` makes it behave like an unreachable broker."""
+
+    def __init__(self) -> None:
+        self.trainings: list[str] = []
+        self.comparisons: list[str] = []
+        self.nudges: list[str] = []
+        self.is_broken = False
+
+    def publish_training(self, job_id: str) -> bool:
+        if not self.is_broken:
+            self.trainings.append(job_id)
+        return not self.is_broken
+
+    def publish_comparison(self, comparison_id: str) -> bool:
+        if not self.is_broken:
+            self.comparisons.append(comparison_id)
+        return not self.is_broken
+
+    def nudge(self, subject_id: str) -> None:
+        self.nudges.append(subject_id)
+
+    def is_up(self) -> bool:
+        return not self.is_broken
+
+
+class RecordingObserver(Observer):
+    """Keeps everything it is told, and asks to stop after a step when told to."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.phases: list[str] = []
+        self.steps: list[int] = []
+        self.points: list[tuple[int, dict[str, float | None]]] = []
+        self.warnings: dict[str, str] = {}
+        self.checkpoints: list[int] = []
+        self._stop_after = stop_after
+
+    def phase(self, phase: Phase) -> None:
+        self.phases.append(phase)
+
+    def progress(self, step: int, total_steps: int) -> None:
+        self.steps.append(step)
+
+    def metrics(self, step: int, values: dict[str, float | None]) -> None:
+        self.points.append((step, values))
+
+    def warning(self, code: str, message: str) -> None:
+        self.warnings[code] = message
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        self.checkpoints.append(step)
+
+    def should_stop(self) -> bool:
+        return self._stop_after is not None and self.steps[-1] >= self._stop_after

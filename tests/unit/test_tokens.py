@@ -1,0 +1,90 @@
+"""Rendering, prefixes, and what the length limits do. Uses the shipped tokenizer."""
+
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import TINY_MODEL
+from trainer_core.config import IPOConfig
+from trainer_core.errors import DataInvalid, DataOverlong
+from trainer_core.tokens import Renderer, encode_rows
+
+ROW = {"prompt": "ما عاصمة مصر؟", "chosen": "عاصمة مصر هي القاهرة.", "rejected": "القاهرة."}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(TINY_MODEL)
+
+
+def config(**fields: Any) -> IPOConfig:
+    return IPOConfig(model_name="m", dataset_path="d", **fields)
+
+
+def test_a_prompt_becomes_a_user_turn_and_an_answer_ends_with_the_end_token(tokenizer: Any) -> None:
+    encoded = Renderer(tokenizer).encode(ROW["prompt"], [ROW["chosen"]])
+    text = f"<|im_start|>user\n{ROW['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(encoded.prompt_ids) == text
+    assert tokenizer.decode(encoded.answers_ids[0]) == f"{ROW['chosen']}<|im_end|>"
+
+
+def test_messages_render_as_the_same_turns(tokenizer: Any) -> None:
+    renderer = Renderer(tokenizer)
+    as_text = renderer.encode(ROW["prompt"], [ROW["chosen"]])
+    as_messages = renderer.encode(
+        [{"role": "user", "content": ROW["prompt"]}], [[{"role": "assistant", "content": ROW["chosen"]}]]
+    )
+    assert as_text == as_messages
+
+
+def test_without_a_template_the_texts_are_joined(tokenizer: Any) -> None:
+    renderer = Renderer(tokenizer, apply_chat_template=False)
+    encoded = renderer.encode("سؤال", ["جواب"])
+    assert tokenizer.decode(encoded.prompt_ids + encoded.answers_ids[0]) == "سؤالجواب<|im_end|>"
+    assert renderer.fingerprint != Renderer(tokenizer).fingerprint
+
+
+def test_a_template_that_changes_the_prompt_is_refused(tokenizer: Any) -> None:
+    class Shifty:
+        chat_template = "x"
+        eos_token_id = 2
+
+        def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
+            return f"{len(messages)} {messages[0]['content']}"
+
+        def __call__(self, text: str, **_: Any) -> dict[str, Any]:
+            return tokenizer(text)
+
+    with pytest.raises(DataInvalid, match="1 rows cannot be rendered, the first is row 1"):
+        encode_rows([ROW], Renderer(Shifty()), config())
+
+
+def test_truncation_keeps_the_end_token_and_is_reported(tokenizer: Any) -> None:
+    long = {**ROW, "prompt": "ما عاصمة مصر؟ " * 20, "chosen": "عاصمة مصر هي القاهرة. " * 20}
+    rows, report = encode_rows([ROW, long], Renderer(tokenizer), config(max_prompt_length=32, max_length=48))
+    assert (report.rows, report.prompts_cut) == (2, 1)
+    assert report.completions_cut >= 1
+    for row in rows:
+        for name in ("chosen_ids", "rejected_ids"):
+            assert row[name][-1] == tokenizer.eos_token_id
+            assert len(row["prompt_ids"]) + len(row[name]) <= 48
+    # The start of the prompt is cut, so the assistant's turn still opens before the answer.
+    assert tokenizer.decode(rows[1]["prompt_ids"]).endswith("<|im_start|>assistant\n")
+
+
+def test_overlong_rows_can_be_dropped_or_rejected(tokenizer: Any) -> None:
+    long = {**ROW, "chosen": ROW["chosen"] * 50}
+    limits = {"max_prompt_length": 32, "max_length": 64}
+    rows, report = encode_rows([long, ROW], Renderer(tokenizer), config(on_overlong="drop", **limits))
+    assert ([row["row"] for row in rows], report.rows_dropped) == ([2], [1])
+    with pytest.raises(DataOverlong, match="row 1"):
+        encode_rows([long, ROW], Renderer(tokenizer), config(on_overlong="reject", **limits))
+    with pytest.raises(DataOverlong, match="none is left"):
+        encode_rows([long], Renderer(tokenizer), config(on_overlong="drop", **limits))
+
+
+def test_text_survives_with_diacritics_and_direction_marks(tokenizer: Any) -> None:
+    text = "السَّلامُ عليكم \u200fـــ 123 ١٢٣"
+    encoded = Renderer(tokenizer).encode("س", [text])
+    assert tokenizer.decode(encoded.answers_ids[0], skip_special_tokens=True) == text

@@ -1,0 +1,34 @@
+"""What training tells while it runs, and how it is asked to stop: the port to whoever watches.
+
+The library's default passes warnings on to Python's and is otherwise silent; the service's reports to a job. Torch-free.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Literal
+
+Phase = Literal["preparing", "loading", "training", "evaluating", "saving"]
+
+
+class Observer:
+    """Receives what happens. Override what you need; `should_stop` is asked after every optimizer step."""
+
+    def phase(self, phase: Phase) -> None:
+        """A new phase began."""
+
+    def progress(self, step: int, total_steps: int) -> None:
+        """`step` optimizer steps of `total_steps` are done."""
+
+    def metrics(self, step: int, values: dict[str, float | None]) -> None:
+        """Metric values at a step. A value that is NaN or infinite arrives as None."""
+
+    def warning(self, code: str, message: str) -> None:
+        """Something is probably not what the user wanted."""
+        warnings.warn(message, stacklevel=2)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A complete checkpoint was published."""
+
+    def should_stop(self) -> bool:
+        """True: save a checkpoint at this step boundary and leave."""
+        return False
