@@ -14,8 +14,7 @@ from datasets import Dataset
 from transformers import TrainingArguments
 
 from trainer_core import plan
-from trainer_core.observer import ObserverCallback
-from trainer_core.observer import Observer
+from trainer_core.callbacks import ObserverCallback
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Stopped
@@ -29,6 +28,7 @@ from trainer_core.models import (
     resolve_precision,
     same_name,
 )
+from trainer_core.observer import Observer
 from trainer_core.tokens import Renderer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")

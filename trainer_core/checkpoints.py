@@ -73,7 +73,10 @@ class StagedCheckpoints:
         self._staging = run_dir / f"{STAGING_PREFIX}{self.state.global_step}-{os.getpid()}"
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
-            publish(self._staging / f"checkpoint-{self.state.global_step}", run_dir, self.state.global_step)
+            staged = self._staging / f"checkpoint-{self.state.global_step}"
+            # A pickle that nothing reads on resume.
+            (staged / "training_args.bin").unlink(missing_ok=True)
+            publish(staged, run_dir, self.state.global_step)
         finally:
             self._staging = None
             prune(run_dir, self.args.save_total_limit or 2)

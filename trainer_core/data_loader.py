@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer_core.observer import Observer
 from trainer_core.config import PreferenceConfig
 from trainer_core.errors import DataInvalid, Detail
 from trainer_core.methods import MODULES
+from trainer_core.observer import Observer
 from trainer_core.rows import Row, read_rows
 from trainer_core.tokens import Renderer, TokenReport, encode_rows
 

@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import TrainingArguments
 
 from trainer_core.base_trainer import BaseTrainer
-from trainer_core.observer import Observer
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.methods import MODULES
 from trainer_core.models import BaseView, Locate, load_reference, same_name
+from trainer_core.observer import Observer
 from trainer_core.rows import Row
 from trainer_core.scoring import Scores, adapter_off, score
 
@@ -116,6 +116,10 @@ class PreferenceTrainer(BaseTrainer):
             callbacks=callbacks,
             **options,
         )
+        if self._reference_is_base and "ref" in self.model.peft_config:
+            # TRL takes any adapter for a pretrained one and copies it as the reference. This one is new, so the base with
+            # the adapter off is the same reference without the copy.
+            self.model.delete_adapter("ref")
         trainer.observer = self.observer
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing

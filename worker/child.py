@@ -62,8 +62,8 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
     """Trains as the plan says and reports the end."""
     reports.send("phase", phase="preparing")
     from jobs.spec import library_config
-    from trainer_core.observer import Observer, Phase
     from trainer_core.checkpoints import newest_verified, verified_step
+    from trainer_core.observer import Observer, Phase
     from trainer_core.preference_trainer import PreferenceTrainer
 
     class Reporter(Observer):

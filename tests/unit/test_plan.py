@@ -1,6 +1,7 @@
 """The KTO order and its KL partners."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_every_batch_has_both_labels(desirable: int, undesirable: int) -> None:
 def test_a_rare_label_is_spread_over_the_whole_order() -> None:
     planned = plan_kto(rows(100, 5), batch_size=4, seed=1)
     places = [i for i, row in enumerate(planned) if not row["label"]]
-    assert all(15 <= later - earlier <= 27 for earlier, later in zip(places, places[1:], strict=False))
+    assert all(15 <= later - earlier <= 27 for earlier, later in pairwise(places))
 
 
 @pytest.mark.parametrize("count", [16, 17, 19])

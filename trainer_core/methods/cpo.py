@@ -12,19 +12,24 @@ Conservative: the NLL term keeps the chosen answer likely. The loss needs no ref
 The trainer is experimental in TRL, so this is the only file that imports it.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-from trl.experimental.cpo import CPOConfig as TRLConfig
-from trl.experimental.cpo import CPOTrainer
 
 from trainer_core.config import CPOSettings
 from trainer_core.methods.pairs import LABEL_NAMES, pair_metrics, plan, reply
 from trainer_core.methods.tokenized import TokenizedTrainer
 from trainer_core.rows import Row
 from trainer_core.scoring import Scores
+
+with warnings.catch_warnings():
+    # TRL warns each user that this may change; the version is pinned, and a test pins the signature.
+    warnings.simplefilter("ignore")
+    from trl.experimental.cpo import CPOConfig as TRLConfig
+    from trl.experimental.cpo import CPOTrainer
 
 __all__ = ["LABEL_NAMES", "plan", "reply"]
 
@@ -41,6 +46,11 @@ class TokenizedCPOTrainer(TokenizedTrainer, CPOTrainer):
             columns[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
             columns[f"{name}_labels"] = [-100] * len(prompt) + answer
         return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        # TRL prepares the dataset of its constructor only.
+        prepared = eval_dataset.map(self.tokenize_row) if eval_dataset is not None else None
+        return super().evaluate(prepared, *args, **kwargs)
 
 
 def trainer_class() -> type[Any]:

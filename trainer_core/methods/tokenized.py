@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from trainer_core.observer import Observer
 from trainer_core.checkpoints import StagedCheckpoints
+from trainer_core.observer import Observer
 
 
 class TokenizedTrainer(StagedCheckpoints):

@@ -1,0 +1,237 @@
+"""The whole service with real processes: worker, broker, database and trainer, and what survives a kill.
+
+Runs on the embedded broker with SQLite, and on Redis with PostgreSQL.
+"""
+
+import os
+import signal
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tafdil import ApiError, Client
+from tests.conftest import DATA
+from tests.servers import postgres_schema, redis_prefix
+from tests.stack import StackUnderTest, alive, until
+
+FAST = {
+    "TAFDIL_LEASE_S": "4",
+    "TAFDIL_HEARTBEAT_S": "1",
+    "TAFDIL_DISPATCH_S": "0.5",
+    "TAFDIL_REPUBLISH_S": "5",
+}
+SPEC: dict[str, Any] = {
+    "model_name": "tafdil/tiny-arabic-qwen",
+    "learning_rate": 1e-3,
+    "learning_rate_cap": None,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "logging_steps": 5,
+    "max_steps": 10,
+}
+LONG = {"max_steps": 2000, "save_steps": 20}
+
+
+@pytest.fixture(scope="module", params=["embedded", "servers"])
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]:
+    folder = tmp_path_factory.mktemp("stack")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in FAST.items():
+            patch.setenv(name, value)
+        if request.param == "embedded":
+            with StackUnderTest(folder) as found:
+                yield found
+        else:
+            with postgres_schema() as database_url, redis_prefix() as (redis_url, prefix):
+                external = {
+                    "TAFDIL_DATABASE_URL": database_url,
+                    "TAFDIL_REDIS_URL": redis_url,
+                    "TAFDIL_REDIS_PREFIX": prefix,
+                }
+                with StackUnderTest(folder, external) as found:
+                    yield found
+
+
+@pytest.fixture
+def client(stack: StackUnderTest) -> Generator[Client]:
+    with Client(stack.url) as found:
+        until(found.ready)
+        yield found
+
+
+def spec(method: str = "ipo", **fields: Any) -> dict[str, Any]:
+    rows = "kto" if method == "kto" else "pairs"
+    return {**SPEC, "method": method, "dataset_path": f"samples/{rows}_train.jsonl", **fields}
+
+
+def training(client: Client, job_id: str, step: int = 1) -> dict[str, Any]:
+    """The job once it has trained some steps."""
+
+    def look() -> dict[str, Any] | None:
+        job = client.job(job_id)
+        assert job["state"] in ("queued", "running"), job
+        return job if job["state"] == "running" and job["step"] >= step else None
+
+    return until(look, 120)
+
+
+@pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
+def test_the_whole_road(client: Client, method: str) -> None:
+    rows = "kto" if method == "kto" else "pairs"
+    train = client.upload_dataset(DATA / f"{rows}_train.jsonl")
+    held_out = client.upload_dataset(DATA / f"{rows}_held_out.jsonl")
+    fields = {"dataset_path": None, "dataset_id": train["id"], "eval_dataset_id": held_out["id"]}
+    job = client.submit(spec(method, **fields))
+    assert client.wait(job["id"], 120)["state"] == "succeeded"
+
+    events = list(client.events(job["id"]))
+    kinds = [event["event"] for event in events]
+    assert kinds[:2] == ["queued", "claimed"]
+    assert kinds[-1] == "succeeded"
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    phases = [event["data"]["phase"] for event in events if event["event"] == "phase"]
+    assert {"preparing", "loading", "training", "evaluating", "saving"} == set(phases)
+
+    done = client.job(job["id"])
+    assert (done["step"], done["total_steps"], done["percent"], done["attempt"]) == (10, 10, 100, 1)
+    series = client.metrics(job["id"])
+    assert [point["step"] for point in series["loss"]] == [1, 5, 10]
+    assert [point["step"] for point in series["eval_loss"]] == [0, 10]
+    metadata = client.metadata(job["id"])
+    assert metadata["complete"] is True
+    assert metadata["training_method"] == method
+    assert metadata["dataset_sha256"] == train["sha256"]
+    assert metadata["eval_dataset_sha256"] == held_out["sha256"]
+    assert len(metadata["weights_sha256"]) == 64
+    assert metadata["versions"]["trl"]
+
+    answer = client.compare(job["id"], "هل تعرف اسم عاصمة المغرب؟", max_length=32)
+    assert answer["state"] == "succeeded"
+    result = answer["result"]
+    assert result["trained_model_response"]
+    assert result["reference_model_response"]
+    assert result["proof"]["trained_fingerprint"] == metadata["weights_sha256"]
+    assert result["proof"]["reference_fingerprint"] == metadata["base_weights_sha256"]
+    assert result["proof"]["max_logit_difference"] > 0
+
+
+def test_a_cancel_frees_the_process(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(**LONG))["id"]
+    training(client, job_id)
+    pids = set(until(stack.training_pids))
+    client.cancel(job_id)
+    with pytest.raises(ApiError, match=r"cancelled already"):
+        client.cancel(job_id)
+    done = client.wait(job_id, 20)
+    assert (done["state"], done["error"]["code"]) == ("cancelled", "cancelled")
+    assert not alive(pids), "the job is told cancelled only when its process is gone"
+
+
+def test_a_cancel_while_loading(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(**LONG))["id"]
+    until(lambda: client.job(job_id)["state"] == "running")
+    client.cancel(job_id)
+    assert client.wait(job_id, 20)["state"] == "cancelled"
+    assert not stack.training_pids()
+
+
+def test_bad_rows_fail_the_job_with_their_lines(client: Client, stack: StackUnderTest) -> None:
+    """A file that changes after the submit is found by the worker."""
+    path = stack.data_dir / "changing.jsonl"
+    path.write_text((DATA / "pairs_train.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    first = client.submit(spec(**LONG))["id"]
+    job_id = client.submit(spec(dataset_path="changing.jsonl"))["id"]
+    path.write_text('{"prompt": "x", "chosen": "y"}\n', encoding="utf-8")
+    client.cancel(first)
+    job = client.wait(job_id, 60)
+    assert (job["state"], job["error"]["code"]) == ("failed", "data_invalid")
+    assert job["error"]["details"] == [{"field": "rejected", "reason": "is missing", "line": 1}]
+    assert any("DataInvalid" in line for line in client.logs(job_id).splitlines())
+
+
+def test_a_warning_reaches_the_job(client: Client) -> None:
+    job_id = client.submit(spec(learning_rate=1e-3, learning_rate_cap=5e-7, max_steps=2))["id"]
+    job = client.wait(job_id, 60)
+    assert [warning["code"] for warning in job["warnings"]] == ["learning_rate_clamped"]
+    assert "5e-07" in job["warnings"][0]["message"]
+
+
+def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(max_steps=100, save_steps=10))["id"]
+    training(client, job_id, step=25)
+    pids = set(stack.training_pids())
+    stack.kill_process("train-worker")
+    until(lambda: not alive(pids), 10)
+    stack.restart("train-worker")
+    job = client.wait(job_id, 120)
+    assert (job["state"], job["attempt"], job["step"]) == ("succeeded", 2, 100)
+    events = {event["event"]: event["data"] for event in client.events(job_id)}
+    assert events["worker_lost"]["attempt"] == 1
+    assert events["resumed"]["step"] >= 20
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(max_steps=100, save_steps=10))["id"]
+    training(client, job_id, step=25)
+    os.kill(stack.training_pids()[0], signal.SIGKILL)
+    job = client.wait(job_id, 120)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+    resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "resumed"]
+    assert resumed[0] >= 20
+
+
+def test_a_restarted_api_loses_nothing(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(max_steps=80))["id"]
+    queued_id = client.submit(spec(max_steps=2))["id"]
+    training(client, job_id)
+    pids = stack.training_pids()
+    stack.kill_process("api")
+    stack.restart("api")
+    until(client.ready)
+    assert stack.training_pids() == pids
+    assert client.wait(job_id, 120)["attempt"] == 1
+    assert client.wait(queued_id, 120)["state"] == "succeeded"
+    ids = [event["id"] for event in client.events(job_id)]
+    assert ids == list(range(1, len(ids) + 1))
+
+
+def test_a_worker_that_is_told_to_leave_checkpoints_first(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(max_steps=100, save_steps=1000))["id"]
+    step = training(client, job_id, step=10)["step"]
+    os.kill(stack.pid("train-worker"), signal.SIGTERM)
+    until(lambda: client.job(job_id)["state"] == "queued", 30)
+    stack.restart("train-worker")
+    job = client.wait(job_id, 120)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+    events = {event["event"]: event["data"] for event in client.events(job_id)}
+    assert "preempted" in events
+    assert "worker_lost" not in events
+    assert events["resumed"]["step"] >= step
+
+
+def test_a_stopped_stack_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with StackUnderTest(tmp_path) as stack, Client(stack.url) as client:
+        job_id = client.submit(spec(**LONG))["id"]
+        training(client, job_id)
+        pids = stack.all_pids() | set(stack.training_pids())
+        assert len(pids) >= 8
+    assert not alive(pids)
+    with StackUnderTest(tmp_path) as stack, Client(stack.url) as client:
+        training(client, job_id, step=2)
+        kinds = [event["event"] for event in _seen(client, job_id)]
+        assert {"preempted", "resumed"} <= set(kinds)
+        client.cancel(job_id)
+        client.wait(job_id, 20)
+
+
+def _seen(client: Client, job_id: str) -> list[dict[str, Any]]:
+    """The events so far: the stream is left at the first that belongs to the second attempt's training."""
+    found: list[dict[str, Any]] = []
+    for event in client.events(job_id):
+        found.append(event)
+        if event["data"].get("attempt") == 2 and event["data"].get("phase") == "training":
+            break
+    return found

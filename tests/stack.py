@@ -1,0 +1,81 @@
+"""The local stack as tests run it: as it is, or on a database and a broker that live elsewhere."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tafdil.local_stack import LocalStack, Service
+
+
+class StackUnderTest(LocalStack):
+    """A stack with handles on its processes.
+
+    Args:
+        external: environment of a database and a broker to use instead of the embedded ones.
+    """
+
+    def __init__(self, data_dir: Path, external: dict[str, str] | None = None) -> None:
+        super().__init__(data_dir, port=0, say=lambda _: None)
+        self._external = external
+
+    def _plan(self) -> list[Service]:
+        services = super()._plan()
+        if self._external:
+            services = services[1:]
+            for service in services:
+                service.environment.update(self._external)
+        return services
+
+    def pid(self, name: str) -> int:
+        process = next(service.process for service in self._services if service.name == name)
+        assert process
+        return process.pid
+
+    def kill_process(self, name: str) -> None:
+        """SIGKILL to the main process of a service, and to it alone."""
+        os.kill(self.pid(name), signal.SIGKILL)
+
+    def restart(self, name: str) -> None:
+        """Waits until a service that was told to end has ended and runs again."""
+        service = next(service for service in self._services if service.name == name)
+        ended = service.process
+
+        def look() -> bool:
+            self.watch()
+            return service.process is not ended
+
+        until(look, 60)
+
+    def training_pids(self) -> list[int]:
+        """The training processes of this stack."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            command = process.info["cmdline"] or []
+            if "worker.child" in command and any(str(self.data_dir) in part for part in command):
+                found.append(process.pid)
+        return found
+
+    def all_pids(self) -> set[int]:
+        """Every process of the stack, with all descendants."""
+        roots = [psutil.Process(s.process.pid) for s in self._services if s.process and s.process.poll() is None]
+        return {p.pid for root in roots for p in [root, *root.children(recursive=True)]}
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those that still run; a zombie does not."""
+    return {p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE}
+
+
+def until(what: Callable[[], Any], seconds: float = 60, every_s: float = 0.1) -> Any:
+    """The first true value of `what`, or a failure after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := what():
+            return value
+        assert time.monotonic() < deadline, f"nothing after {seconds} s"
+        time.sleep(every_s)
