@@ -21,7 +21,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite below the data directory.")
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker and wake-ups.")
     redis_prefix: str = Field("tafdil:", description="Put before every key and channel.")
-    allow_hub: bool = Field(False, description="Load models and datasets that are not on disk from the Hugging Face hub.")
+    allow_hub: bool = Field(False, description="Load models that are not on disk from the Hugging Face hub.")
 
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest JSON body.")
     max_upload_bytes: int = Field(4 * 2**30, ge=1024, description="Largest dataset.")

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
 from trainer_core import plan
 from trainer_core.callbacks import ObserverCallback
@@ -110,7 +111,8 @@ class BaseTrainer(ABC):
             resume_from_checkpoint: a checkpoint directory to go on from.
 
         Returns:
-            What transformers reports of the run: `train_loss`, `train_runtime` (seconds) and more.
+            What transformers reports of the run: `train_loss`, `train_runtime` (seconds) and more. Empty when the
+            checkpoint was that of the last step.
 
         Raises:
             Stopped: the observer asked to stop; a checkpoint of the last step was saved.
@@ -119,14 +121,25 @@ class BaseTrainer(ABC):
         trainer = self.prepare()
         if resume_from_checkpoint is None:
             self.check_reference()
-        resume = str(resume_from_checkpoint) if resume_from_checkpoint else None
-        result = trainer.train(resume_from_checkpoint=resume)
+        metrics = self._run(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
         if self.watcher.stopped:
             raise Stopped(f"stopped at step {trainer.state.global_step} after saving a checkpoint")
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
         self.save_model()
-        return dict(result.metrics)
+        return metrics
+
+    def _run(self, checkpoint: Path | None) -> dict[str, float]:
+        if checkpoint is None:
+            return dict(self.trainer.train().metrics)
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        if state.global_step < state.max_steps:
+            return dict(self.trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
+        # All steps are done: what a kill interrupted was the end. transformers would train one step more.
+        self.trainer._load_from_checkpoint(str(checkpoint))
+        self.trainer.state = state
+        self.observer.progress(state.global_step, state.max_steps)
+        return {}
 
     @abstractmethod
     def check_reference(self) -> None:

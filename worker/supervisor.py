@@ -113,29 +113,31 @@ class Attempt:
         except TafdilError as error:
             self._finish(Cause.FAIL, {"error": error.as_dict()})
             return
-        report_read, report_write = os.pipe()
+        process, reports = self._start(folder)
         try:
-            with (folder / "log.txt").open("ab") as output:
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "worker.child", str(folder), str(report_write), str(os.getpid())],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(report_write,),
-                    start_new_session=True,
-                    env=self._environment(),
-                )
-            os.close(report_write)
-            with os.fdopen(report_read, "rb", buffering=0) as reports:
+            with reports:
                 self._watch(process, reports)
-            # Whatever the process left behind in its session goes with it.
+        finally:
+            # Whatever the process left behind in its session goes with it. After an error here nobody would watch the
+            # training, so it ends too, and the lease brings the job back.
             _signal_group(process.pid, signal.SIGKILL)
-            self._end(process.wait(), folder)
-        except BaseException:
-            # An error here must not leave a training behind that nobody watches; the lease brings the job back.
-            if "process" in locals():
-                _signal_group(process.pid, signal.SIGKILL)  # pyright: ignore[reportPossiblyUnboundVariable]
-            raise
+        self._end(process.wait(), folder)
+
+    def _start(self, folder: Path) -> tuple["subprocess.Popen[bytes]", BinaryIO]:
+        """The training process, and the end of the pipe that its reports come from."""
+        report_read, report_write = os.pipe()
+        with (folder / "log.txt").open("ab") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker.child", str(folder), str(report_write), str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(report_write,),
+                start_new_session=True,
+                env=self._environment(),
+            )
+        os.close(report_write)
+        return process, os.fdopen(report_read, "rb", buffering=0)
 
     def _environment(self) -> dict[str, str]:
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}

@@ -160,16 +160,18 @@ def test_a_reference_of_another_name_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_training_goes_on_where_it_left(method: str, tmp_path: Path) -> None:
     """The same weights as without the stop, to the last bit."""
-    whole = PreferenceTrainer(config(method, tmp_path / "whole", max_steps=6))
-    whole.train()
+    PreferenceTrainer(config(method, tmp_path / "whole", max_steps=6)).train()
     with pytest.raises(Stopped):
         PreferenceTrainer(config(method, tmp_path / "cut", max_steps=6), observer=RecordingObserver(stop_after=3)).train()
     checkpoint = newest_verified([tmp_path / "cut"])
     assert checkpoint
     assert checkpoint.name == "checkpoint-3"
     PreferenceTrainer(config(method, tmp_path / "resumed", max_steps=6)).train(resume_from_checkpoint=checkpoint)
-    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "resumed"))
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    last = newest_verified([tmp_path / "whole"])
+    PreferenceTrainer(config(method, tmp_path / "ended", max_steps=6)).train(resume_from_checkpoint=last)
+    whole, *others = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "resumed", "ended"))
+    for other in others:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in whole.items())
 
 
 def test_ipo_label_smoothing_is_the_expected_loss(tmp_path: Path) -> None:

@@ -1,0 +1,125 @@
+"""A newcomer's road: the README's own lines, and the demo."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.stack import StackUnderTest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(mark: str) -> str:
+    """The code block after a comment in the README."""
+    found = re.search(rf"<!-- {mark}[^>]*-->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_curl_walk(tmp_path: Path) -> None:
+    with StackUnderTest(tmp_path / "data") as stack:
+        script = block("walk").replace("http://127.0.0.1:8000", stack.url)
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        )
+    assert result.returncode == 0, result.stderr
+    assert "event: succeeded" in result.stdout
+    assert "eval_preference_accuracy,1,0," in result.stdout
+    assert '"complete":true' in result.stdout
+    assert '"trained_model_response":' in result.stdout
+
+
+def test_the_library_example(tmp_path: Path) -> None:
+    code = block("library").replace("./checkpoints/kto_arabic", str(tmp_path / "model"))
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"KTO Loss: \d\.\d{4}\nDesirable Accuracy: \d", result.stdout)
+    assert (tmp_path / "model" / "kto_metadata.json").is_file()
+
+
+def own_processes(folder: Path) -> list[str]:
+    """Processes that run on a data directory."""
+    found = []
+    for process in psutil.process_iter(["pid", "cmdline", "environ", "status"]):
+        about: dict[str, Any] = process.info
+        named = " ".join(about["cmdline"] or []) + str((about["environ"] or {}).get("TAFDIL_DATA_DIR"))
+        if str(folder) in named and about["status"] != psutil.STATUS_ZOMBIE and about["pid"] != os.getpid():
+            found.append(named)
+    return found
+
+
+def test_the_demo_learns_shows_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "tafdil.cli", "demo", "--data-dir", str(folder)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert result.returncode == 0, result.stderr + result.stdout
+    print(result.stdout)
+    rows = {
+        cells[0]: [float(cell) for cell in cells[1:]]
+        for line in result.stdout.splitlines()
+        if (cells := [cell.strip() for cell in line.split("│")[1:-1]]) and cells[0] in ("KTO", "IPO", "CPO")
+    }
+    assert set(rows) == {"KTO", "IPO", "CPO"}
+    for method, (loss_before, loss_after, before, after, _) in rows.items():
+        assert loss_after < loss_before
+        assert 0.4 <= before <= 0.6
+        assert after > (0.85 if method == "KTO" else 0.9)
+    assert "lift the learning-rate cap" in result.stdout
+    assert result.stdout.count("reference:") == 3
+    for method in ("KTO", "IPO", "CPO"):
+        assert len(re.findall(rf"^ +{method}: .*[\u0621-\u064a]", result.stdout, re.MULTILINE)) == 3
+    assert own_processes(folder) == []
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_a_signal_to_serve_leaves_no_process(tmp_path: Path, signal_name: str) -> None:
+    import signal
+
+    folder = tmp_path / "serve"
+    command = [sys.executable, "-m", "tafdil.cli", "serve", "--data-dir", str(folder), "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout
+        assert "serves http://127.0.0.1:" in process.stdout.readline()
+        assert len(own_processes(folder)) >= 5
+        process.send_signal(signal.Signals[signal_name])
+        process.stdout.read()
+        assert process.wait(60) == (-signal.SIGKILL if signal_name == "SIGKILL" else 0)
+    deadline = time.monotonic() + 10
+    while own_processes(folder):
+        assert time.monotonic() < deadline, own_processes(folder)
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models-dir", "/nowhere"], "models directory /nowhere does not exist"),
+        (["--port", "99999"], "99999"),
+    ],
+)
+def test_serve_says_what_is_wrong(tmp_path: Path, arguments: list[str], message: str) -> None:
+    command = [sys.executable, "-m", "tafdil.cli", "serve", "--data-dir", str(tmp_path), *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_port_or_a_directory_in_use_is_named(tmp_path: Path) -> None:
+    with StackUnderTest(tmp_path) as stack:
+        for arguments, message in (
+            (["--port", str(stack.port), "--data-dir", str(tmp_path / "other")], f"port {stack.port} cannot be used"),
+            (["--port", "0", "--data-dir", str(tmp_path)], "another stack uses"),
+        ):
+            command = [sys.executable, "-m", "tafdil.cli", "serve", *arguments]
+            result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+            assert result.returncode == 1
+            assert message in " ".join(result.stderr.split())

@@ -1,0 +1,43 @@
+"""Documentation that drifts from the code fails here."""
+
+import re
+import tomllib
+from pathlib import Path
+
+from jobs.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_setting_is_documented_with_its_default() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(TAFDIL_\w+)` \| (.*) \|$", page, re.MULTILINE))
+    expected = {}
+    for name, field in Settings.model_fields.items():
+        default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
+        shown = "" if default is None else f"`{default}`"
+        expected[f"TAFDIL_{name.upper()}"] = f"{shown} | {field.description}"
+    assert rows == expected
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_dependency_is_pinned_and_has_a_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.split(r"[\[<>=]", requirement)[0] for group in groups for requirement in group}
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert names <= pinned
+    reasons = (ROOT / "docs" / "decisions" / "0003-dependencies.md").read_text(encoding="utf-8")
+    assert {name for name in names if name not in reasons} == set()
+
+
+def test_the_readme_names_real_make_targets() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
