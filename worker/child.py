@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,11 +61,12 @@ def listen(stop: threading.Event) -> None:
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
-    reports.send("phase", phase="preparing")
     from jobs.spec import library_config
     from trainer_core.checkpoints import newest_verified, verified_step
     from trainer_core.observer import Observer, Phase
     from trainer_core.preference_trainer import PreferenceTrainer
+
+    keep_log_readable()
 
     class Reporter(Observer):
         def phase(self, phase: Phase) -> None:
@@ -96,6 +98,16 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
     trainer.train(resume_from_checkpoint=checkpoint)
     data = {"dataset_sha256": sha256(dataset)} | ({"eval_dataset_sha256": sha256(eval_dataset)} if eval_dataset else {})
     reports.send("finished", metadata={**trainer.metadata(), **data, "attempt": plan["attempt"]})
+
+
+def keep_log_readable() -> None:
+    """Keeps progress bars, and advice to the authors of libraries, out of the job's log."""
+    from datasets import disable_progress_bars
+    from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.disable_progress_bar()
+    disable_progress_bars()
 
 
 def sha256(path: Path) -> str:

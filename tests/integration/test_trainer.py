@@ -221,6 +221,27 @@ def test_the_documented_arguments(tmp_path: Path) -> None:
     assert arguments.label_names[:2] == ["chosen_labels", "rejected_labels"]
 
 
+def test_the_experimental_cpo_trainer_is_the_one_that_is_built_on() -> None:
+    """TRL may change it without notice: what is overridden and passed must still be there."""
+    import inspect
+
+    from trainer_core.methods.cpo import CPOTrainer, TRLConfig
+
+    assert list(inspect.signature(CPOTrainer.__init__).parameters)[1:8] == [
+        "model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "model_init",
+    ]
+    assert list(inspect.signature(CPOTrainer.tokenize_row).parameters) == ["self", "feature", "model"]
+    fields = {"beta", "loss_type", "label_smoothing", "max_length", "cpo_alpha", "simpo_gamma", "alpha"}
+    assert fields <= set(inspect.signature(TRLConfig.__init__).parameters)
+    assert (TRLConfig("x").alpha, TRLConfig("x").disable_dropout) == (0.0, True)
+
+
 def test_a_clamped_rate_and_a_single_label_are_warned_of(tmp_path: Path) -> None:
     rows = tmp_path / "one.jsonl"
     line = json.dumps({"prompt": "س", "completion": "ج", "label": True})
