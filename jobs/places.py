@@ -90,4 +90,4 @@ def install_samples(settings: Settings) -> None:
     """Copies the sample data to `<data_dir>/samples`, so that the documented examples work at once."""
     target = settings.data_dir / "samples"
     if not target.exists():
-        shutil.copytree(SHIPPED_DATA_DIR, target)
+        shutil.copytree(SHIPPED_DATA_DIR, target, dirs_exist_ok=True)

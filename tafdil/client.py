@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -82,7 +82,7 @@ class Client:
     def logs(self, job_id: str) -> str:
         return self._request("GET", f"/v1/jobs/{job_id}/logs").text
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
+    def events(self, job_id: str, after: int = 0) -> Generator[dict[str, Any]]:
         """Events as they happen, each with `id`, `event` and `data`, until the job is over."""
         headers = {"Last-Event-ID": str(after)}
         with self._stream("GET", f"/v1/jobs/{job_id}/events", headers) as response:

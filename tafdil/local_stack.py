@@ -27,6 +27,8 @@ _PR_SET_PDEATHSIG = 1
 _START_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 75.0
 _RESTART_AFTER_S = 2.0
+# An open event stream must not hold up the end.
+_API_OPTIONS = ["--log-level", "warning", "--timeout-graceful-shutdown", "3"]
 _CELERY = ["-m", "celery", "-A"]
 _QUIET = ["--without-gossip", "--without-mingle", "-P", "prefork", "-c", "1", "-l", "INFO"]
 
@@ -162,7 +164,7 @@ class LocalStack:
         compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),
-            Service("api", [sys.executable, *serve, "--log-level", "warning"], environment=environment),
+            Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment),
             Service("dispatcher", [sys.executable, "-m", "worker.dispatcher"], environment=environment),
             Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
             Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),

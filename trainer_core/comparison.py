@@ -165,22 +165,21 @@ def load_pair(directory: Path, locate: Callable[[str], str]) -> tuple[str, Model
     """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete."""
     from peft import PeftModel
 
-    from trainer_core.models import load_model, load_reference, load_tokenizer
+    from trainer_core.models import load_model, load_reference, load_tokenizer, weights_dtype
 
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
-    precision = metadata["precision"]
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+    dtype = weights_dtype(metadata["use_lora"], metadata["precision"])
     renderer = Renderer(load_tokenizer(str(directory)), metadata["uses_chat_template"])
     reference = None
     if metadata["use_lora"]:
         base = load_model(locate(metadata["model_name"]), dtype)
         policy: Any = PeftModel.from_pretrained(base, str(directory)).eval()
         if metadata["ref_model_name"] != metadata["model_name"]:
-            reference = load_reference(locate(metadata["ref_model_name"]), precision)
+            reference = load_reference(locate(metadata["ref_model_name"]), dtype)
     else:
         policy = load_model(str(directory), dtype).eval()
-        reference = load_reference(locate(metadata["ref_model_name"]), precision)
+        reference = load_reference(locate(metadata["ref_model_name"]), dtype)
     return metadata["training_method"], ModelPair(policy, reference, renderer, metadata["beta"])

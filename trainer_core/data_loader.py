@@ -66,8 +66,13 @@ class PreferenceData:
         return self._format(batch, ("prompt_ids", "chosen_ids", "rejected_ids"))
 
     def report(self) -> dict[str, Any]:
-        """Rows and tokens of each part, with cuts and drops."""
-        return {part: report.as_dict() for part, report in self._reports.items()}
+        """Rows and tokens of each file's part, with cuts and drops, and how many rows each use got of them."""
+        used = {
+            "rows_trained_on": len(self.train),
+            "rows_validated_on": len(self.validation),
+            "rows_held_back": len(self.held_back),
+        }
+        return {**{part: report.as_dict() for part, report in self._reports.items()}, **used}
 
     def _format(self, batch: dict[str, list[Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

@@ -21,7 +21,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Locate = Callable[[str], str]
 """From a model's name to a directory or hub name that can be loaded."""
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def same_name(name: str) -> str:
@@ -38,6 +38,14 @@ def resolve_precision(settings: TrainingSettings) -> Precision:
     if asked == "fp16" and not has_gpu:
         raise SpecInvalid("fp16 needs a GPU, and there is none here; use precision fp32, bf16 or auto")
     return asked
+
+
+def weights_dtype(use_lora: bool, precision: Precision) -> torch.dtype:
+    """How weights are held: as `precision` says under LoRA; in float32 when they train, with mixed-precision arithmetic.
+
+    The reference is held as the policy is, or their log-probabilities would differ by rounding before the first step.
+    """
+    return DTYPES[precision] if use_lora else torch.float32
 
 
 def load_tokenizer(path: str) -> Any:
@@ -80,8 +88,7 @@ class _Loading:
 
 def load_policy(settings: TrainingSettings, path: str, precision: Precision) -> Any:
     """The model to train: base with new LoRA adapters, or all weights in float32 with mixed precision."""
-    dtype = _DTYPES[precision] if settings.use_lora else torch.float32
-    model = load_model(path, dtype)
+    model = load_model(path, weights_dtype(settings.use_lora, precision))
     if not settings.use_lora:
         return model
     # Adapters are drawn at random, so the seed must be set here for two runs to be the same.
@@ -99,9 +106,9 @@ def load_policy(settings: TrainingSettings, path: str, precision: Precision) -> 
         raise SpecInvalid(f"lora_target_modules={targets!r} does not fit the model: {error}") from error
 
 
-def load_reference(path: str, precision: Precision) -> Any:
+def load_reference(path: str, dtype: torch.dtype) -> Any:
     """A frozen model in evaluation mode."""
-    return load_model(path, _DTYPES[precision]).eval().requires_grad_(False)
+    return load_model(path, dtype).eval().requires_grad_(False)
 
 
 class BaseView:

@@ -13,7 +13,7 @@ from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.methods import MODULES
-from trainer_core.models import BaseView, Locate, load_reference, same_name
+from trainer_core.models import BaseView, Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
 from trainer_core.rows import Row
 from trainer_core.scoring import Scores, adapter_off, score
@@ -72,7 +72,7 @@ class PreferenceTrainer(BaseTrainer):
     def _make_reference(self) -> Any:
         if self._reference_is_base:
             return BaseView(self.model)
-        return load_reference(self.locate(self.reference_name), self.precision)
+        return load_reference(self.locate(self.reference_name), weights_dtype(self.config.use_lora, self.precision))
 
     def _reference_for_scoring(self) -> Any:
         """The reference, also where training holds none; loaded when first needed."""
@@ -219,8 +219,12 @@ class PreferenceTrainer(BaseTrainer):
         """
         trainer = self.prepare()
         rows = self._evaluation_rows(eval_dataset)
+        during_training = trainer.preference_metrics
         trainer.preference_metrics = lambda: self._metrics(rows)
-        results = trainer.evaluate(eval_dataset=Dataset.from_list(rows))
+        try:
+            results = trainer.evaluate(eval_dataset=Dataset.from_list(rows))
+        finally:
+            trainer.preference_metrics = during_training
         return {**{name: value for name, value in results.items() if isinstance(value, int | float | None)}}
 
     def compute_preference_metrics(self, eval_dataset: Dataset | Iterable[Row]) -> dict[str, float | None]:

@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
     """One round: reap, then publish. Raises what the database raises."""
     with database.transaction() as session:
-        reaped = jobs.reap(session, settings.max_losses)
+        reaped = [*jobs.reap(session, settings.max_losses), *comparisons.poison(session, settings.max_losses)]
     for job_id in reaped:
-        log.warning("job %s: its worker's lease ran out", job_id)
+        log.warning("%s: its worker's lease ran out", job_id)
         queue.nudge(job_id)
     with database.transaction() as session:
         waiting_jobs = list(jobs.unclaimed(session, settings.republish_s))

@@ -1,12 +1,16 @@
 """The generation worker: `celery -A worker.generation worker -Q compare`. Answers comparisons and keeps models warm."""
 
 import logging
+import threading
 from collections import OrderedDict
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 from celery.signals import worker_process_init
 
 from jobs.database import Database
+from jobs.errors import DatabaseError
 from jobs.places import find_model
 from jobs.queue import COMPARE_TASK, CeleryQueue
 from jobs.records import ComparisonRecord
@@ -16,9 +20,6 @@ from trainer_core.errors import ModelNotFound, TafdilError, error_dict
 from worker.celery_app import app
 
 log = logging.getLogger(__name__)
-
-# Generating on a CPU may take minutes; the lease only has to tell a dead worker from a slow one.
-_LEASE_FACTOR = 10
 
 
 class WarmModels:
@@ -61,16 +62,39 @@ def compare(comparison_id: str) -> None:
     database = Database(settings.database)
     try:
         with database.transaction() as session:
-            comparison = comparisons.claim_next(session, settings.lease_s * _LEASE_FACTOR)
+            comparison = comparisons.claim_next(session, settings.lease_s)
         if comparison is None:
             log.info("woken for comparison %s, but none is waiting", comparison_id)
             return
-        result, error = _answer(database, _warm, comparison)
+        with _kept(database, comparison, settings):
+            result, error = _answer(database, _warm, comparison)
         with database.transaction() as session:
             comparisons.finish(session, comparison, result, error)
         CeleryQueue(settings, app).nudge(comparison.id)
     finally:
         database.dispose()
+
+
+@contextmanager
+def _kept(database: Database, comparison: ComparisonRecord, settings: Settings) -> Generator[None]:
+    """Renews the lease in the background: generating may take minutes on a CPU."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(settings.heartbeat_s):
+            try:
+                with database.transaction() as session:
+                    comparisons.renew(session, comparison, settings.lease_s)
+            except DatabaseError as error:
+                log.warning("the database is away: %s", str(error).splitlines()[0])
+
+    keeper = threading.Thread(target=renew, daemon=True, name="lease")
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
 
 
 def _answer(

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.database import db_now
 from jobs.records import ComparisonRecord
 from jobs.states import ComparisonState
+from trainer_core.errors import error_dict
 
 _FINAL = (ComparisonState.SUCCEEDED, ComparisonState.FAILED)
 
@@ -57,6 +58,35 @@ def claim_next(session: Session, lease_s: float) -> ComparisonRecord | None:
             session.expire_all()
             return get(session, comparison_id)
     return None
+
+
+def renew(session: Session, comparison: ComparisonRecord, lease_s: float) -> None:
+    """Prolongs the lease of the worker that holds the comparison."""
+    session.execute(
+        update(ComparisonRecord)
+        .where(ComparisonRecord.id == comparison.id, ComparisonRecord.lease_token == comparison.lease_token)
+        .values(lease_expires_at=db_now() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def poison(session: Session, max_losses: int) -> list[str]:
+    """Fails every comparison that lost `max_losses` workers. Returns their ids."""
+    lost = (ComparisonRecord.state == ComparisonState.RUNNING) & (ComparisonRecord.lease_expires_at < db_now())
+    statement = (
+        update(ComparisonRecord)
+        .where(lost, ComparisonRecord.attempt >= max_losses)
+        .values(
+            state=ComparisonState.FAILED,
+            error=error_dict("poisoned", f"the generation worker was lost {max_losses} times"),
+            lease_token=None,
+            lease_expires_at=None,
+            finished_at=db_now(),
+        )
+        .returning(ComparisonRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(session.scalars(statement))
 
 
 def finish(

@@ -2,16 +2,17 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.stack import StackUnderTest
+from tafdil import Client
+from tests.stack import StackUnderTest, until
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,21 +82,24 @@ def test_the_demo_learns_shows_and_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_a_signal_to_serve_leaves_no_process(tmp_path: Path, signal_name: str) -> None:
-    import signal
-
+    """Also while a client reads an event stream and a job runs."""
     folder = tmp_path / "serve"
     command = [sys.executable, "-m", "tafdil.cli", "serve", "--data-dir", str(folder), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout
-        assert "serves http://127.0.0.1:" in process.stdout.readline()
-        assert len(own_processes(folder)) >= 5
-        process.send_signal(signal.Signals[signal_name])
-        process.stdout.read()
-        assert process.wait(60) == (-signal.SIGKILL if signal_name == "SIGKILL" else 0)
-    deadline = time.monotonic() + 10
-    while own_processes(folder):
-        assert time.monotonic() < deadline, own_processes(folder)
-        time.sleep(0.1)
+        url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
+        assert url
+        with Client(url[0]) as client:
+            model, rows = "tafdil/tiny-arabic-qwen", "samples/kto_train.jsonl"
+            job = client.submit({"method": "kto", "model_name": model, "dataset_path": rows, "num_train_epochs": 100})
+            events = client.events(job["id"])
+            assert next(events)["event"] == "queued"
+            assert len(own_processes(folder)) >= 5
+            process.send_signal(signal.Signals[signal_name])
+            process.stdout.read()
+            assert process.wait(60) == (-signal.SIGKILL if signal_name == "SIGKILL" else 0)
+            events.close()
+    until(lambda: not own_processes(folder), 10)
 
 
 @pytest.mark.parametrize(

@@ -212,6 +212,27 @@ def test_a_comparison_is_answered_once(database: Database) -> None:
     assert found.result == {"answer": "fresh"}
 
 
+def test_a_comparison_that_loses_every_worker_fails(database: Database) -> None:
+    job_id = submit(database)
+    with database.transaction() as session:
+        comparison_id = comparisons.insert(session, job_id, {"prompt": "x"})
+    for _ in range(3):
+        with database.transaction() as session:
+            assert comparisons.poison(session, max_losses=3) == []
+            held = comparisons.claim_next(session, lease_s=0)
+            assert held
+            comparisons.renew(session, held, lease_s=60)
+            assert comparisons.claim_next(session, lease_s=0) is None
+            comparisons.renew(session, held, lease_s=0)
+        time.sleep(0.05)
+    with database.transaction() as session:
+        assert comparisons.poison(session, max_losses=3) == [comparison_id]
+        found = comparisons.get(session, comparison_id)
+        assert found
+        assert found.error
+        assert (found.state, found.error["code"]) == ("failed", "poisoned")
+
+
 def test_migrations_make_the_tables_of_the_records(database: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.runtime.migration import MigrationContext
