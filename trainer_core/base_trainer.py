@@ -54,6 +54,7 @@ class BaseTrainer(ABC):
         self.trainer: Any = None
         self.precision: Any = None
         self._loaded = False
+        self._watcher = ObserverCallback(self.observer)
 
     @abstractmethod
     def create_trainer(self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]) -> Any:
@@ -98,9 +99,8 @@ class BaseTrainer(ABC):
         self.load()
         if self.trainer is None:
             self.setup_reference_model()
-            self.watcher = ObserverCallback(self.observer)
             self.trainer = self.create_trainer(
-                Dataset.from_list(self.data_loader.train), self.get_training_arguments(), [self.watcher]
+                Dataset.from_list(self.data_loader.train), self.get_training_arguments(), [self._watcher]
             )
         return self.trainer
 
@@ -122,7 +122,7 @@ class BaseTrainer(ABC):
         if resume_from_checkpoint is None:
             self.check_reference()
         metrics = self._run(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
-        if self.watcher.stopped:
+        if self._watcher.stopped:
             raise Stopped(f"stopped at step {trainer.state.global_step} after saving a checkpoint")
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()

@@ -21,6 +21,7 @@ class ObserverCallback(TrainerCallback):
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.stopped = False
         self._observer.phase("training")
         self._observer.progress(state.global_step, state.max_steps)
 

@@ -42,6 +42,7 @@ class PreferenceTrainer(BaseTrainer):
         super().__init__(config, locate=locate, observer=observer)
         self.preference_method: Method = self._get_training_method()
         self.ref_model: Any = None
+        self._scoring_reference: Any = None
         self._module = MODULES[self.preference_method]
 
     def _get_training_method(self) -> Method:
@@ -76,10 +77,11 @@ class PreferenceTrainer(BaseTrainer):
 
     def _reference_for_scoring(self) -> Any:
         """The reference, also where training holds none; loaded when first needed."""
-        if self.ref_model is None and not self._reference_is_base:
-            self._lazy_reference = getattr(self, "_lazy_reference", None) or self._make_reference()
-            return self._lazy_reference
-        return self.ref_model or BaseView(self.model)
+        if self.ref_model is not None:
+            return self.ref_model
+        if self._scoring_reference is None:
+            self._scoring_reference = self._make_reference()
+        return self._scoring_reference
 
     def check_reference(self) -> None:
         if self.config.ref_model_name not in (None, self.config.model_name):

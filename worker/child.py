@@ -97,7 +97,8 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
         reports.send("resumed", step=verified_step(checkpoint))
     trainer.train(resume_from_checkpoint=checkpoint)
     data = {"dataset_sha256": sha256(dataset)} | ({"eval_dataset_sha256": sha256(eval_dataset)} if eval_dataset else {})
-    reports.send("finished", metadata={**trainer.metadata(), **data, "attempt": plan["attempt"]})
+    saved = json.loads((Path(plan["output_dir"]) / f"{trainer.preference_method}_metadata.json").read_text(encoding="utf-8"))
+    reports.send("finished", metadata={**saved, **data, "attempt": plan["attempt"]})
 
 
 def keep_log_readable() -> None:
