@@ -1,7 +1,7 @@
 """The Celery application of this process, and its end: a warm shutdown that asks a running training to checkpoint."""
 
 import logging
-import multiprocessing
+import mmap
 import os
 from typing import Any
 
@@ -14,17 +14,17 @@ app = make_celery(get_settings())
 
 # Shared between the main process, which learns of a shutdown, and the pool child, which supervises. A raw byte without a
 # lock: the writer is a signal handler.
-_draining: Any = multiprocessing.get_context("fork").RawValue("b", 0)
+_draining = mmap.mmap(-1, 1)
 
 
 def is_draining() -> bool:
     """Whether this worker is shutting down."""
-    return bool(_draining.value)
+    return bool(_draining[0])
 
 
 @worker_shutting_down.connect
 def _drain(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    _draining.value = 1
+    _draining[0] = 1
 
 
 @setup_logging.connect

@@ -75,7 +75,7 @@ def training(client: Client, job_id: str, step: int = 1) -> dict[str, Any]:
         assert job["state"] in ("queued", "running"), job
         return job if job["state"] == "running" and job["step"] >= step else None
 
-    return until(look, 120)
+    return until(look, 400)
 
 
 @pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
@@ -85,7 +85,7 @@ def test_the_whole_road(client: Client, method: str) -> None:
     held_out = client.upload_dataset(DATA / f"{rows}_held_out.jsonl")
     fields = {"dataset_path": None, "dataset_id": train["id"], "eval_dataset_id": held_out["id"]}
     job = client.submit(spec(method, **fields))
-    assert client.wait(job["id"], 120)["state"] == "succeeded"
+    assert client.wait(job["id"], 400)["state"] == "succeeded"
 
     events = list(client.events(job["id"]))
     kinds = [event["event"] for event in events]
@@ -166,7 +166,7 @@ def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> 
     stack.kill_process("train-worker")
     until(lambda: not alive(pids), 10)
     stack.restart("train-worker")
-    job = client.wait(job_id, 120)
+    job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"], job["step"]) == ("succeeded", 2, 100)
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert events["worker_lost"]["attempt"] == 1
@@ -177,7 +177,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: St
     job_id = client.submit(spec(max_steps=100, save_steps=10))["id"]
     training(client, job_id, step=25)
     os.kill(stack.training_pids()[0], signal.SIGKILL)
-    job = client.wait(job_id, 120)
+    job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
     resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "resumed"]
     assert resumed[0] >= 20
@@ -192,8 +192,8 @@ def test_a_restarted_api_loses_nothing(client: Client, stack: StackUnderTest) ->
     stack.restart("api")
     until(client.ready)
     assert stack.training_pids() == pids
-    assert client.wait(job_id, 120)["attempt"] == 1
-    assert client.wait(queued_id, 120)["state"] == "succeeded"
+    assert client.wait(job_id, 400)["attempt"] == 1
+    assert client.wait(queued_id, 400)["state"] == "succeeded"
     ids = [event["id"] for event in client.events(job_id)]
     assert ids == list(range(1, len(ids) + 1))
 
@@ -204,7 +204,7 @@ def test_a_worker_that_is_told_to_leave_checkpoints_first(client: Client, stack:
     os.kill(stack.pid("train-worker"), signal.SIGTERM)
     until(lambda: client.job(job_id)["state"] == "queued", 30)
     stack.restart("train-worker")
-    job = client.wait(job_id, 120)
+    job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert "preempted" in events
