@@ -105,7 +105,7 @@ class Dataset(BaseModel):
 
     id: str
     name: str | None
-    format: str = Field(description="`jsonl` or `json`.")
+    format: str = Field(description="`jsonl`, `json` or `parquet`.")
     kind: str = Field(description="`kto` (prompt, completion, label) or `pairs` (prompt, chosen, rejected).")
     train_rows: int
     validation_rows: int

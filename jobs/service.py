@@ -70,9 +70,9 @@ class JobService:
         Raises:
             ModelNotFound, DataInvalid, NotFound: what the spec names is not there or does not fit the method.
         """
-        find_model(self.settings, spec.model_name)
-        if spec.ref_model_name:
-            find_model(self.settings, spec.ref_model_name)
+        for name in (spec.model_name, spec.ref_model_name, spec.adapter_name):
+            if name:
+                find_model(self.settings, name)
         with self.database.transaction() as session:
             self._check_data(session, spec, "dataset")
             self._check_data(session, spec, "eval_dataset")
@@ -222,7 +222,7 @@ class DatasetUpload:
         self._id = uuid.uuid4().hex
         self._path: Path = settings.datasets_dir / f".{self._id}.part"
         self._file = self._path.open("xb")
-        self._checker = RowChecker()
+        self._checker = RowChecker(path=self._path)
         self._digest = hashlib.sha256()
         self._size_bytes = 0
 
@@ -237,8 +237,8 @@ class DatasetUpload:
 
     def finish(self) -> DatasetRecord:
         """Stores the dataset. Raises `DataInvalid` with every broken row (up to a limit)."""
-        report = self._checker.close()
         self._file.flush()
+        report = self._checker.close()
         os.fsync(self._file.fileno())
         self._file.close()
         final = self._settings.datasets_dir / f"{self._id}.rows"

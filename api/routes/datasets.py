@@ -16,8 +16,8 @@ router = APIRouter(prefix="/datasets", tags=["datasets"])
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "JSONL with one row a line, or JSON with `train` and optionally `validation` lists of rows. Sent as "
-        "it is: `curl --data-binary @rows.jsonl`.",
+        "description": "JSONL with one row a line, or JSON with `train` and optionally `validation` lists of rows, either "
+        "of them gzipped; or Parquet. Sent as it is: `curl --data-binary @rows.jsonl`.",
         "content": {
             "application/x-ndjson": {
                 "schema": {"type": "string"},

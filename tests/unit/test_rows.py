@@ -1,5 +1,6 @@
 """Reading and checking rows."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,105 @@ def test_messages_are_text() -> None:
     assert check(lines(row)).train_rows == 1
 
 
+MESSAGES = [{"role": "system", "content": "كن لطيفًا"}, {"role": "user", "content": "مرحبًا"}]
+HOSTED = {
+    "input": {"messages": MESSAGES, "tools": [], "parallel_tool_calls": True},
+    "preferred_output": [{"role": "assistant", "content": "أهلًا"}],
+    "non_preferred_output": [{"role": "assistant", "content": "لا"}],
+}
+
+
+def test_the_hosted_vendors_shape_is_read_as_pairs(tmp_path: Path) -> None:
+    path = tmp_path / "hosted.jsonl"
+    path.write_bytes(lines({**HOSTED, "source": "thumbs"}))
+    expected = {"prompt": MESSAGES, "chosen": HOSTED["preferred_output"], "rejected": HOSTED["non_preferred_output"]}
+    assert read_rows(path, "ipo")["train"] == [{**expected, "source": "thumbs", "row": 1}]
+    assert [row["label"] for row in read_rows(path, "kto")["train"]] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("row", "field", "reason"),
     [
+        ({**HOSTED, "input": MESSAGES}, "input", "`messages`"),
+        ({**HOSTED, "input": {"messages": MESSAGES, "tools": [{}]}}, "input", "tools"),
+        ({**HOSTED, "preferred_output": []}, "preferred_output", "no messages"),
+        ({**HOSTED, "non_preferred_output": "لا"} | {"preferred_output": "لا"}, "non_preferred_output", "same as chosen"),
+        ({"input": {"messages": MESSAGES}, "preferred_output": "x"}, "non_preferred_output", "missing"),
+    ],
+)
+def test_errors_of_the_hosted_shape_use_its_names(row: Any, field: str, reason: str) -> None:
+    details = broken(lines(HOSTED, row)).details
+    assert (details[0].line, details[0].field) == (2, field)
+    assert reason in details[0].reason
+
+
+def test_answers_are_compared_in_composed_form() -> None:
+    """Shadda before and after its vowel: two spellings of one text; the model would only learn the order of marks."""
+    row = {"prompt": "س", "chosen": "مدر\u0651\u064eس", "rejected": "مدر\u064e\u0651س"}
+    assert row["chosen"] != row["rejected"]
+    assert "same as chosen" in broken(lines(row)).details[0].reason
+
+
+def test_text_is_kept_as_it_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {**LABELLED, "completion": " مدر\u0651\u064eس\u200fـــ \u0661 "}
+    path.write_bytes(lines(row))
+    assert read_rows(path, "kto")["train"] == [{**row, "row": 1}]
+
+
+@pytest.mark.parametrize("document", [True, False])
+@pytest.mark.parametrize("piece", [1, 7, 4096])
+def test_gzipped_rows(piece: int, document: bool) -> None:
+    text = json.dumps({"train": [PAIR] * 30, "validation": [PAIR]}).encode() if document else lines(*[PAIR] * 30)
+    assert check(gzip.compress(text), piece).train_rows == 30
+    if not document:
+        two_members = gzip.compress(text) + gzip.compress(text)
+        assert check(two_members, piece).train_rows == 60
+
+
+def test_a_broken_gzip_file_is_named() -> None:
+    whole = gzip.compress(lines(*[PAIR] * 30))
+    assert "cut off" in broken(whole[:-9]).message
+    assert "not valid gzip" in broken(whole[:-8] + bytes(8)).message
+
+
+def test_a_gzip_bomb_is_refused_early() -> None:
+    bomb = gzip.compress(b" " * 80 * 2**20)
+    with pytest.raises(DataInvalid, match="expands more than 200 times"):
+        check(bomb, 4096)
+
+
+@pytest.mark.parametrize("as_messages", [True, False])
+def test_parquet(tmp_path: Path, as_messages: bool) -> None:
+    from pyarrow import Table, parquet
+
+    rows = [HOSTED if as_messages else {**PAIR, "source": None}] * 700
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    report = check_file(tmp_path / "rows.parquet")
+    assert (report.format, report.kind, report.train_rows) == ("parquet", "pairs", 700)
+    assert peek_kind(tmp_path / "rows.parquet") == "pairs"
+    if not as_messages:
+        assert read_rows(tmp_path / "rows.parquet", "cpo")["train"][-1] == {**PAIR, "row": 700}
+
+
+def test_parquet_errors_are_named(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    parquet.write_table(Table.from_pylist([PAIR, {**PAIR, "chosen": None}]), tmp_path / "rows.parquet")
+    with pytest.raises(DataInvalid, match="line 2: chosen: is missing"):
+        check_file(tmp_path / "rows.parquet")
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "rows.parquet").read_bytes()[:-20])
+    with pytest.raises(DataInvalid, match="not valid Parquet"):
+        check_file(tmp_path / "cut.parquet")
+
+
+@pytest.mark.parametrize(
+    ("row", "field", "reason"),
+    [
+        ({**LABELLED, "prompt": [*MESSAGES, {"role": "assistant", "content": "x"}]}, "prompt", "ends with an assistant"),
+        ({**LABELLED, "completion": [{"role": "user", "content": "x"}]}, "completion", "one assistant's message"),
+        ({**LABELLED, "completion": [{"role": "assistant", "content": " "}]}, "completion", "empty"),
+        ({**LABELLED, "completion": [{"role": "assistant", "content": ["x"]}]}, "completion", "both text"),
         ({**LABELLED, "label": 1}, "label", "true or false"),
         ({**LABELLED, "label": None}, "label", "true or false"),
         ({**LABELLED, "completion": "  "}, "completion", "empty"),
@@ -147,8 +244,8 @@ def test_pairs_become_labelled_rows_for_kto(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(lines(PAIR))
     assert read_rows(path, "kto")["train"] == [
-        {"prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True},
-        {"prompt": PAIR["prompt"], "completion": PAIR["rejected"], "label": False},
+        {"prompt": PAIR["prompt"], "completion": PAIR["chosen"], "label": True, "row": 1},
+        {"prompt": PAIR["prompt"], "completion": PAIR["rejected"], "label": False, "row": 1},
     ]
 
 

@@ -1,0 +1,262 @@
+"""From a file's bytes to the values of its rows: JSONL, JSON, either of them gzipped, and Parquet.
+
+A reader takes bytes in pieces of any size and gives each value to a `Sink`, in memory that does not grow with the file.
+It knows nothing of what a row must be.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Protocol
+
+import ijson
+
+Part = Literal["train", "validation"]
+Format = Literal["jsonl", "json", "parquet"]
+
+MAX_LINE_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**16
+# Text that expands more than this was made to fill a disk or a memory; small files may, whatever they hold.
+_MAX_EXPANSION = 200
+_ALWAYS_ALLOWED_BYTES = 64 * 2**20
+_PARQUET_ROWS_A_BATCH = 256
+# An object that opens with a part, or whose first line holds its brace alone, is one document; else each line is a row.
+_DOCUMENT_START = re.compile(rb'\{\s*($|"(train|validation)"\s*:)')
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAGIC_BYTES = 4
+
+
+class Sink(Protocol):
+    """Takes what a reader finds. `line` counts from 1: lines of JSONL, else rows."""
+
+    def format(self, name: Format) -> None: ...
+    def value(self, part: Part, value: Any, line: int) -> None: ...
+    def fail(self, field: str, reason: str, line: int | None) -> None: ...
+    def give_up(self, reason: str, line: int | None) -> NoReturn:
+        """Ends the reading: what follows cannot be read."""
+        ...
+
+
+class Reader(Protocol):
+    def feed(self, data: bytes) -> None: ...
+    def close(self) -> None: ...
+
+
+def reader_for(head: bytes, sink: Sink, path: Path | None) -> Reader:
+    """The reader for a file that begins with `head` (`MAGIC_BYTES` of it, unless the file is shorter)."""
+    if head.startswith(b"\x1f\x8b"):
+        return _GzipReader(sink)
+    return _ParquetReader(sink, path) if head == b"PAR1" else _TextReader(sink)
+
+
+class _TextReader:
+    """JSONL or one JSON document, told apart by how it begins."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._buffer = b""
+        self._line = 0
+        self._is_decided = False
+        self._document: _JsonDocument | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self._document:
+            self._document.feed(data)
+            return
+        self._buffer += data
+        if not self._is_decided and not self._decide():
+            return
+        *lines, self._buffer = self._buffer.split(b"\n")
+        for line in lines:
+            self._read_line(line)
+        if len(self._buffer) > MAX_LINE_BYTES:
+            self._sink.give_up(f"a line is longer than {MAX_LINE_BYTES:,} bytes", self._line + 1)
+
+    def close(self) -> None:
+        if not self._is_decided:
+            self._decide(complete=True)
+        if self._document:
+            self._document.close()
+        elif self._buffer.strip():
+            self._read_line(self._buffer)
+
+    def _decide(self, complete: bool = False) -> bool:
+        """Decides between JSONL and one JSON document; False while more bytes are needed."""
+        found = self._buffer.removeprefix(_BYTE_ORDER_MARK)
+        head = found.lstrip()
+        self._line += found.count(b"\n", 0, len(found) - len(head))
+        self._buffer = head
+        first_line, newline, _ = head.partition(b"\n")
+        is_document = head.startswith(b"[")
+        if not is_document:
+            if not newline and not complete and len(head) < CHUNK_BYTES:
+                return False
+            is_document = bool(_DOCUMENT_START.match(first_line))
+        self._is_decided = True
+        self._sink.format("json" if is_document else "jsonl")
+        if is_document:
+            self._document = _JsonDocument(self._sink)
+            self._document.feed(head)
+            self._buffer = b""
+        return not is_document
+
+    def _read_line(self, line: bytes) -> None:
+        self._line += 1
+        if not line.strip():
+            return
+        if len(line) > MAX_LINE_BYTES:
+            self._sink.fail("", f"the line is longer than {MAX_LINE_BYTES:,} bytes", self._line)
+            return
+        value = _parse(line)
+        if isinstance(value, str):
+            self._sink.fail("", value, self._line)
+        else:
+            self._sink.value("train", value, self._line)
+
+
+class _JsonDocument:
+    """A JSON document read in pieces: a list of rows, or lists under `train` and `validation`."""
+
+    _PLACES: tuple[tuple[str, Part], ...] = (
+        ("item", "train"),
+        ("train.item", "train"),
+        ("validation.item", "validation"),
+    )
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._readers = [_ItemReader(place, part) for place, part in self._PLACES]
+        self._broken = False
+
+    def feed(self, data: bytes) -> None:
+        self._guarded(lambda reader: reader.feed(data))
+
+    def close(self) -> None:
+        self._guarded(lambda reader: reader.close())
+
+    def _guarded(self, step: Callable[["_ItemReader"], Iterable[Any]]) -> None:
+        if self._broken:
+            return
+        try:
+            for reader in self._readers:
+                for value in step(reader):
+                    reader.count += 1
+                    self._sink.value(reader.part, value, reader.count)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            self._broken = True
+            self._sink.fail("", f"not valid JSON: {str(error).splitlines()[0]}", None)
+
+
+class _ItemReader:
+    """The rows at one place of a JSON document, as they become complete."""
+
+    def __init__(self, place: str, part: Part) -> None:
+        self.part: Part = part
+        self.count = 0
+        self._rows: Any = ijson.sendable_list()
+        self._parser: Any = ijson.items_coro(self._rows, place, use_float=True)
+
+    def feed(self, data: bytes) -> list[Any]:
+        try:
+            self._parser.send(data)
+        except StopIteration:
+            # The document is complete; only white space may follow.
+            if data.strip():
+                raise ijson.JSONError("there is more after the end of the document") from None
+        return self._drain()
+
+    def close(self) -> list[Any]:
+        self._parser.close()
+        return self._drain()
+
+    def _drain(self) -> list[Any]:
+        rows = list(self._rows)
+        self._rows.clear()
+        return rows
+
+
+class _GzipReader:
+    """Gzipped text, in one member or several."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._text = _TextReader(sink)
+        self._member = zlib.decompressobj(wbits=31)
+        self._bytes_in = self._bytes_out = 0
+
+    def feed(self, data: bytes) -> None:
+        self._bytes_in += len(data)
+        try:
+            while data:
+                if self._member.eof:
+                    self._member = zlib.decompressobj(wbits=31)
+                piece = self._member.decompress(data, CHUNK_BYTES)
+                self._count(piece)
+                self._text.feed(piece)
+                data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+        except zlib.error as error:
+            self._sink.give_up(f"not valid gzip: {error}", None)
+
+    def close(self) -> None:
+        if not self._member.eof:
+            self._sink.fail("", "the gzipped file is cut off", None)
+        self._text.close()
+
+    def _count(self, piece: bytes) -> None:
+        self._bytes_out += len(piece)
+        if self._bytes_out > max(_ALWAYS_ALLOWED_BYTES, self._bytes_in * _MAX_EXPANSION):
+            self._sink.give_up(f"the gzipped file expands more than {_MAX_EXPANSION} times", None)
+
+
+class _ParquetReader:
+    """Parquet, whose index is at its end: read from the file when all of it has arrived."""
+
+    def __init__(self, sink: Sink, path: Path | None) -> None:
+        self._sink, self._path = sink, path
+        self._bytes_in = MAGIC_BYTES
+
+    def feed(self, data: bytes) -> None:
+        self._bytes_in += len(data)
+
+    def close(self) -> None:
+        # Slow to import, and most files are text.
+        import pyarrow
+        from pyarrow import parquet
+
+        assert self._path is not None, "Parquet is read from a file"
+        self._sink.format("parquet")
+        try:
+            with parquet.ParquetFile(self._path) as file:
+                self._refuse_bombs(file.metadata)
+                line = 0
+                for batch in file.iter_batches(batch_size=_PARQUET_ROWS_A_BATCH):
+                    for value in batch.to_pylist():
+                        line += 1
+                        # A column is absent from a row when it is null there.
+                        self._sink.value("train", {k: v for k, v in value.items() if v is not None}, line)
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            self._sink.give_up(f"not valid Parquet: {str(error).splitlines()[0]}", None)
+
+    def _refuse_bombs(self, metadata: Any) -> None:
+        expanded = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        if expanded > max(_ALWAYS_ALLOWED_BYTES, self._bytes_in * _MAX_EXPANSION):
+            self._sink.give_up(f"the Parquet file expands more than {_MAX_EXPANSION} times", None)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+def _parse(line: bytes) -> Any:
+    """The JSON value of a line, or the reason, as text, why there is none. A JSON string is no row either."""
+    try:
+        value = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 (byte {error.start + 1} of the line)"
+    except json.JSONDecodeError as error:
+        return f"not valid JSON: {error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        return f"not valid JSON: {error}"
+    return "a row must be a JSON object" if isinstance(value, str) else value
