@@ -52,10 +52,15 @@ def dataset_file(settings: Settings, dataset_id: str) -> Path:
 
 
 def find_model(settings: Settings, name: str) -> str:
-    """A directory that holds the model `name`, or the name itself where the hub is allowed. Raises `ModelNotFound`."""
+    """A directory that holds the model or adapter `name`, or the name itself where the hub is allowed.
+
+    Raises:
+        ModelNotFound: neither.
+    """
     for root in settings.model_dirs:
         folder = (root / name).resolve()
-        if folder.is_relative_to(root.resolve()) and (folder / "config.json").is_file():
+        is_there = any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
+        if folder.is_relative_to(root.resolve()) and is_there:
             return str(folder)
     if settings.allow_hub:
         return name

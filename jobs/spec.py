@@ -35,6 +35,12 @@ class _JobFields(BaseModel):
     ref_model_name: str | None = Field(
         None, max_length=200, pattern=_MODEL, description="The reference model; `null`: the model before training."
     )
+    adapter_name: str | None = Field(
+        None,
+        max_length=200,
+        pattern=_MODEL,
+        description="A LoRA adapter below the models directory to go on from; its own rank, alpha and modules are used.",
+    )
     dataset_id: str | None = Field(None, pattern=_ID, description="Training data: an uploaded dataset.")
     dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Training data: a file, relative to the data directory."

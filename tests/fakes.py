@@ -1,6 +1,7 @@
 """Fakes of the product's own ports."""
 
 from pathlib import Path
+from typing import Any
 
 from trainer_core.observer import Observer, Phase
 
@@ -39,6 +40,8 @@ class RecordingObserver(Observer):
         self.steps: list[int] = []
         self.points: list[tuple[int, dict[str, float | None]]] = []
         self.warnings: dict[str, str] = {}
+        self.reports: list[dict[str, Any]] = []
+        self.answers: list[tuple[int, list[dict[str, Any]]]] = []
         self.checkpoints: list[int] = []
         self._stop_after = stop_after
 
@@ -50,6 +53,12 @@ class RecordingObserver(Observer):
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
         self.points.append((step, values))
+
+    def data(self, report: dict[str, Any]) -> None:
+        self.reports.append(report)
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        self.answers.append((step, samples))
 
     def warning(self, code: str, message: str) -> None:
         self.warnings[code] = message

@@ -14,22 +14,16 @@ from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trainer_core import plan
-from trainer_core.callbacks import ObserverCallback
+from trainer_core import plan, preflight
+from trainer_core.callbacks import EarlyStopping, ObserverCallback
+from trainer_core.checkpoints import carry, is_disk_full, verified_step
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
-from trainer_core.errors import Stopped
-from trainer_core.models import (
-    Locate,
-    adapter_tensors,
-    base_tensors,
-    fingerprint,
-    load_policy,
-    load_tokenizer,
-    resolve_precision,
-    same_name,
-)
+from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
+from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
+from trainer_core.models import Locate, load_policy, load_tokenizer, resolve_precision, same_name
 from trainer_core.observer import Observer
+from trainer_core.reference import TRAINED_ADAPTER
 from trainer_core.tokens import Renderer
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -44,6 +38,8 @@ class BaseTrainer(ABC):
         trainer: the TRL trainer, None until `train` or the first evaluation.
     """
 
+    nullable_metrics: tuple[str, ...] = ()
+
     def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
         self.config = config
         self.observer = observer or Observer()
@@ -53,8 +49,10 @@ class BaseTrainer(ABC):
         self.data_loader: Any = None
         self.trainer: Any = None
         self.precision: Any = None
-        self._loaded = False
-        self._watcher = ObserverCallback(self.observer)
+        self.places: Any = None
+        self._is_loaded = self._has_trained = False
+        self._watcher: Any = None
+        self._early_stopping: EarlyStopping | None = None
 
     @abstractmethod
     def create_trainer(self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]) -> Any:
@@ -69,15 +67,41 @@ class BaseTrainer(ABC):
         """Makes `ref_model` ready, where the method has one."""
 
     @abstractmethod
+    def check_reference(self) -> None:
+        """Raises `ReferenceMismatch` when the reference is not what the config names."""
+
+    @abstractmethod
+    def check_reference_kept(self) -> None:
+        """Raises `ReferenceMismatch` when training changed the reference."""
+
+    @abstractmethod
     def method_metadata(self) -> dict[str, Any]:
         """The method's part of the metadata file."""
 
+    @abstractmethod
+    def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
+        """What the metadata says of the reference, beyond its name."""
+
     def load(self) -> None:
-        """Tokenizer, data, then the model: everything that can be known is said before a model loads. Idempotent."""
-        if self._loaded:
+        """Checks, tokenizer, data, then the model: everything that can be known is said before a model loads. Idempotent."""
+        if self._is_loaded:
             return
         self.observer.phase("preparing")
         self.precision = resolve_precision(self.config)
+        self._warn_of_clamp()
+        self.places = preflight.check(self.config, self.locate)
+        self.tokenizer = load_tokenizer(self.places.model)
+        preflight.check_tokenizer(self.tokenizer, self.places.model)
+        renderer = Renderer(self.tokenizer, self.config.apply_chat_template)
+        self.data_loader = PreferenceData(self.config, renderer, self.observer)
+        self.data_loader.load()
+        self._check_validation()
+        self.observer.data(self.data_loader.report())
+        self.observer.phase("loading")
+        self.model = load_policy(self.config, self.places.model, self.places.adapter, self.precision)
+        self._is_loaded = True
+
+    def _warn_of_clamp(self) -> None:
         if self.config.effective_learning_rate < self.config.learning_rate:
             self.observer.warning(
                 "learning_rate_clamped",
@@ -85,24 +109,36 @@ class BaseTrainer(ABC):
                 f"{self.config.learning_rate_cap:g}; training uses {self.config.effective_learning_rate:g}. "
                 "Set learning_rate_cap to null to lift the cap.",
             )
-        path = self.locate(self.config.model_name)
-        self.tokenizer = load_tokenizer(path)
-        renderer = Renderer(self.tokenizer, self.config.apply_chat_template)
-        self.data_loader = PreferenceData(self.config, renderer, self.observer)
-        self.data_loader.load()
-        self.observer.phase("loading")
-        self.model = load_policy(self.config, path, self.precision)
-        self._loaded = True
+
+    def _check_validation(self) -> None:
+        if self.data_loader.validation:
+            return
+        if self.config.early_stopping_patience:
+            raise SpecInvalid(
+                "early_stopping_patience needs validation data: a file of it, a validation part, or validation_split",
+                [Detail("early_stopping_patience", "needs validation data")],
+            )
+        if self.config.sample_prompts:
+            self.observer.warning(
+                "no_samples", "sample_prompts are answered at each evaluation, but without validation data there is none"
+            )
 
     def prepare(self) -> Any:
         """The TRL trainer, made on the first call."""
         self.load()
         if self.trainer is None:
             self.setup_reference_model()
-            self.trainer = self.create_trainer(
-                Dataset.from_list(self.data_loader.train), self.get_training_arguments(), [self._watcher]
-            )
+            self._watcher = ObserverCallback(self.observer, self.nullable_metrics)
+            callbacks: list[Any] = [self._watcher]
+            if self.config.early_stopping_patience:
+                self._early_stopping = EarlyStopping(self.config, self._protect)
+                callbacks.append(self._early_stopping)
+            dataset = self.data_loader.dataset(self.data_loader.train)
+            self.trainer = self.create_trainer(dataset, self.get_training_arguments(), callbacks)
         return self.trainer
+
+    def _protect(self, step: int | None) -> None:
+        self.trainer.protected_step = step
 
     def train(self, resume_from_checkpoint: str | Path | None = None) -> dict[str, float]:
         """Trains, evaluates at the end when there is validation data, and saves to `output_dir`.
@@ -116,16 +152,20 @@ class BaseTrainer(ABC):
 
         Raises:
             Stopped: the observer asked to stop; a checkpoint of the last step was saved.
-            NonfiniteLoss, ReferenceMismatch, and the errors of loading.
+            NonfiniteLoss, ReferenceMismatch, DiskFull, and the errors of loading.
         """
         trainer = self.prepare()
-        if resume_from_checkpoint is None:
+        if not self._has_trained:
+            # The weights of a checkpoint are loaded later, so this is the first step's model, resumed or not.
             self.check_reference()
+        self._has_trained = True
         metrics = self._run(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
         if self._watcher.stopped:
             raise Stopped(f"stopped at step {trainer.state.global_step} after saving a checkpoint")
+        self.check_reference_kept()
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
+        self._take_best()
         self.save_model()
         return metrics
 
@@ -133,6 +173,9 @@ class BaseTrainer(ABC):
         if checkpoint is None:
             return dict(self.trainer.train().metrics)
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        best = self._early_stopping.best(state.log_history)[0] if self._early_stopping else None
+        if best is not None and verified_step(checkpoint.parent / f"checkpoint-{best}") == best:
+            carry(checkpoint.parent / f"checkpoint-{best}", Path(self.config.output_dir))
         if state.global_step < state.max_steps:
             return dict(self.trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
         # All steps are done: what a kill interrupted was the end. transformers would train one step more.
@@ -141,27 +184,56 @@ class BaseTrainer(ABC):
         self.observer.progress(state.global_step, state.max_steps)
         return {}
 
-    @abstractmethod
-    def check_reference(self) -> None:
-        """Raises `ReferenceMismatch` where policy and reference must agree before the first step and do not."""
-
     def _evaluated_now(self) -> bool:
         state = self.trainer.state
         last = [entry["step"] for entry in state.log_history if "eval_loss" in entry]
         return bool(last) and last[-1] == state.global_step
+
+    def _take_best(self) -> None:
+        """Under early stopping: loads the weights of the best evaluation."""
+        state = self.trainer.state
+        best = self._early_stopping.best(state.log_history)[0] if self._early_stopping else None
+        if best is None or best == state.global_step:
+            return
+        checkpoint = Path(self.config.output_dir) / f"checkpoint-{best}"
+        name = self.config.early_stopping_metric
+        if verified_step(checkpoint) == best:
+            self.trainer._load_from_checkpoint(str(checkpoint))
+            self.observer.warning(
+                "best_model_taken",
+                f"{name} was best at step {best} of {state.global_step} trained (of {state.max_steps} planned): that step's "
+                "model is the result",
+            )
+        else:
+            self.observer.warning(
+                "best_model_lost", f"{name} was best at step {best}, whose checkpoint is gone: the last model is the result"
+            )
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Writes weights, tokenizer, configuration and `<method>_metadata.json`.
 
         Args:
             output_dir: where to; default the config's.
+
+        Raises:
+            DiskFull: not everything could be written.
         """
         self.load()
         self.observer.phase("saving")
         folder = Path(output_dir or self.config.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._write(folder)
+        except Exception as error:
+            if is_disk_full(error, folder):
+                raise DiskFull("the disk is full: the trained model could not be written; checkpoints are kept") from error
+            raise
+
+    def _write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        # A model card of peft's, which names paths of this machine.
+        (folder / "README.md").unlink(missing_ok=True)
         (folder / "training_config.json").write_text(
             self.config.model_dump_json(indent=2, exclude={"output_dir", "dataset_path", "eval_dataset_path"}),
             encoding="utf-8",
@@ -171,19 +243,33 @@ class BaseTrainer(ABC):
 
     def metadata(self) -> dict[str, Any]:
         """The metadata file: the method's fields, then what is needed to load and to repeat the training."""
+        config = self.config
+        base = fingerprint(base_tensors(self.model))
         return {
             **self.method_metadata(),
             "training_completed_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "model_name": self.config.model_name,
-            "use_lora": self.config.use_lora,
+            "model_name": config.model_name,
+            "adapter_name": config.adapter_name,
+            "use_lora": config.use_lora,
             "precision": self.precision,
-            "learning_rate": self.config.effective_learning_rate,
-            "seed": self.config.seed,
+            "load_in_4bit": config.load_in_4bit and config.use_lora,
+            "ref_load_in_4bit": config.reference_in_4bit,
+            "learning_rate": config.effective_learning_rate,
+            "seed": config.seed,
+            "early_stopping": self._early_stopping_metadata(),
             "uses_chat_template": self.data_loader.renderer.uses_template,
             "template_sha256": self.data_loader.renderer.fingerprint,
             "data_plan_sha256": plan.fingerprint(self.data_loader.train),
             "data": self.data_loader.report(),
-            "base_weights_sha256": fingerprint(base_tensors(self.model)) if self.config.use_lora else None,
-            "weights_sha256": fingerprint([*base_tensors(self.model), *adapter_tensors(self.model)]),
+            "base_weights_sha256": base if config.use_lora else None,
+            "weights_sha256": side_fingerprint(base, self.model, TRAINED_ADAPTER if config.use_lora else None),
+            **self.reference_metadata(base),
             "versions": {name: version(name) for name in LIBRARIES},
         }
+
+    def _early_stopping_metadata(self) -> dict[str, Any] | None:
+        if self._early_stopping is None:
+            return None
+        state = self.trainer.state
+        best, _ = self._early_stopping.best(state.log_history)
+        return {"metric": self.config.early_stopping_metric, "best_step": best, "last_step": state.global_step}

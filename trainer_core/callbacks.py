@@ -1,23 +1,31 @@
-"""The trainer's side of an `Observer`: passes the trainer's life on, and guards the loss."""
+"""What watches a training: passes its life on to an `Observer`, guards it, and stops it early."""
 
 import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
+from trainer_core.config import TrainingSettings
 from trainer_core.errors import NonfiniteLoss
+from trainer_core.guards import History, signs
 from trainer_core.observer import Observer
 
 # Bookkeeping of transformers that is no metric of a training.
-_NOT_METRICS = {"epoch", "total_flos", "num_tokens", "train_runtime", "eval_runtime", "num_input_tokens_seen"}
+_NOT_METRICS = {"epoch", "step", "total_flos", "num_tokens", "train_runtime", "eval_runtime", "num_input_tokens_seen"}
 
 
 class ObserverCallback(TrainerCallback):
-    """Passes the trainer's life on to an `Observer`, and guards the loss."""
+    """Passes the trainer's life on to an `Observer`, warns of bad signs, and ends a training whose loss is not finite.
 
-    def __init__(self, observer: Observer) -> None:
-        self._observer = observer
+    Args:
+        nullable: metrics that some batches cannot have, which are told as None then.
+    """
+
+    def __init__(self, observer: Observer, nullable: Sequence[str] = ()) -> None:
+        self._observer, self._nullable = observer, nullable
+        self._warned: set[str] = set()
         self.stopped = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -33,18 +41,72 @@ class ObserverCallback(TrainerCallback):
             control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        values = {name: value for name, value in (logs or {}).items() if _is_metric(name, value)}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(values.get(name, 0.0)):
-                raise NonfiniteLoss(f"{name} became {values[name]} at step {state.global_step}")
+        logged = logs or {}
+        # Under fp16 the gradient scaler skips steps whose gradient overflows; that is how it finds its scale.
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            if not math.isfinite(logged.get(name, 0.0)):
+                raise NonfiniteLoss(f"{name} became {logged[name]} at step {state.global_step}")
+        values = metric_values(logged, self._nullable)
         if values:
-            finite = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
-            self._observer.metrics(state.global_step, finite)
+            self._observer.metrics(state.global_step, values)
+        for sign in signs(state.log_history):
+            if sign.code not in self._warned:
+                self._warned.add(sign.code)
+                self._observer.warning(sign.code, sign.message)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         self._observer.checkpoint(state.global_step, path)
 
 
-def _is_metric(name: str, value: Any) -> bool:
-    return isinstance(value, int | float) and name not in _NOT_METRICS and not name.endswith("_per_second")
+def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, float | None]:
+    """The metrics of a log entry. What is NaN or infinite, or what the batches of one label cannot have, is None."""
+    names = [name for name, value in logged.items() if isinstance(value, int | float) and name not in _NOT_METRICS]
+    values = {name: float(logged[name]) for name in names if not name.endswith("_per_second")}
+    missing: dict[str, float | None] = {}
+    if "loss" in values:
+        missing = {name: None for name in nullable if not name.startswith("eval_")}
+    elif "eval_loss" in values:
+        missing = {f"eval_{name.removeprefix('eval_')}": None for name in nullable}
+    return missing | {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops a training whose validation metric no longer improves, and keeps the checkpoint of its best step.
+
+    It knows only the trainer's log history, so that a resumed run goes on counting where it was.
+
+    Args:
+        protect: called with the best step, whose checkpoint must be kept.
+    """
+
+    def __init__(self, settings: TrainingSettings, protect: Callable[[int | None], None]) -> None:
+        self._name = f"eval_{settings.early_stopping_metric}"
+        self._sign = 1.0 if settings.early_stopping_metrics[settings.early_stopping_metric] else -1.0
+        self._threshold = settings.early_stopping_threshold
+        self._patience = settings.early_stopping_patience
+        self._protect = protect
+
+    def best(self, history: History) -> tuple[int | None, int]:
+        """(step of the best evaluation after step 0, evaluations since it), from a log history."""
+        best_step, best_value, waited = None, -math.inf, 0
+        for entry in history:
+            if "eval_loss" not in entry or entry["step"] == 0:
+                continue
+            value = self._sign * entry.get(self._name, -self._sign * math.inf)
+            if value > best_value + (self._threshold if best_step is not None else 0):
+                best_step, best_value, waited = entry["step"], value, 0
+            else:
+                waited += 1
+        return best_step, waited
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._protect(self.best(state.log_history)[0])
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step, waited = self.best(state.log_history)
+        self._protect(step)
+        if step == state.global_step:
+            control.should_save = True
+        elif self._patience and waited >= self._patience:
+            control.should_training_stop = True

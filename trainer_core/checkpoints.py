@@ -4,6 +4,7 @@ transformers writes a checkpoint into its final directory file by file, so a kil
 be chosen for resuming. Here a directory named `checkpoint-<step>` with a manifest is complete by construction.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -12,8 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from trainer_core.errors import DiskFull
+
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+_TOO_LITTLE_BYTES = 2**16
 
 
 def publish(staged: Path, run_dir: Path, step: int) -> Path:
@@ -50,12 +54,31 @@ def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
     return None
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints, and staging directories that a kill left behind."""
+def prune(run_dir: Path, keep: int, protected: int | None = None) -> None:
+    """Removes all checkpoints but the `keep` newest and the protected one, and staging directories that a kill left."""
     for path in sorted(run_dir.glob("checkpoint-*"), key=_named_step)[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        if _named_step(path) != protected:
+            shutil.rmtree(path, ignore_errors=True)
     for path in run_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def carry(checkpoint: Path, run_dir: Path) -> None:
+    """Makes a checkpoint of another run directory this one's too, without copying its bytes where the disk allows."""
+    target = run_dir / checkpoint.name
+    if target.exists():
+        return
+    staged = run_dir / f"{STAGING_PREFIX}carried-{os.getpid()}"
+    shutil.rmtree(staged, ignore_errors=True)
+    shutil.copytree(checkpoint, staged, copy_function=_link)
+    staged.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 class StagedCheckpoints:
@@ -63,23 +86,44 @@ class StagedCheckpoints:
 
     args: Any
     state: Any
+    protected_step: int | None = None
+    """The step whose checkpoint is never pruned."""
     _staging: Path | None = None
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        run_dir = Path(self.args.output_dir)
-        self._staging = run_dir / f"{STAGING_PREFIX}{self.state.global_step}-{os.getpid()}"
+        run_dir, step = Path(self.args.output_dir), self.state.global_step
+        staging = run_dir / f"{STAGING_PREFIX}{step}-{os.getpid()}"
+        self._staging = staging
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
-            staged = self._staging / f"checkpoint-{self.state.global_step}"
+            staged = staging / f"checkpoint-{step}"
             # A pickle that nothing reads on resume.
             (staged / "training_args.bin").unlink(missing_ok=True)
-            publish(staged, run_dir, self.state.global_step)
+            publish(staged, run_dir, step)
+        except Exception as error:
+            if is_disk_full(error, run_dir):
+                raise DiskFull(
+                    f"the disk is full: the checkpoint of step {step} could not be written; the last one before it is kept"
+                ) from error
+            raise
         finally:
             self._staging = None
-            prune(run_dir, self.args.save_total_limit or 2)
+            shutil.rmtree(staging, ignore_errors=True)
+        prune(run_dir, self.args.save_total_limit or 2, self.protected_step)
+
+
+def is_disk_full(error: BaseException, place: Path) -> bool:
+    """Whether an error of writing says, or the disk below `place` shows, that there is no room left.
+
+    torch and safetensors hide the system's error in messages of their own.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return True
+    told = any(text in str(error) for text in ("No space left", "File too large", "quota exceeded"))
+    return told or shutil.disk_usage(place).free < _TOO_LITTLE_BYTES
 
 
 def _named_step(path: Path) -> int:

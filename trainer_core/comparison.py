@@ -4,18 +4,26 @@ Knows two models and one rendering; knows nothing of training, methods' replies 
 """
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 
-from trainer_core.errors import ModelNotFound
-from trainer_core.scoring import adapter_off, score
+from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch
+from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
+from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, weights_dtype
+from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, model_of, side_of
+from trainer_core.row_rules import comparable
+from trainer_core.samples import up_to_end
+from trainer_core.scoring import score
 from trainer_core.tokens import Messages, Renderer
+
+# How far two passes over the same weights may differ, as a share of the largest logit: rounding.
+_ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
+_COARSE_ROUNDING = 0.03
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,10 @@ class Comparison:
     seed: int | None
     proof: Proof
 
+    @property
+    def texts_differ(self) -> bool:
+        return comparable(self.trained_response) != comparable(self.reference_response)
+
     def responses(self) -> dict[str, Any]:
         """The part of a reply that every method shares."""
         return {
@@ -66,14 +78,29 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """Token ids of both answers, and the logits (vocabulary,) float32 that each began with."""
+
+    trained: list[int]
+    reference: list[int]
+    trained_start: Tensor
+    reference_start: Tensor
+
+
 class ModelPair:
     """A trained model and its reference, ready to answer.
 
-    `reference` None: the reference is the policy's own base with the adapter off, so both sides answer in one batch.
+    Args:
+        reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a model of its own.
+        expected: fingerprints (trained, reference) that the live weights must have; None where none are known.
     """
 
-    def __init__(self, policy: Any, reference: Any | None, renderer: Renderer, beta: float) -> None:
+    def __init__(
+        self, policy: Any, reference: Any, renderer: Renderer, beta: float, expected: tuple[str, str] | None = None
+    ) -> None:
         self.policy, self.reference, self.renderer, self.beta = policy, reference, renderer, beta
+        self._expected = expected
 
     def compare(
         self,
@@ -83,8 +110,13 @@ class ModelPair:
         seed: int | None = None,
         **generation: Any,
     ) -> Comparison:
-        """Answers by both sides. A temperature above 0 samples; without a seed one is drawn, and told in the result."""
-        ids = self.renderer.prompt_ids(prompt)
+        """Answers by both sides. A temperature above 0 samples; without a seed one is drawn, and told in the result.
+
+        Raises:
+            DataInvalid: the prompt is empty, or too long for the model.
+            ReferenceMismatch: a side was not answered by the weights that it stands for.
+        """
+        ids = self._prompt_ids(prompt, max_new_tokens)
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()).item())
@@ -97,61 +129,66 @@ class ModelPair:
             with torch.no_grad(), torch.random.fork_rng():
                 if seed is not None:
                     torch.manual_seed(seed)
-                options = {"max_new_tokens": max_new_tokens, **sampling, **generation}
-                trained, reference = self._generate(ids, options)
-                preference = self._preference_score(ids, trained, reference)
-                proof = self._proof(ids)
+                answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation})
+                proof = self._prove(ids, answers)
+                preference = self._preference_score(ids, answers)
         finally:
             self.policy.train(was_training)
-        return Comparison(prompt, self._text(trained), self._text(reference), preference, seed, proof)
+        return Comparison(prompt, self._text(answers.trained), self._text(answers.reference), preference, seed, proof)
 
-    def _generate(self, ids: list[int], options: dict[str, Any]) -> tuple[list[int], list[int]]:
+    def _prompt_ids(self, prompt: str | Messages, max_new_tokens: int) -> list[int]:
+        ids = self.renderer.prompt_ids(prompt)
+        if not ids:
+            raise DataInvalid("the prompt is empty", [Detail("prompt", "is empty")])
+        longest = getattr(self.policy.config, "max_position_embeddings", None)
+        if longest and len(ids) + max_new_tokens > longest:
+            raise DataInvalid(
+                f"the prompt has {len(ids)} tokens and max_length asks for {max_new_tokens} more; the model reads at most "
+                f"{longest}",
+                [Detail("prompt", "is too long for the model with this max_length")],
+            )
+        return ids
+
+    def _generate(self, ids: list[int], options: dict[str, Any]) -> _Answers:
         tokenizer = self.renderer.tokenizer
-        options = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, **options}
-        if self.reference is None:
-            inputs = self._inputs([ids, ids])
-            both = self.policy.generate(**inputs, adapter_names=["default", "__base__"], **options)
-            return self._answer(both[0], len(ids)), self._answer(both[1], len(ids))
-        sides = [model.generate(**self._inputs([ids]), **options)[0] for model in (self.policy, self.reference)]
-        return self._answer(sides[0], len(ids)), self._answer(sides[1], len(ids))
+        options = {
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            **options,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        }
+        if isinstance(self.reference, FrozenView):
+            sides = [TRAINED_ADAPTER, self.reference.adapter or "__base__"]
+            both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
+            rows, starts = list(both.sequences), list(both.logits[0])
+        else:
+            outputs = [model.generate(**self._inputs([ids]), **options) for model in (self.policy, self.reference)]
+            rows, starts = [output.sequences[0] for output in outputs], [output.logits[0][0] for output in outputs]
+        answers = [up_to_end(row[len(ids) :].tolist(), tokenizer.eos_token_id) for row in rows]
+        return _Answers(answers[0], answers[1], starts[0].float(), starts[1].float())
 
     def _inputs(self, rows: list[list[int]]) -> dict[str, Tensor]:
         ids = torch.tensor(rows, device=self.policy.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _answer(self, output: Tensor, prompt_tokens: int) -> list[int]:
-        ids: list[int] = output[prompt_tokens:].tolist()
-        end = self.renderer.tokenizer.eos_token_id
-        return ids[: ids.index(end) + 1] if end in ids else ids
-
     def _text(self, ids: list[int]) -> str:
         return self.renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _reference_side(self) -> tuple[Any, Callable[[], AbstractContextManager[Any]]]:
-        if self.reference is None:
-            return self.policy, lambda: adapter_off(self.policy)
-        return self.reference, nullcontext
+    def _preference_score(self, ids: list[int], answers: _Answers) -> float:
+        scores = score(self.policy, self.reference, [ids, ids], [answers.trained, answers.reference])
+        return torch.sigmoid(self.beta * (scores.ratios[0] - scores.ratios[1])).item()
 
-    def _preference_score(self, ids: list[int], trained: list[int], reference: list[int]) -> float:
-        prompts, answers = [ids, ids], [trained, reference]
-        policy_logps = score(self.policy, prompts, answers).logps
-        model, side = self._reference_side()
-        with side():
-            reference_logps = score(model, prompts, answers).logps
-        ratios = policy_logps - reference_logps
-        return torch.sigmoid(self.beta * (ratios[0] - ratios[1])).item()
-
-    def _proof(self, ids: list[int]) -> Proof:
-        from trainer_core.models import adapter_tensors, base_tensors, fingerprint
-
-        model, side = self._reference_side()
+    def _prove(self, ids: list[int], answers: _Answers) -> Proof:
+        model = model_of(self.reference)
         inputs = self._inputs([ids])
         trained = self.policy(**inputs).logits[0].float()
-        with side():
+        with side_of(self.reference):
             reference = model(**inputs).logits[0].float()
+        self._check_start("trained", answers.trained_start, trained[-1], reference[-1])
+        self._check_start("reference", answers.reference_start, reference[-1], trained[-1])
         log_p, log_q = trained.log_softmax(-1), reference.log_softmax(-1)
-        reference_print = fingerprint(base_tensors(model))
-        trained_print = fingerprint([*base_tensors(self.policy), *adapter_tensors(self.policy)])
+        trained_print, reference_print = self._fingerprints()
         return Proof(
             trained_fingerprint=trained_print,
             reference_fingerprint=reference_print,
@@ -160,26 +197,53 @@ class ModelPair:
             mean_kl=(log_p.exp() * (log_p - log_q)).sum(-1).mean().clamp(min=0).item(),
         )
 
+    def _check_start(self, side: str, start: Tensor, own: Tensor, other: Tensor) -> None:
+        """The logits that an answer began with must be those of its own side's forward pass."""
+        rounding = _ROUNDING.get(self.policy.dtype, _COARSE_ROUNDING) * own.abs().max().item()
+        error, error_of_other = (start - own).abs().max().item(), (start - other).abs().max().item()
+        if error > rounding and error_of_other < error:
+            raise ReferenceMismatch(
+                f"the {side} side's answer did not come from its weights: its first logits differ by {error:.3g} from them "
+                f"and by {error_of_other:.3g} from the other side's"
+            )
 
-def load_pair(directory: Path, locate: Callable[[str], str]) -> tuple[str, ModelPair]:
+    def _fingerprints(self) -> tuple[str, str]:
+        base = fingerprint(base_tensors(self.policy))
+        trained = side_fingerprint(base, self.policy, TRAINED_ADAPTER)
+        if isinstance(self.reference, FrozenView):
+            live = (trained, side_fingerprint(base, self.policy, self.reference.adapter))
+        else:
+            live = (trained, fingerprint(base_tensors(self.reference)))
+        for side, found, expected in zip(("trained", "reference"), live, self._expected or live, strict=True):
+            if found != expected:
+                raise ReferenceMismatch(
+                    f"the {side} model's weights are not those that its training ended with: their fingerprint is "
+                    f"{found[:12]}…, the metadata says {expected[:12]}…"
+                )
+        return live
+
+
+def load_pair(directory: Path, locate: Locate) -> tuple[str, ModelPair]:
     """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete."""
-    from peft import PeftModel
-
-    from trainer_core.models import load_model, load_reference, load_tokenizer, weights_dtype
-
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     dtype = weights_dtype(metadata["use_lora"], metadata["precision"])
     renderer = Renderer(load_tokenizer(str(directory)), metadata["uses_chat_template"])
-    reference = None
     if metadata["use_lora"]:
-        base = load_model(locate(metadata["model_name"]), dtype)
+        base = load_model(locate(metadata["model_name"]), dtype, metadata["load_in_4bit"])
         policy: Any = PeftModel.from_pretrained(base, str(directory)).eval()
-        if metadata["ref_model_name"] != metadata["model_name"]:
-            reference = load_reference(locate(metadata["ref_model_name"]), dtype)
+        if (directory / REFERENCE_ADAPTER).is_dir():
+            policy.load_adapter(str(directory / REFERENCE_ADAPTER), REFERENCE_ADAPTER)
+            policy.set_adapter(TRAINED_ADAPTER)
     else:
         policy = load_model(str(directory), dtype).eval()
-        reference = load_reference(locate(metadata["ref_model_name"]), dtype)
-    return metadata["training_method"], ModelPair(policy, reference, renderer, metadata["beta"])
+    if metadata["reference"] == "model":
+        reference: Any = load_reference(locate(metadata["ref_model_name"]), dtype, metadata["ref_load_in_4bit"])
+    else:
+        reference = FrozenView(policy, REFERENCE_ADAPTER if metadata["reference"] == "adapter" else None)
+    # Packing into 4 bit may differ by a bit between kinds of device, so only exact weights are held to their fingerprint.
+    is_exact = not (metadata["load_in_4bit"] or metadata["ref_load_in_4bit"])
+    expected = (metadata["weights_sha256"], metadata["reference_sha256"]) if is_exact else None
+    return metadata["training_method"], ModelPair(policy, reference, renderer, metadata["beta"], expected)

@@ -20,12 +20,24 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
     method_name: ClassVar[Method]
+    early_stopping_metrics: ClassVar[dict[str, bool]]
+    """What `early_stopping_metric` may name, and whether more of it is better."""
 
     model_name: str = Field(
         min_length=1, max_length=200, description="The model to train, e.g. `Qwen/Qwen2.5-0.5B-Instruct`."
     )
     ref_model_name: str | None = Field(
         None, min_length=1, max_length=200, description="The reference model; `null`: the model itself before training."
+    )
+    adapter_name: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="A LoRA adapter of the model to go on from; its own rank, alpha and modules are used.",
+    )
+    adapter_reference: Literal["adapter", "base"] = Field(
+        "adapter",
+        description="With `adapter_name`: the reference is a frozen copy of that `adapter`, or the `base` without it.",
     )
     beta: Positive = Field(0.1, le=100, description="Strength of the pull towards the reference (IPO: the paper's τ).")
     max_prompt_length: PositiveInt = Field(256, description="Longest prompt, in tokens.")
@@ -44,6 +56,15 @@ class TrainingSettings(BaseModel):
     lora_alpha: Positive = Field(32.0, le=10_000, description="LoRA scaling is `lora_alpha / lora_r`.")
     lora_target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Module names that get an adapter; never `lm_head`."
+    )
+
+    load_in_4bit: bool = Field(
+        False,
+        description="Hold the frozen weights in 4-bit NF4: under LoRA the base, and with it the reference; in full "
+        "fine-tuning the reference alone.",
+    )
+    ref_load_in_4bit: bool | None = Field(
+        None, description="Hold the reference in 4-bit NF4; `null`: as `load_in_4bit` says. Other than it: a second copy."
     )
 
     learning_rate: Positive = Field(1e-6, le=1, description="Peak learning rate, before the cap.")
@@ -74,6 +95,23 @@ class TrainingSettings(BaseModel):
         None, gt=0, lt=1, description="Share of the training rows set apart, by seed, when there is no validation data."
     )
 
+    early_stopping_patience: PositiveInt | None = Field(
+        None,
+        description="Stop after so many evaluations without a better `early_stopping_metric`, and save the best model.",
+    )
+    early_stopping_metric: str = Field("loss", description="Validation metric that decides, without `eval_`.")
+    early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Least change that counts as better.")
+    sample_generations: int = Field(
+        2, ge=0, le=100, description="Validation prompts that the model answers at each evaluation."
+    )
+    sample_prompts: list[str] | None = Field(
+        None, min_length=1, max_length=100, description="Prompts to answer at each evaluation in the place of those."
+    )
+    sample_max_length: int = Field(64, ge=1, le=4096, description="Most new tokens of such an answer.")
+    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
+        default_factory=list, description="Where metrics go besides the job: each needs its package, and its own settings."
+    )
+
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
         "auto", description="`auto`: bf16 where the device has it, else fp32."
     )
@@ -89,6 +127,19 @@ class TrainingSettings(BaseModel):
     def preference_method(self) -> Method:
         """`kto`, `ipo` or `cpo`."""
         return self.method_name
+
+    @property
+    def reference_in_4bit(self) -> bool:
+        """Whether the reference is held in 4 bit."""
+        return self.load_in_4bit if self.ref_load_in_4bit is None else self.ref_load_in_4bit
+
+    @property
+    def reference_kind(self) -> Literal["base", "adapter", "model"]:
+        """What the reference is: the policy's `base` or its `adapter` as it was, with no second copy, or another `model`."""
+        is_other = self.ref_model_name not in (None, self.model_name) or self.reference_in_4bit != self.load_in_4bit
+        if is_other or not self.use_lora:
+            return "model"
+        return "adapter" if self.adapter_name and self.adapter_reference == "adapter" else "base"
 
     @property
     def effective_learning_rate(self) -> float:
@@ -118,6 +169,11 @@ class TrainingSettings(BaseModel):
         targets = self.lora_target_modules
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
             raise ValueError("lora_target_modules must not name lm_head: the fused loss would ignore its adapter")
+        if self.adapter_name and not self.use_lora:
+            raise ValueError("adapter_name needs use_lora=true: full fine-tuning trains no adapter")
+        if self.early_stopping_metric not in self.early_stopping_metrics:
+            known = ", ".join(self.early_stopping_metrics)
+            raise ValueError(f"early_stopping_metric must be one of {known}, not {self.early_stopping_metric!r}")
         return self
 
 
@@ -125,11 +181,21 @@ class KTOSettings(TrainingSettings):
     """Kahneman-Tversky Optimization: rows with one completion and a label (arXiv:2402.01306)."""
 
     method_name: ClassVar[Method] = "kto"
+    early_stopping_metrics: ClassVar[dict[str, bool]] = {
+        "loss": False,
+        "kto_loss": False,
+        "overall_accuracy": True,
+        "desirable_accuracy": True,
+        "undesirable_accuracy": True,
+    }
 
     desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
     undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
     use_ref_model: bool = Field(
         True, description="`false`: hold no reference copy; the same loss, with the adapter switched off."
+    )
+    use_confidence: bool = Field(
+        False, description="Multiply each row's loss by its `confidence` (above 0, at most 1; absent: 1)."
     )
 
     @model_validator(mode="after")
@@ -140,10 +206,21 @@ class KTOSettings(TrainingSettings):
             )
         if not self.use_ref_model and self.ref_model_name not in (None, self.model_name):
             raise ValueError("use_ref_model=false cannot be combined with another ref_model_name")
+        if not self.use_ref_model and self.use_lora and self.reference_in_4bit != self.load_in_4bit:
+            raise ValueError("use_ref_model=false holds no copy, so ref_load_in_4bit must not differ from load_in_4bit")
         return self
 
 
 class _PairSettings(TrainingSettings):
+    early_stopping_metrics: ClassVar[dict[str, bool]] = {
+        "loss": False,
+        "preference_loss": False,
+        "preference_accuracy": True,
+        "margin": True,
+        "confidence": True,
+        "chosen_nll": False,
+    }
+
     learning_rate: Positive = Field(5e-7, le=1, description="Peak learning rate, before the cap.")
     learning_rate_cap: Positive | None = Field(
         5e-7, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."

@@ -5,16 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer_core.config import PreferenceConfig
-from trainer_core.errors import DataInvalid, Detail
+from datasets import Dataset
+
+from trainer_core.config import KTOSettings, PreferenceConfig
+from trainer_core.errors import DataInvalid, DataOverlong, Detail
 from trainer_core.methods import MODULES
 from trainer_core.observer import Observer
-from trainer_core.rows import Row, read_rows
+from trainer_core.plan import suggested_weights
+from trainer_core.row_rules import Row, comparable
+from trainer_core.rows import MAX_ERRORS, check_rows, read_rows
 from trainer_core.tokens import Renderer, TokenReport, encode_rows
 
 # A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
 _FALLBACK_SHARE = 0.05
 _FALLBACK_MIN_ROWS = 40
+# How far the weighted ratio of the labels may lie outside of the paper's range before it is worth a warning.
+_RATIO_TOLERANCE = 1.25
 
 
 class PreferenceData:
@@ -32,6 +38,7 @@ class PreferenceData:
         self.train: list[Row] = []
         self.validation: list[Row] = []
         self.held_back: list[Row] = []
+        self._left_over = 0
         self._reports: dict[str, TokenReport] = {}
 
     def load(self) -> None:
@@ -43,76 +50,129 @@ class PreferenceData:
             validation = read_rows(Path(self.config.eval_dataset_path), method)["train"]
         encoded = self._encode("train", train)
         if validation:
-            self.validation = self._planned(self._encode("validation", validation))
+            self.validation = self._arranged(self._encode("validation", validation))
         elif self.config.validation_split:
             encoded, apart = self._split(encoded, self.config.validation_split)
-            self.validation = self._planned(apart)
+            self.validation = self._arranged(apart)
         elif len(encoded) >= _FALLBACK_MIN_ROWS:
             encoded, apart = self._split(encoded, _FALLBACK_SHARE)
-            self.held_back = self._planned(apart)
-        self.train = self._planned(encoded)
+            self.held_back = self._arranged(apart)
+        self.train = self._module.plan(encoded, self.config)
+        self._left_over = len(encoded) - len(self.train)
         self._check_labels()
 
     def prepare(self, rows: Iterable[Row]) -> list[Row]:
         """Raw rows in the form of `validation`. Raises as `load` does."""
-        return self._planned(encode_rows(list(rows), self.renderer, self.config)[0])
+        return self._arranged(self.encoded(rows))
+
+    def encoded(self, rows: Iterable[Row]) -> list[Row]:
+        """Raw rows with their token ids, in their order. Raises as `load` does."""
+        checked = check_rows(rows, self.config.preference_method)
+        self._check_confidence(checked)
+        return self._not_empty(encode_rows(checked, self.renderer, self.config)[0])
+
+    def dataset(self, rows: list[Row]) -> Dataset:
+        """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
+        return Dataset.from_list([{name: row[name] for name in self._module.COLUMNS if name in row} for row in rows])
+
+    def planned(self, dataset: Dataset) -> Dataset:
+        """A dataset from `tokenize_and_format` or `tokenize_and_format_kto`, in training order."""
+        rows = [{"row": number, **row} for number, row in enumerate(dataset, start=1)]  # pyright: ignore
+        return self.dataset(self._module.plan(rows, self.config))
 
     def tokenize_and_format_kto(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """For `Dataset.map(batched=True)`: adds `prompt_ids` and `completion_ids` to KTO rows."""
-        return self._format(batch, ("prompt_ids", "completion_ids"))
+        """For `Dataset.map(batched=True)`: adds `prompt_ids` and `completion_ids` to KTO rows, and cuts or drops rows."""
+        return self._format(batch)
 
     def tokenize_and_format(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """For `Dataset.map(batched=True)`: adds `prompt_ids`, `chosen_ids` and `rejected_ids` to pairs."""
-        return self._format(batch, ("prompt_ids", "chosen_ids", "rejected_ids"))
+        """For `Dataset.map(batched=True)`: adds `prompt_ids`, `chosen_ids` and `rejected_ids` to pairs, likewise."""
+        return self._format(batch)
 
     def report(self) -> dict[str, Any]:
         """Rows and tokens of each file's part, with cuts and drops, and how many rows each use got of them."""
-        used = {
+        used: dict[str, Any] = {
             "rows_trained_on": len(self.train),
             "rows_validated_on": len(self.validation),
             "rows_held_back": len(self.held_back),
+            "rows_left_over": self._left_over,
         }
+        if self.config.preference_method == "kto":
+            desirable = sum(row["label"] for row in self.train)
+            counts = {"desirable_rows": desirable, "undesirable_rows": len(self.train) - desirable}
+            used |= {**counts, "suggested_weights": suggested_weights(*counts.values())}
         return {**{part: report.as_dict() for part, report in self._reports.items()}, **used}
 
-    def _format(self, batch: dict[str, list[Any]], columns: tuple[str, ...]) -> dict[str, list[Any]]:
+    def _format(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         encoded, _ = encode_rows(rows, self.renderer, self.config)
-        return {column: [row[column] for row in encoded] for column in columns}
+        answers = [f"{name}_ids" for name in ("completion", "chosen", "rejected") if name in batch]
+        return {name: [row[name] for row in encoded] for name in dict.fromkeys([*batch, "row", "prompt_ids", *answers])}
 
     def _encode(self, part: str, rows: list[Row]) -> list[Row]:
+        self._check_confidence(rows)
         encoded, report = encode_rows(rows, self.renderer, self.config)
         self._reports[part] = report
-        touched = report.prompts_cut + report.completions_cut + len(report.rows_dropped)
-        if touched:
+        if report.rows_cut or report.rows_dropped:
             self._observer.warning(
                 "rows_overlong",
                 f"{part}: {report.prompts_cut} prompts and {report.completions_cut} answers were cut, "
                 f"{len(report.rows_dropped)} of {len(rows)} rows dropped (max_prompt_length="
                 f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
             )
-        return encoded
+        return self._not_empty(encoded)
 
-    def _planned(self, rows: list[Row]) -> list[Row]:
-        return self._module.plan(rows, self.config)
+    def _not_empty(self, rows: list[Row]) -> list[Row]:
+        if not rows:
+            raise DataOverlong("every row is longer than the limits, so none is left")
+        return rows
+
+    def _check_confidence(self, rows: list[Row]) -> None:
+        if not (isinstance(self.config, KTOSettings) and self.config.use_confidence):
+            return
+        wrong = [
+            Detail("confidence", f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}", row["row"])
+            for row in rows
+            if "confidence" in row and not _is_share(row["confidence"])
+        ]
+        if wrong:
+            raise DataInvalid(f"line {wrong[0].line}: confidence: {wrong[0].reason}", wrong[:MAX_ERRORS])
+
+    def _arranged(self, rows: list[Row]) -> list[Row]:
+        return self._module.arrange(rows, self.config)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
         """Sets a seeded share of the prompts apart, so that no prompt is on both sides."""
-        prompts = sorted({str(row["prompt"]) for row in rows})
+        prompts = sorted({comparable(row["prompt"]) for row in rows})
         random.Random(self.config.seed).shuffle(prompts)
         apart = set(prompts[: max(1, round(len(prompts) * share))])
-        kept = [row for row in rows if str(row["prompt"]) not in apart]
+        kept = [row for row in rows if comparable(row["prompt"]) not in apart]
         if not kept:
             raise DataInvalid(
                 "validation_split leaves no training row: all rows have one prompt",
                 [Detail("validation_split", "leaves no training row")],
             )
-        return kept, [row for row in rows if str(row["prompt"]) in apart]
+        return kept, [row for row in rows if comparable(row["prompt"]) in apart]
 
     def _check_labels(self) -> None:
-        if self.config.preference_method != "kto":
+        if not isinstance(self.config, KTOSettings):
             return
         desirable = sum(row["label"] for row in self.train)
         undesirable = len(self.train) - desirable
-        if not desirable or not undesirable:
+        weights = suggested_weights(desirable, undesirable)
+        if weights is None:
             only = "desirable" if desirable else "undesirable"
             self._observer.warning("one_label_only", f"all training rows are {only}; KTO learns from the contrast of both")
+            return
+        ratio = self.config.desirable_weight * desirable / (self.config.undesirable_weight * undesirable)
+        if not 1 / _RATIO_TOLERANCE <= ratio <= 4 / 3 * _RATIO_TOLERANCE:
+            self._observer.warning(
+                "labels_unbalanced",
+                f"{desirable} desirable and {undesirable} undesirable rows with these weights give a ratio of {ratio:.2f}, "
+                "which should lie between 1 and 1.33: set desirable_weight to "
+                f"{weights['desirable_weight_min']:.2f}–{weights['desirable_weight_max']:.2f}, or undesirable_weight to "
+                f"{weights['undesirable_weight_min']:.2f}–{weights['undesirable_weight_max']:.2f}, and the other to 1",
+            )
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1

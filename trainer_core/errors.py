@@ -8,6 +8,7 @@ TafdilError
 ├── ModelRefused        a model that exists and may not or cannot be used
 ├── ReferenceMismatch   the reference is not the model that the config names
 ├── NonfiniteLoss       the loss became NaN or infinite
+├── DiskFull            a checkpoint or the model could not be written
 └── Stopped             training left at a step boundary because it was asked to
 
 To add an error: add its code to `CODES` (with retry advice and a hint), then a class here if the library raises it.
@@ -140,6 +141,10 @@ class ReferenceMismatch(TafdilError):
 
 class NonfiniteLoss(TafdilError):
     code = "nonfinite_loss"
+
+
+class DiskFull(TafdilError):
+    code = "disk_full"
 
 
 class Stopped(TafdilError):

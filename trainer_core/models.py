@@ -1,21 +1,19 @@
-"""Models: loading, precision, LoRA, the reference, and fingerprints of weights.
+"""Models: loading, precision, 4-bit weights, LoRA adapters.
 
 Loads safetensors only, and never runs code that a model brings along.
 """
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
 from trainer_core.config import TrainingSettings
-from trainer_core.errors import ModelNotFound, ModelRefused, SpecInvalid
-from trainer_core.scoring import adapter_off
+from trainer_core.errors import Detail, ModelNotFound, ModelRefused, SpecInvalid
+from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Locate = Callable[[str], str]
@@ -50,7 +48,7 @@ def weights_dtype(use_lora: bool, precision: Precision) -> torch.dtype:
 
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model. Raises `ModelNotFound` or `ModelRefused`."""
-    with _Loading(path):
+    with loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
         raise ModelRefused(f"the tokenizer of {path} has no end token")
@@ -59,38 +57,70 @@ def load_tokenizer(path: str) -> Any:
     return tokenizer
 
 
-def load_model(path: str, dtype: torch.dtype) -> Any:
+def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
     """A causal language model on the best device here. Raises `ModelNotFound` or `ModelRefused`."""
-    with _Loading(path):
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, attn_implementation="sdpa"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options: dict[str, Any] = {}
+    if in_4bit:
+        quantization = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")
+        options = {"quantization_config": quantization, "device_map": {"": device}}
+    with loading(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **options,
+        )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ModelRefused(f"the files of the model {path!r} lack {len(missing)} weights, the first is {missing[0]}")
+    return model if in_4bit else model.to(device)
 
 
-class _Loading:
-    """Turns what transformers raises for a missing or unsuitable model into the product's errors."""
+class loading:  # noqa: N801  # reads as a function: `with loading(path):`
+    """Turns what transformers and peft raise for a missing or unsuitable model into the product's errors."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, field: str = "model_name") -> None:
+        self._path, self._field = path, field
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | ValueError):
+        if not isinstance(error, OSError | ValueError | RuntimeError | KeyError):
             return
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if isinstance(error, OSError) and not Path(self._path).is_dir():
-            raise ModelNotFound(f"no model {self._path!r} here: {reason}") from error
-        raise ModelRefused(f"the model {self._path!r} cannot be loaded: {reason}") from error
+            raise ModelNotFound(f"no model {self._path!r} here: {reason}", [Detail(self._field, "is not found")]) from error
+        raise ModelRefused(
+            f"the model {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]
+        ) from error
 
 
-def load_policy(settings: TrainingSettings, path: str, precision: Precision) -> Any:
-    """The model to train: base with new LoRA adapters, or all weights in float32 with mixed precision."""
-    model = load_model(path, weights_dtype(settings.use_lora, precision))
+def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None, precision: Precision) -> Any:
+    """The model to train: base with new LoRA adapters or with one to go on from, or all weights in float32.
+
+    An adapter that is its own reference has a frozen copy under the name `REFERENCE_ADAPTER`.
+    """
+    in_4bit = settings.load_in_4bit and settings.use_lora
+    model = load_model(path, weights_dtype(settings.use_lora, precision), in_4bit)
     if not settings.use_lora:
         return model
+    if adapter_path:
+        with loading(adapter_path, "adapter_name"):
+            policy = PeftModel.from_pretrained(model, adapter_path, is_trainable=True)
+        if settings.reference_kind == "adapter":
+            copy_adapter(policy)
+        return policy
     # Adapters are drawn at random, so the seed must be set here for two runs to be the same.
     set_seed(settings.seed)
     targets = settings.lora_target_modules
@@ -106,54 +136,17 @@ def load_policy(settings: TrainingSettings, path: str, precision: Precision) -> 
         raise SpecInvalid(f"lora_target_modules={targets!r} does not fit the model: {error}") from error
 
 
-def load_reference(path: str, dtype: torch.dtype) -> Any:
+@torch.no_grad()
+def copy_adapter(policy: PeftModel) -> None:
+    """Keeps the adapter as it is now, frozen, as the reference."""
+    policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[TRAINED_ADAPTER])
+    for name, tensor in policy.named_parameters():
+        if f".{TRAINED_ADAPTER}." in name:
+            copy = policy.get_parameter(name.replace(f".{TRAINED_ADAPTER}.", f".{REFERENCE_ADAPTER}."))
+            copy.copy_(tensor)
+            copy.requires_grad_(False)
+
+
+def load_reference(path: str, dtype: torch.dtype, in_4bit: bool) -> Any:
     """A frozen model in evaluation mode."""
-    return load_model(path, dtype).eval().requires_grad_(False)
-
-
-class BaseView:
-    """The base of a LoRA model as a model of its own: same tensors, adapters off, no gradients."""
-
-    def __init__(self, policy: PeftModel) -> None:
-        self._policy = policy
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        for name, parameter in base_tensors(self._policy):
-            yield name, parameter.detach()
-
-    def parameters(self) -> Iterator[Tensor]:
-        return (parameter for _, parameter in self.named_parameters())
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with adapter_off(self._policy):
-            return self._policy(*args, **kwargs)
-
-    def __repr__(self) -> str:
-        return f"BaseView(of={type(self._policy.get_base_model()).__name__}, device={self.device})"
-
-
-def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The weights without adapters, under the names that the base model gives them."""
-    prefix = "base_model.model."
-    for name, tensor in model.named_parameters():
-        if "lora_" not in name:
-            yield name.removeprefix(prefix).replace(".base_layer.", "."), tensor
-
-
-def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The adapters' weights alone."""
-    return ((name, tensor) for name, tensor in model.named_parameters() if "lora_" in name)
-
-
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (hex) over names, shapes and bytes of live tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return load_model(path, dtype, in_4bit).eval().requires_grad_(False)

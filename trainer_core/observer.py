@@ -5,7 +5,7 @@ The library's default passes warnings on to Python's and is otherwise silent; th
 
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Phase = Literal["preparing", "loading", "training", "evaluating", "saving"]
 
@@ -21,6 +21,12 @@ class Observer:
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
         """Metric values at a step. A value that is NaN or infinite arrives as None."""
+
+    def data(self, report: dict[str, Any]) -> None:
+        """What the data is, before training starts: rows, tokens, cuts and drops; see `PreferenceData.report`."""
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Answers (`prompt`, `response`, `tokens`) that the model gave at an evaluation."""
 
     def warning(self, code: str, message: str) -> None:
         """Something is probably not what the user wanted."""

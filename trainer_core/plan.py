@@ -1,42 +1,82 @@
 """The data plan: the order in which rows train, and the KL partner of each KTO row. Seeded, and hashed.
 
-TRL's KTO trainer reads rows in the order given and estimates the KL term from mismatched pairs inside a batch, so order
-is part of the method: every batch should hold both labels, and a row's partner must answer another prompt.
+Rows of similar length share a batch, so little padding is paid for. TRL's KTO trainer reads rows in the order given and
+estimates its KL term inside a batch, so there order is part of the method: every batch holds both labels wherever the data
+allow it, neighbours have different prompts, and no batch has a single row.
 """
 
 import hashlib
 import json
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import chain, pairwise
 
-from trainer_core.rows import Row
+from trainer_core.row_rules import Row, comparable
+
+# Batches among which lengths are matched: wide enough to match well, narrow enough that order stays random.
+_WINDOW_BATCHES = 32
+# Range of (λ_D · n_D) / (λ_U · n_U): Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8.
+_WEIGHT_RATIO = (1.0, 4 / 3)
+_PARTNERS_TRIED = 200
 
 
-def plan_kto(rows: Sequence[Row], batch_size: int, seed: int) -> list[Row]:
-    """KTO rows in training order, each with `KL_completion_ids` (another prompt's answer, where there is one).
+def plan_kto(rows: Sequence[Row], batch_size: int, seed: int, *, keep_all: bool = False) -> list[Row]:
+    """KTO rows in training order, the same for every epoch, each with `KL_completion_ids`.
 
-    Labels are spread evenly over the whole order, so each batch has both whenever the data allow it. Within a batch, row
-    i takes the answer of row i-1 and the first that of the last (TRL's rotation); a last batch of one row takes its
-    partner from the batch before.
+    Both labels are spread evenly over the whole order. When one row would be left for the last batch, a row of the more
+    frequent label is left out: it would weigh as much as a whole batch. `keep_all` keeps it, for evaluation.
     """
-    order = _spread_labels(rows, random.Random(seed))
-    _part_neighbours(order)
-    planned: list[Row] = []
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        for offset, row in enumerate(batch):
-            partner = batch[offset - 1]
-            if partner["prompt"] == row["prompt"]:
-                partner = _other_prompt(order, start + offset)
-            planned.append({**row, "KL_completion_ids": partner["completion_ids"]})
-    return planned
+    rng = random.Random(seed)
+    groups = [[row for row in rows if row["label"] is label] for label in (True, False)]
+    fewer, more = sorted(groups, key=len)
+    for group in (fewer, more):
+        rng.shuffle(group)
+    if len(rows) > 1 and len(rows) % batch_size == 1 and not keep_all:
+        more.pop()
+    batches = list(_kto_batches(fewer, more, batch_size, rng))
+    return _with_partners([_apart(batch) for batch in batches])
 
 
-def plan_pairs(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Pairs in a seeded order; the trainer draws a new seeded order every epoch."""
-    order = list(rows)
-    random.Random(seed).shuffle(order)
-    return order
+def plan_pairs(rows: Sequence[Row], batch_size: int, seed: int) -> list[Row]:
+    """Pairs in the order of the first epoch."""
+    return [rows[i] for i in batched_order([row_tokens(row) for row in rows], batch_size, random.Random(seed))]
+
+
+def batched_order(lengths: Sequence[int], batch_size: int, rng: random.Random) -> list[int]:
+    """Indices in an order whose batches hold similar lengths.
+
+    The longest comes in the first batch, so memory that does not suffice shows at once. A last batch that is not full
+    holds random rows.
+    """
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    full = len(order) // batch_size * batch_size
+    batches: list[list[int]] = []
+    for start in range(0, full, batch_size * _WINDOW_BATCHES):
+        window = sorted(order[start : min(full, start + batch_size * _WINDOW_BATCHES)], key=lambda i: lengths[i])
+        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    rng.shuffle(batches)
+    if batches:
+        longest = max(range(len(batches)), key=lambda i: max(lengths[j] for j in batches[i]))
+        batches.insert(0, batches.pop(longest))
+    return [i for batch in batches for i in batch] + order[full:]
+
+
+def suggested_weights(desirable: int, undesirable: int) -> dict[str, float] | None:
+    """Weights that balance the labels, with the other weight at 1; None when a label has no row.
+
+    λ_D · n_D / (λ_U · n_U) shall lie between 1 and 4/3 (arXiv:2402.01306, eq. 8).
+    """
+    if not desirable or not undesirable:
+        return None
+    low, high = _WEIGHT_RATIO
+    return {
+        "desirable_weight_min": low * undesirable / desirable,
+        "desirable_weight_max": high * undesirable / desirable,
+        "undesirable_weight_min": desirable / undesirable / high,
+        "undesirable_weight_max": desirable / undesirable / low,
+    }
 
 
 def fingerprint(rows: Sequence[Row]) -> str:
@@ -48,29 +88,67 @@ def fingerprint(rows: Sequence[Row]) -> str:
     return digest.hexdigest()
 
 
-def _spread_labels(rows: Sequence[Row], rng: random.Random) -> list[Row]:
-    placed: list[tuple[float, Row]] = []
-    for label in (True, False):
-        group = [row for row in rows if row["label"] is label]
-        rng.shuffle(group)
-        placed += [((i + 0.5) / len(group), row) for i, row in enumerate(group)]
-    return [row for _, row in sorted(placed, key=lambda item: item[0])]
+def row_tokens(row: Row) -> int:
+    """Tokens of a row's prompt with its longest answer."""
+    answers = [len(row[name]) for name in ("completion_ids", "chosen_ids", "rejected_ids") if name in row]
+    return len(row["prompt_ids"]) + max(answers)
 
 
-def _part_neighbours(order: list[Row]) -> None:
-    """Swaps rows of one label until neighbours have different prompts, as far as a short search finds a place."""
-    for i in range(1, len(order)):
-        if order[i]["prompt"] != order[i - 1]["prompt"]:
-            continue
-        for j in range(i + 1, min(i + 200, len(order))):
-            if order[j]["label"] is order[i]["label"] and order[j]["prompt"] != order[i - 1]["prompt"]:
-                order[i], order[j] = order[j], order[i]
-                break
+def _kto_batches(fewer: list[Row], more: list[Row], batch_size: int, rng: random.Random) -> Iterator[list[Row]]:
+    """Batches in training order; within a window of batches, rows of similar length go together."""
+    quotas = _quotas(len(fewer), len(more), batch_size)
+    for first in range(0, len(quotas), _WINDOW_BATCHES):
+        window = quotas[first : first + _WINDOW_BATCHES]
+        few = sorted((fewer.pop() for _ in range(sum(quota for quota, _ in window))), key=row_tokens)
+        many = sorted((more.pop() for _ in range(sum(size - quota for quota, size in window))), key=row_tokens)
+        batches: list[list[Row]] = [[] for _ in window]
+        # The quotas keep their places; which of them gets the short rows and which the long ones is drawn.
+        for place in rng.sample(range(len(window)), len(window)):
+            quota, size = window[place]
+            batches[place] = few[:quota] + many[: size - quota]
+            del few[:quota], many[: size - quota]
+        yield from batches
 
 
-def _other_prompt(order: list[Row], index: int) -> Row:
-    """The nearest earlier row (wrapping around) with another prompt; the row itself when there is none."""
-    for step in range(1, len(order)):
-        if order[index - step]["prompt"] != order[index]["prompt"]:
-            return order[index - step]
-    return order[index]
+def _quotas(fewer: int, more: int, batch_size: int) -> list[tuple[int, int]]:
+    """(rows of the rarer label, rows) of each batch, spread evenly; both labels in each where there are enough."""
+    total = fewer + more
+    full, tail = divmod(total, batch_size)
+    in_tail = round(tail * fewer / total) if tail else 0
+    if tail > 1 and fewer > full:
+        in_tail = min(max(in_tail, 1), tail - 1)
+    left = fewer - in_tail
+    # Half a step in, so that a rare label comes neither at once nor late.
+    marks = [(2 * i * left + full) // (2 * full) for i in range(full + 1)] if full else []
+    return [(later - earlier, batch_size) for earlier, later in pairwise(marks)] + ([(in_tail, tail)] if tail else [])
+
+
+def _apart(batch: list[Row]) -> list[Row]:
+    """The rows of a batch in an order in which neighbours have different prompts, as far as there is one."""
+    counts = Counter(comparable(row["prompt"]) for row in batch)
+    together = sorted(batch, key=lambda row: (-counts[comparable(row["prompt"])], comparable(row["prompt"])))
+    places = [*range(0, len(batch), 2), *range(1, len(batch), 2)]
+    return [row for _, row in sorted(zip(places, together, strict=True), key=lambda item: item[0])]
+
+
+def _with_partners(batches: list[list[Row]]) -> list[Row]:
+    """Gives row i the answer of row i-1 of its batch, and the first that of the last (TRL's rotation).
+
+    Where that row has the same prompt, the nearest earlier row of the batch that has another, else one of the whole order.
+    """
+    order = [row for batch in batches for row in batch]
+    prompts = [comparable(row["prompt"]) for row in order]
+    other = next((i for i, prompt in enumerate(prompts) if prompt != prompts[0]), 0)
+    planned: list[Row] = []
+    start = 0
+    for batch in batches:
+        for place in range(len(batch)):
+            index = start + place
+            inside = (start + (place - step) % len(batch) for step in range(1, len(batch)))
+            outside = ((index - step) % len(order) for step in range(1, min(len(order), _PARTNERS_TRIED)))
+            mismatched = (i for i in chain(inside, outside, (other, 0)) if prompts[i] != prompts[index])
+            # With one prompt in all rows no answer is mismatched; another row's is the nearest to it.
+            partner = next(mismatched, start + place - 1 if len(batch) > 1 else index - 1)
+            planned.append({**order[index], "KL_completion_ids": order[partner]["completion_ids"]})
+        start += len(batch)
+    return planned

@@ -5,18 +5,20 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 from transformers import TrainingArguments
 
 from trainer_core.base_trainer import BaseTrainer
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.errors import ReferenceMismatch
+from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint, side_fingerprint
 from trainer_core.methods import MODULES
-from trainer_core.models import BaseView, Locate, load_reference, same_name, weights_dtype
+from trainer_core.models import Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
-from trainer_core.rows import Row
-from trainer_core.scoring import Scores, adapter_off, score
+from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files
+from trainer_core.row_rules import Row, comparable
+from trainer_core.samples import answer, sample_metrics
+from trainer_core.scoring import Scores, score
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -29,10 +31,15 @@ class PreferenceTrainer(BaseTrainer):
     Args:
         config: a `KTOConfig`, `IPOConfig` or `CPOConfig`; its type decides the method.
         locate: from a model's name to what is loaded; the service looks below its models directory.
-        observer: receives phases, metrics, warnings and checkpoints.
+        observer: receives phases, metrics, samples, warnings and checkpoints.
+
+    Attributes:
+        ref_model: the reference, None until `setup_reference_model`, and for KTO with `use_ref_model=False`. Under LoRA a
+            frozen view of the policy's own weights, else a model.
 
     Raises:
         TypeError: `config` is none of the three.
+        ValueError: the config names a method that is none of the three.
     """
 
     def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
@@ -43,10 +50,15 @@ class PreferenceTrainer(BaseTrainer):
         self.preference_method: Method = self._get_training_method()
         self.ref_model: Any = None
         self._scoring_reference: Any = None
+        self._reference_sha256: str | None = None
         self._module = MODULES[self.preference_method]
+        self.nullable_metrics = self._module.NULLABLE
 
     def _get_training_method(self) -> Method:
-        return self.config.preference_method
+        method = self.config.preference_method
+        if method not in MODULES:
+            raise ValueError(f"{method!r} is no preference method; the methods are {', '.join(MODULES)}")
+        return method
 
     # -- reference
 
@@ -55,12 +67,8 @@ class PreferenceTrainer(BaseTrainer):
         """The name of the model that the policy is compared with."""
         return self.config.ref_model_name or self.config.model_name
 
-    @property
-    def _reference_is_base(self) -> bool:
-        return self.config.use_lora and self.reference_name == self.config.model_name
-
     def setup_reference_model(self) -> None:
-        """Makes `ref_model`: a frozen view of the base under LoRA, else a second frozen model.
+        """Makes `ref_model`: a frozen view of the policy's own weights under LoRA, else a second frozen model.
 
         KTO with `use_ref_model=False` has none.
         """
@@ -71,9 +79,11 @@ class PreferenceTrainer(BaseTrainer):
             self.ref_model = self._make_reference()
 
     def _make_reference(self) -> Any:
-        if self._reference_is_base:
-            return BaseView(self.model)
-        return load_reference(self.locate(self.reference_name), weights_dtype(self.config.use_lora, self.precision))
+        kind = self.config.reference_kind
+        if kind != "model":
+            return FrozenView(self.model, REFERENCE_ADAPTER if kind == "adapter" else None)
+        dtype = weights_dtype(self.config.use_lora, self.precision)
+        return load_reference(self.places.reference, dtype, self.config.reference_in_4bit)
 
     def _reference_for_scoring(self) -> Any:
         """The reference, also where training holds none; loaded when first needed."""
@@ -83,17 +93,55 @@ class PreferenceTrainer(BaseTrainer):
             self._scoring_reference = self._make_reference()
         return self._scoring_reference
 
+    def _known_reference(self) -> Any:
+        """The reference where it costs no memory to have it, else None."""
+        if self.config.reference_kind != "model":
+            return self._reference_for_scoring()
+        return self.ref_model or self._scoring_reference
+
     def check_reference(self) -> None:
-        if self.config.ref_model_name not in (None, self.config.model_name):
+        """Before the first step: the reference's weights are its files', and it answers as the policy where it must."""
+        reference = self._known_reference()
+        # Where no copy is held, the policy as it was loaded is the reference.
+        check_files(reference or self.model, self.places.reference, self.places.adapter)
+        self._reference_sha256 = self._reference_fingerprint(None)
+        is_other_model = self.config.ref_model_name not in (None, self.config.model_name)
+        is_other_precision = self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
+        is_without_its_adapter = bool(self.config.adapter_name) and self.config.reference_kind == "base"
+        if reference is None or is_other_model or is_other_precision or is_without_its_adapter:
             return
-        policy, reference = self._scores(self.data_loader.train[:_ROWS_CHECKED])
-        difference = max((policy[name].logps - reference[name].logps).abs().max().item() for name in policy)
-        tokens = max(policy[name].tokens.max().item() for name in policy)
-        if difference > _AGREEMENT[self.precision] * max(1.0, tokens / 10):
+        scores = self._scores(self.data_loader.train[:_ROWS_CHECKED]).values()
+        difference = max(answers.ratios.abs().max().item() for answers in scores)
+        tokens = max(answers.tokens.max().item() for answers in scores)
+        # NaN compares as false.
+        if not difference <= _AGREEMENT[self.precision] * max(1.0, tokens / 10):
             raise ReferenceMismatch(
                 f"before the first step the reference {self.reference_name!r} must answer as the model does, but "
                 f"log-probabilities differ by {difference:.4g} nats"
             )
+
+    def check_reference_kept(self) -> None:
+        if self._reference_fingerprint(None) != self._reference_sha256:
+            raise ReferenceMismatch(f"the reference {self.reference_name!r} changed while the model trained")
+
+    def _reference_fingerprint(self, base: str | None) -> str | None:
+        """Of the reference's live tensors; of the policy's before training where it holds no copy.
+
+        Args:
+            base: the fingerprint of the policy's base, where it is known already.
+        """
+        reference = self._known_reference()
+        if reference is None and self._has_trained:
+            return self._reference_sha256
+        if isinstance(reference, FrozenView):
+            return side_fingerprint(base or fingerprint(base_tensors(self.model)), self.model, reference.adapter)
+        return fingerprint(base_tensors(reference if reference is not None else self.model))
+
+    def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
+        return {
+            "reference": self.config.reference_kind,
+            "reference_sha256": self._reference_fingerprint(base_fingerprint),
+        }
 
     # -- training
 
@@ -101,33 +149,40 @@ class PreferenceTrainer(BaseTrainer):
         """The TRL trainer of the method.
 
         Args:
-            dataset: tokenised and planned rows (`data_loader.train`).
+            dataset: training rows: planned (`data_loader.dataset`), or as `data_loader.tokenize_and_format` or
+                `tokenize_and_format_kto` maps them, or as in a file.
             training_args: from `get_training_arguments()`.
             callbacks: transformers callbacks.
         """
-        options: dict[str, Any] = {}
-        if self.preference_method != "cpo" and not isinstance(self.ref_model, BaseView):
-            options["ref_model"] = self.ref_model
+        self.setup_reference_model()
         validation = self.data_loader.validation
-        trainer = self._module.trainer_class()(
-            model=self.model,
-            args=training_args,
-            train_dataset=dataset,
-            eval_dataset=Dataset.from_list(validation) if validation else None,
-            processing_class=self.tokenizer,
-            callbacks=callbacks,
-            **options,
-        )
-        if self._reference_is_base and "ref" in self.model.peft_config:
-            # TRL takes any adapter for a pretrained one and copies it as the reference. This one is new, so the base with
-            # the adapter off is the same reference without the copy.
-            self.model.delete_adapter("ref")
+        with _KeptAdapters(self.model, self.config.reference_kind == "adapter"):
+            options: dict[str, Any] = {}
+            if self.preference_method != "cpo" and not isinstance(self.ref_model, FrozenView):
+                options["ref_model"] = self.ref_model
+            trainer = self._module.trainer_class()(
+                model=self.model,
+                args=training_args,
+                train_dataset=self._planned(dataset),
+                eval_dataset=self.data_loader.dataset(validation) if validation else None,
+                processing_class=self.tokenizer,
+                callbacks=callbacks,
+                **options,
+            )
         trainer.observer = self.observer
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
         if validation:
-            trainer.preference_metrics = lambda: self._metrics(validation)
+            trainer.evaluated = self._during_evaluation
         return trainer
+
+    def _planned(self, dataset: Dataset) -> Dataset:
+        loader = self.data_loader
+        if "prompt_ids" not in dataset.column_names:
+            return loader.dataset(self._module.plan(loader.encoded(dataset), self.config))
+        planned = self._module.COLUMNS[:3]
+        is_planned = "row" in dataset.column_names and set(planned) <= set(dataset.column_names)
+        return dataset if is_planned else loader.planned(dataset)
 
     def _get_method_specific_args(self) -> dict[str, Any]:
         return self._module.method_arguments(self.config)
@@ -140,6 +195,7 @@ class PreferenceTrainer(BaseTrainer):
         has_validation = bool(self.data_loader.validation)
         arguments = self._module.arguments_class()(
             output_dir=config.output_dir,
+            run_name=f"{self.preference_method}-{config.model_name.rstrip('/').rpartition('/')[2]}",
             learning_rate=config.effective_learning_rate,
             num_train_epochs=config.num_train_epochs,
             max_steps=config.max_steps or -1,
@@ -169,7 +225,7 @@ class PreferenceTrainer(BaseTrainer):
             dataloader_pin_memory=config.dataloader_pin_memory and on_gpu,
             remove_unused_columns=False,
             prediction_loss_only=True,
-            report_to="none",
+            report_to=list(config.report_to),
             disable_tqdm=True,
             **self._module.trl_arguments(config),
         )
@@ -178,26 +234,33 @@ class PreferenceTrainer(BaseTrainer):
 
     # -- evaluation
 
-    def _scores(self, rows: list[Row]) -> tuple[dict[str, Scores], dict[str, Scores]]:
-        names = ("completion", "KL_completion") if self.preference_method == "kto" else ("chosen", "rejected")
+    def _scores(self, rows: list[Row]) -> dict[str, Scores]:
         reference = self._reference_for_scoring()
-        view = isinstance(reference, BaseView)
+        prompts = [row["prompt_ids"] for row in rows]
         batch_size = self.config.per_device_eval_batch_size
-        policy_scores: dict[str, Scores] = {}
-        reference_scores: dict[str, Scores] = {}
-        for name in names:
-            prompts, answers = [row["prompt_ids"] for row in rows], [row[f"{name}_ids"] for row in rows]
-            policy_scores[name] = score(self.model, prompts, answers, batch_size)
-            with adapter_off(self.model if view else reference):
-                reference_scores[name] = score(self.model if view else reference, prompts, answers, batch_size)
-        return policy_scores, reference_scores
+        return {
+            name: score(self.model, reference, prompts, [row[f"{name}_ids"] for row in rows], batch_size)
+            for name in self._module.ANSWERS
+        }
 
     def _metrics(self, rows: list[Row]) -> dict[str, float | None]:
-        policy, reference = self._scores(rows)
-        labels: Tensor | None = None
-        if self.preference_method == "kto":
-            labels = torch.tensor([row["label"] for row in rows])
-        return self._module.metrics(self.config, policy, reference, labels)
+        return self._module.metrics(self.config, self._scores(rows), rows)
+
+    def _during_evaluation(self) -> dict[str, float | None]:
+        """The method's metrics of the validation rows, and of the samples, which the observer gets."""
+        metrics = self._metrics(self.data_loader.validation)
+        prompts = self._sample_prompts()
+        if not prompts:
+            return metrics
+        samples = answer(self.model, self.data_loader.renderer, prompts, self.config.sample_max_length)
+        self.observer.samples(self.trainer.state.global_step, [sample.as_dict() for sample in samples])
+        return {**metrics, **sample_metrics(samples)}
+
+    def _sample_prompts(self) -> list[Any]:
+        if self.config.sample_prompts:
+            return list(self.config.sample_prompts)
+        distinct = {comparable(row["prompt"]): row["prompt"] for row in self.data_loader.validation}
+        return list(distinct.values())[: self.config.sample_generations]
 
     def _evaluation_rows(self, eval_dataset: Any) -> list[Row]:
         if eval_dataset is not None:
@@ -217,23 +280,25 @@ class PreferenceTrainer(BaseTrainer):
             eval_dataset: rows as in a file; default the validation data, else rows set apart before training.
 
         Returns:
-            `eval_loss` (TRL's), TRL's metrics, and those of `compute_preference_metrics` with the prefix `eval_`.
+            `eval_loss` (TRL's), TRL's metrics, and those of `compute_preference_metrics` with the prefix `eval_`. None
+            where no row has the label that a metric is about.
         """
         trainer = self.prepare()
         rows = self._evaluation_rows(eval_dataset)
-        during_training = trainer.preference_metrics
-        trainer.preference_metrics = lambda: self._metrics(rows)
+        during_training = trainer.evaluated
+        trainer.evaluated = lambda: self._metrics(rows)
         try:
-            results = trainer.evaluate(eval_dataset=Dataset.from_list(rows))
+            results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
         finally:
-            trainer.preference_metrics = during_training
-        return {**{name: value for name, value in results.items() if isinstance(value, int | float | None)}}
+            trainer.evaluated = during_training
+        missing = {f"eval_{name.removeprefix('eval_')}": None for name in self.nullable_metrics}
+        return {**missing, **{name: value for name, value in results.items() if isinstance(value, int | float | None)}}
 
     def compute_preference_metrics(self, eval_dataset: Dataset | Iterable[Row]) -> dict[str, float | None]:
         """The method's preference metrics over rows as in a file.
 
         KTO: `kto_loss`, `desirable_accuracy`, `undesirable_accuracy`, `overall_accuracy`. IPO and CPO: `preference_loss`,
-        `preference_accuracy`, `margin`, `confidence`. None where no row has the label.
+        `preference_accuracy`, `margin`, `confidence`. None where no row has the label. `docs/metrics.md` has the formulas.
         """
         self.load()
         return self._metrics(self.data_loader.prepare(eval_dataset))
@@ -253,17 +318,50 @@ class PreferenceTrainer(BaseTrainer):
             and `confidence_score`, IPO and CPO `preference_score` and `improvement_detected`.
         """
         self.load()
-        reference = self._reference_for_scoring()
-        pair = ModelPair(
-            self.model,
-            None if isinstance(reference, BaseView) else reference,
-            self.data_loader.renderer,
-            self.config.beta,
-        )
+        pair = ModelPair(self.model, self._reference_for_scoring(), self.data_loader.renderer, self.config.beta)
         return self._module.reply(pair.compare(prompt, max_new_tokens=max_length, **kwargs))
 
     def method_metadata(self) -> dict[str, Any]:
         return self._module.metadata(self.config, self.reference_name)
+
+
+class _KeptAdapters:
+    """Keeps a LoRA model's adapters as they are while a TRL trainer is made around it.
+
+    TRL takes any adapter for a pretrained one and copies it as the reference; and it rounds the adapters of a 4-bit model
+    to bfloat16. Here a new adapter's reference is the base, an old one's is the copy made when it was loaded, and what
+    trains stays in float32.
+    """
+
+    def __init__(self, model: Any, keeps_reference: bool) -> None:
+        self._model, self._keeps_reference = model, keeps_reference
+        self._trainable: dict[str, torch.Tensor] = {}
+        self._reference: dict[str, torch.Tensor] = {}
+
+    def __enter__(self) -> None:
+        if not hasattr(self._model, "peft_config"):
+            return
+        self._trainable = {n: p.detach().clone() for n, p in self._model.named_parameters() if p.requires_grad}
+        if self._keeps_reference:
+            self._reference = {n: p.detach().clone() for n, p in adapter_tensors(self._model, REFERENCE_ADAPTER)}
+            self._model.delete_adapter(REFERENCE_ADAPTER)
+
+    @torch.no_grad()
+    def __exit__(self, *error: Any) -> None:
+        if not hasattr(self._model, "peft_config"):
+            return
+        names = set(self._model.peft_config)
+        if not self._keeps_reference and REFERENCE_ADAPTER in names:
+            self._model.delete_adapter(REFERENCE_ADAPTER)
+        if self._keeps_reference:
+            if REFERENCE_ADAPTER not in names:
+                self._model.add_adapter(REFERENCE_ADAPTER, next(iter(self._model.peft_config.values())))
+            for name, tensor in adapter_tensors(self._model, REFERENCE_ADAPTER):
+                tensor.data = self._reference[name]
+                tensor.requires_grad_(False)
+        for name, tensor in self._model.named_parameters():
+            if name in self._trainable:
+                tensor.data = self._trainable[name]
 
 
 def create_preference_trainer(config: PreferenceConfig) -> PreferenceTrainer:

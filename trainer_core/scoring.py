@@ -4,74 +4,127 @@ Only answer positions reach the output layer, in slices, so memory does not grow
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer_core.reference import model_of, side_of
+
 _POSITIONS_A_SLICE = 1024
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of answers: `logps` (rows,) float64, summed over answer tokens, in nats; `tokens` (rows,) float64."""
+    """Scores of answers under a policy and its reference, each (rows,) float64.
+
+    Attributes:
+        logps, ref_logps: log-probabilities in nats, summed over answer tokens.
+        tokens: answer tokens, the end token included.
+        kl: KL(policy ‖ reference) in nats over the whole vocabulary, summed over answer positions.
+    """
 
     logps: Tensor
+    ref_logps: Tensor
     tokens: Tensor
+    kl: Tensor
 
     @property
     def avg_logps(self) -> Tensor:
-        """Mean log-probability a token, (rows,)."""
+        """Mean log-probability a token."""
         return self.logps / self.tokens
 
+    @property
+    def ratios(self) -> Tensor:
+        """log π(y|x) − log π_ref(y|x)."""
+        return self.logps - self.ref_logps
 
-def adapter_off(model: Any) -> AbstractContextManager[Any]:
-    """Inside it a LoRA model answers as its base does; other models are unchanged."""
-    return model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext()
+    @property
+    def avg_ratios(self) -> Tensor:
+        """The same a token."""
+        return self.ratios / self.tokens
 
 
 @torch.no_grad()
-def score(model: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_size: int = 8) -> Scores:
-    """Scores each answer after its prompt. The model's training mode is put back afterwards; no gradients."""
-    was_training = model.training
-    model.eval()
+def score(
+    policy: Any, reference: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_size: int = 8
+) -> Scores:
+    """Scores each answer after its prompt under both sides. The policy's training mode is put back; no gradients."""
+    was_training = policy.training
+    policy.eval()
     try:
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         order = sorted(range(len(answers)), key=lambda i: -lengths[i])
-        logps = torch.zeros(len(answers), dtype=torch.float64)
+        sums = torch.zeros(3, len(answers), dtype=torch.float64)
         for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            logps[batch] = _score_batch(model, [prompts[i] for i in batch], [answers[i] for i in batch])
+            chosen = order[start : start + batch_size]
+            batch = _Batch([prompts[i] for i in chosen], [answers[i] for i in chosen], policy)
+            sums[:, chosen] = batch.score(policy, reference)
     finally:
-        model.train(was_training)
-    return Scores(logps, torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64))
+        policy.train(was_training)
+    tokens = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
+    return Scores(sums[0], sums[1], tokens, sums[2])
 
 
-def _score_batch(model: Any, prompts: list[list[int]], answers: list[list[int]]) -> Tensor:
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
-    ids = torch.zeros(len(answers), width, dtype=torch.long)
-    attention = torch.zeros_like(ids)
-    is_answer = torch.zeros(len(answers), width, dtype=torch.bool)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        end = len(prompt) + len(answer)
-        ids[i, :end] = torch.tensor(prompt + answer)
-        attention[i, :end] = 1
-        is_answer[i, len(prompt) : end] = True
-    device = next(causal.parameters()).device
-    ids, attention, is_answer = ids.to(device), attention.to(device), is_answer.to(device)
-    hidden = causal.model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
-    # Position t predicts token t+1: an answer token at t is scored from the hidden state at t-1.
-    states, targets = hidden[:, :-1][is_answer[:, 1:]], ids[:, 1:][is_answer[:, 1:]]
-    head = causal.get_output_embeddings()
-    token_logps = torch.cat(
-        [
-            torch.log_softmax(head(piece).float(), dim=-1).gather(1, wanted[:, None])[:, 0]
-            for piece, wanted in zip(states.split(_POSITIONS_A_SLICE), targets.split(_POSITIONS_A_SLICE), strict=True)
+class _Batch:
+    """Prompts with their answers, padded on the right."""
+
+    def __init__(self, prompts: list[list[int]], answers: list[list[int]], model: Any) -> None:
+        width = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+        self.ids = torch.zeros(len(answers), width, dtype=torch.long)
+        self.attention = torch.zeros_like(self.ids)
+        is_answer = torch.zeros(len(answers), width, dtype=torch.bool)
+        for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            end = len(prompt) + len(answer)
+            self.ids[i, :end] = torch.tensor(prompt + answer)
+            self.attention[i, :end] = 1
+            is_answer[i, len(prompt) : end] = True
+        self.device = next(model.parameters()).device
+        self.ids, self.attention = self.ids.to(self.device), self.attention.to(self.device)
+        # Position t predicts token t+1: an answer token at t is scored from the hidden state at t-1.
+        self.predicts = is_answer[:, 1:].to(self.device)
+        self.targets = self.ids[:, 1:][self.predicts]
+
+    def score(self, policy: Any, reference: Any) -> Tensor:
+        """(3, rows) float64: the policy's and the reference's summed log-probabilities, and the summed KL."""
+        model = model_of(reference)
+        states = self._states(policy)
+        with side_of(reference):
+            ref_states = self._states(model)
+        pieces = [
+            self._score_slice(policy, model, *slices)
+            for slices in zip(
+                states.split(_POSITIONS_A_SLICE),
+                ref_states.split(_POSITIONS_A_SLICE),
+                self.targets.split(_POSITIONS_A_SLICE),
+                strict=True,
+            )
         ]
-    )
-    owners = is_answer[:, 1:].nonzero()[:, 0]
-    sums = torch.zeros(len(answers), dtype=torch.float64, device=device)
-    return sums.index_add_(0, owners, token_logps.double()).cpu()
+        owners = self.predicts.nonzero()[:, 0]
+        sums = torch.zeros(3, self.ids.shape[0], dtype=torch.float64, device=self.device)
+        return sums.index_add_(1, owners, torch.cat(pieces, dim=1)).cpu()
+
+    def _states(self, model: Any) -> Tensor:
+        """Hidden states at the positions that predict answer tokens, (answer tokens, width)."""
+        causal = _causal(model)
+        device = next(causal.parameters()).device
+        hidden = causal.model(
+            input_ids=self.ids.to(device), attention_mask=self.attention.to(device), use_cache=False
+        ).last_hidden_state
+        return hidden[:, :-1][self.predicts.to(device)].to(self.device)
+
+    def _score_slice(self, policy: Any, model: Any, states: Tensor, ref_states: Tensor, targets: Tensor) -> Tensor:
+        log_p = torch.log_softmax(_head(policy, states).float(), dim=-1)
+        log_q = torch.log_softmax(_head(model, ref_states).float(), dim=-1)
+        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
+        return torch.stack([log.gather(1, targets[:, None])[:, 0] for log in (log_p, log_q)] + [kl]).double()
+
+
+def _causal(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _head(model: Any, states: Tensor) -> Tensor:
+    head = _causal(model).get_output_embeddings()
+    return head(states.to(head.weight.device)).to(states.device)

@@ -4,11 +4,15 @@ Knows the tokenizer and the length limits. Knows nothing of models, losses or fi
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from jinja2 import TemplateError
+
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
-from trainer_core.rows import MAX_ERRORS, Row
+from trainer_core.row_rules import Row
+from trainer_core.rows import MAX_ERRORS
 
 if TYPE_CHECKING:
     from trainer_core.config import TrainingSettings
@@ -16,27 +20,44 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 
+_SHOWN_ROWS = 20
+
+
 @dataclass
 class TokenReport:
-    """What the length limits did to the rows, before any training. Rows count from 1, in file order."""
+    """Lengths of the rows, and what the limits did to them, before any training. Rows have their number in the file.
+
+    `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
+    """
 
     rows: int = 0
-    longest_tokens: int = 0
     total_tokens: int = 0
+    prompt_tokens: list[int] = field(default_factory=list)
+    answer_tokens: list[int] = field(default_factory=list)
     prompts_cut: int = 0
     completions_cut: int = 0
+    rows_cut: list[int] = field(default_factory=list)
     rows_dropped: list[int] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {
             "rows": self.rows,
-            "longest_tokens": self.longest_tokens,
             "total_tokens": self.total_tokens,
+            "prompt_tokens": _spread(self.prompt_tokens),
+            "answer_tokens": _spread(self.answer_tokens),
             "prompts_cut": self.prompts_cut,
             "completions_cut": self.completions_cut,
+            "first_rows_cut": self.rows_cut[:_SHOWN_ROWS],
             "rows_dropped": len(self.rows_dropped),
-            "first_rows_dropped": self.rows_dropped[:20],
+            "first_rows_dropped": self.rows_dropped[:_SHOWN_ROWS],
         }
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, int]:
+    """Median, 95th percentile and largest, each a length that occurs."""
+    ordered = sorted(lengths)
+    last = len(ordered) - 1
+    return {"median": ordered[last // 2], "p95": ordered[round(last * 0.95)], "max": ordered[-1]} if ordered else {}
 
 
 @dataclass(frozen=True)
@@ -73,34 +94,39 @@ class Renderer:
         """Token ids of `prompt_text`."""
         return self._ids(self.prompt_text(prompt))
 
-    def encode(self, prompt: str | Messages, answers: list[str | Messages]) -> Encoded:
-        """Ids of a prompt and of each answer after it.
+    def encode(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Encoded:
+        """Ids of a prompt and of each answer after it, which begins where the prompt ends.
 
         Raises:
-            DataInvalid: the prompt's ids are not the beginning of the ids of prompt and answer together, so training
-                would see another prompt than generation.
+            DataInvalid: the template refuses the messages, or renders the prompt differently once an answer follows, so
+                that training would see another prompt than generation.
         """
-        prompt_ids = self.prompt_ids(prompt)
-        return Encoded(prompt_ids, [self._answer_ids(prompt, prompt_ids, answer) for answer in answers])
+        return Encoded(self.prompt_ids(prompt), [self._answer_ids(prompt, answer) for answer in answers])
 
-    def _answer_ids(self, prompt: str | Messages, prompt_ids: list[int], answer: str | Messages) -> list[int]:
+    def _answer_ids(self, prompt: str | Messages, answer: str | Messages) -> list[int]:
         end: int = self.tokenizer.eos_token_id
         if not self.uses_template:
             text = answer if isinstance(answer, str) else "\n".join(message["content"] for message in answer)
             ids = self._ids(text)
             return ids if ids and ids[-1] == end else [*ids, end]
+        before = self.prompt_text(prompt)
         messages = _as_messages(prompt, "user") + _as_messages(answer, "assistant")
-        full_ids = self._ids(self._template(messages, add_generation_prompt=False))
-        if full_ids[: len(prompt_ids)] != prompt_ids:
+        whole = self._template(messages, add_generation_prompt=False)
+        if not whole.startswith(before):
             raise DataInvalid("the chat template renders the prompt differently once an answer follows it")
-        ids = full_ids[len(prompt_ids) :]
+        # Tokenised apart, as generation sees it: jointly, an answer that opens with a line break would merge with the
+        # prompt's last token, and the model would train on a prompt that it never gets.
+        ids = self._ids(whole[len(before) :])
         # Templates put a line break after the end token; generation has stopped by then, so nothing is learnt from it.
         while ids and ids[-1] != end and end in ids:
             ids.pop()
         return ids if ids and ids[-1] == end else [*ids, end]
 
     def _template(self, messages: Messages, *, add_generation_prompt: bool) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        except TemplateError as error:
+            raise DataInvalid(f"the chat template refuses these messages: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -124,7 +150,8 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
     encoded: list[Row] = []
     broken: list[Detail] = []
     overlong: list[Detail] = []
-    for number, row in enumerate(rows, start=1):
+    for index, row in enumerate(rows, start=1):
+        number = row.get("row") or index
         names = ("completion",) if "completion" in row else ("chosen", "rejected")
         try:
             ids = renderer.encode(row["prompt"], [row[name] for name in names])
@@ -132,6 +159,8 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
             broken.append(Detail("prompt", error.message, number))
             continue
         longest_answer = max(len(answer) for answer in ids.answers_ids)
+        report.prompt_tokens.append(len(ids.prompt_ids))
+        report.answer_tokens += [len(answer) for answer in ids.answers_ids]
         too_long = len(ids.prompt_ids) > settings.max_prompt_length
         too_long = too_long or len(ids.prompt_ids) + longest_answer > settings.max_length
         if too_long and settings.on_overlong == "reject":
@@ -140,10 +169,11 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
         elif too_long and settings.on_overlong == "drop":
             report.rows_dropped.append(number)
         else:
-            ids = _cut(ids, settings, report)
+            if too_long:
+                ids = _cut(ids, settings, report)
+                report.rows_cut.append(number)
             answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
             encoded.append({**row, "prompt_ids": ids.prompt_ids, **answers, "row": number})
-            report.longest_tokens = max(report.longest_tokens, len(ids.prompt_ids) + longest_answer)
             report.total_tokens += sum(len(ids.prompt_ids) + len(answer) for answer in ids.answers_ids)
     if broken:
         raise DataInvalid(f"{len(broken)} rows cannot be rendered, the first is row {broken[0].line}", broken[:MAX_ERRORS])
@@ -153,8 +183,6 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
             f"max_length={settings.max_length}, the first is row {overlong[0].line} ({overlong[0].reason})",
             overlong[:MAX_ERRORS],
         )
-    if not encoded:
-        raise DataOverlong("every row is longer than the limits, so none is left to train on")
     report.rows = len(encoded)
     return encoded, report
 

@@ -78,6 +78,12 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
         def metrics(self, step: int, values: dict[str, float | None]) -> None:
             reports.send("metrics", step=step, values=values)
 
+        def data(self, report: dict[str, Any]) -> None:
+            reports.send("data", report=report)
+
+        def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+            reports.send("samples", step=step, samples=samples)
+
         def warning(self, code: str, message: str) -> None:
             print(f"warning: {message}", flush=True)  # standard output is the job's log
             reports.send("warning", code=code, message=message)

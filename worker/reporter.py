@@ -1,7 +1,7 @@
 """From a training process's reports to the job's record, fenced, in order, and patient with the database.
 
-A report is a JSON object with a `type`: `phase`, `progress`, `metrics`, `warning`, `checkpoint`, `resumed`, and at the end
-one of `finished`, `failed` and `stopped`.
+A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`, `samples`, `warning`, `checkpoint`,
+`resumed`, and at the end one of `finished`, `failed` and `stopped`.
 """
 
 import logging

@@ -67,7 +67,9 @@ class Supervisor:
         """The attempt's directory, with what the training process reads. Raises `TafdilError`."""
         spec = job.resolved_spec
         settings = self._settings
-        names = {spec["model_name"], spec["ref_model_name"] or spec["model_name"]}
+        # A job that was stored before a field existed does without it.
+        named = [spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")]
+        names = {name for name in named if name}
         folder = attempt_dir(settings, job.id, job.attempt)
         folder.mkdir(parents=True, exist_ok=True)
         plan = {

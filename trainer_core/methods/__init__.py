@@ -3,12 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from torch import Tensor
-
 from trainer_core.comparison import Comparison
 from trainer_core.config import Method
 from trainer_core.methods import cpo, ipo, kto
-from trainer_core.rows import Row
+from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 
@@ -31,12 +29,23 @@ class MethodModule(Protocol):
         """What the TRL config takes of them."""
         ...
 
+    COLUMNS: tuple[str, ...]
+    """What of a row the TRL trainer gets."""
+    ANSWERS: tuple[str, ...]
+    """The answers of a row that metrics are computed from."""
+    NULLABLE: tuple[str, ...]
+    """Metrics that some batches cannot have: they are told as null then."""
+
     def plan(self, rows: Sequence[Row], config: Any) -> list[Row]:
         """Rows in training order."""
         ...
 
-    def metrics(self, config: Any, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None) -> Any:
-        """Preference metrics from scores, by answer field (`chosen`, `rejected` or `completion`, `KL_completion`)."""
+    def arrange(self, rows: Sequence[Row], config: Any) -> list[Row]:
+        """All rows, in the order of an evaluation."""
+        ...
+
+    def metrics(self, config: Any, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+        """Preference metrics from the scores of each of `ANSWERS`."""
         ...
 
     def metadata(self, config: Any, reference_name: str) -> dict[str, Any]:

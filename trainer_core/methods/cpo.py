@@ -13,6 +13,7 @@ The trainer is experimental in TRL, so this is the only file that imports it.
 """
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trainer_core.config import CPOSettings
-from trainer_core.methods.pairs import LABEL_NAMES, pair_metrics, plan, reply
-from trainer_core.methods.tokenized import TokenizedTrainer
-from trainer_core.rows import Row
+from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
+from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
+from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 with warnings.catch_warnings():
@@ -31,10 +32,10 @@ with warnings.catch_warnings():
     from trl.experimental.cpo import CPOConfig as TRLConfig
     from trl.experimental.cpo import CPOTrainer
 
-__all__ = ["LABEL_NAMES", "plan", "reply"]
+__all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
 
-class TokenizedCPOTrainer(TokenizedTrainer, CPOTrainer):
+class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
     """TRL's CPO trainer on tokenised rows."""
 
     def tokenize_row(self, feature: Row, model: Any = None) -> dict[str, Any]:
@@ -90,14 +91,11 @@ def preference_loss(delta: Tensor, config: CPOSettings) -> Tensor:
     return -(1 - config.label_smoothing) * logsigmoid(scaled) - config.label_smoothing * logsigmoid(-scaled)
 
 
-def metrics(
-    config: CPOSettings, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None
-) -> dict[str, float | None]:
-    chosen, rejected = policy["chosen"], policy["rejected"]
+def metrics(config: CPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+    chosen, rejected = scores["chosen"], scores["rejected"]
     nll = -chosen.logps.sum() / chosen.tokens.sum()
     losses = preference_loss(chosen.logps - rejected.logps, config) + config.cpo_alpha * nll
-    ratios = (chosen.logps - reference["chosen"].logps) - (rejected.logps - reference["rejected"].logps)
-    return pair_metrics(policy, losses, config.beta * ratios)
+    return pair_metrics(scores, losses, config.beta * (chosen.ratios - rejected.ratios))
 
 
 def metadata(config: CPOSettings, reference_name: str) -> dict[str, Any]:

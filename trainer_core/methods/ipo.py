@@ -11,6 +11,7 @@ Source: Azar et al. 2023, arXiv:2310.12036, eq. 17; the division by length follo
 authors. Label smoothing is ours: TRL ignores it for this loss.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -18,14 +19,15 @@ from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
 from trainer_core.config import IPOSettings
-from trainer_core.methods.pairs import LABEL_NAMES, pair_metrics, plan, reply
-from trainer_core.methods.tokenized import TokenizedTrainer
+from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
+from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
+from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
-__all__ = ["LABEL_NAMES", "plan", "reply"]
+__all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
 
-class TokenizedIPOTrainer(TokenizedTrainer, DPOTrainer):
+class TokenizedIPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):
     """TRL's DPO trainer on tokenised rows, with the label smoothing that TRL leaves out for IPO."""
 
     smoothing: float = 0.0
@@ -75,13 +77,9 @@ def ipo_loss(delta: Tensor, beta: float, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing) * (delta - target) ** 2 + label_smoothing * (delta + target) ** 2
 
 
-def metrics(
-    config: IPOSettings, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None
-) -> dict[str, float | None]:
-    delta = (policy["chosen"].avg_logps - reference["chosen"].avg_logps) - (
-        policy["rejected"].avg_logps - reference["rejected"].avg_logps
-    )
-    return pair_metrics(policy, ipo_loss(delta, config.beta, config.label_smoothing), config.beta * delta)
+def metrics(config: IPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+    delta = scores["chosen"].avg_ratios - scores["rejected"].avg_ratios
+    return pair_metrics(scores, ipo_loss(delta, config.beta, config.label_smoothing), config.beta * delta)
 
 
 def metadata(config: IPOSettings, reference_name: str) -> dict[str, Any]:

@@ -5,14 +5,16 @@ With r = log π(y|x) − log π_ref(y|x), summed over the completion, and z = ma
     loss = λ_D · (1 − σ(β (r − z)))    for a desirable row
     loss = λ_U · (1 − σ(β (z − r)))    for an undesirable row
 
-Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within the batch, as TRL does.
+With `use_confidence` each row's loss is multiplied by its confidence as well.
+
+Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within the batch, as TRL does. The
+confidence is ours.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from trl import KTOConfig as TRLConfig
 from trl import KTOTrainer
 
@@ -20,14 +22,32 @@ from trainer_core.comparison import Comparison
 from trainer_core.config import KTOSettings
 from trainer_core.methods.tokenized import TokenizedTrainer
 from trainer_core.plan import plan_kto
-from trainer_core.rows import Row
+from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 LABEL_NAMES = ["completion_labels"]
+COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "weight")
+ANSWERS = ("completion", "KL_completion")
+_BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
+NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy")
+"""Metrics that batches of one label cannot have."""
 
 
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
-    """TRL's KTO trainer on tokenised, planned rows."""
+    """TRL's KTO trainer on tokenised, planned rows, which may have a `weight` each."""
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        weights = inputs.pop("weight", None)
+        if weights is None:
+            return super()._compute_loss(model, inputs, return_outputs)
+        # TRL multiplies the losses of each label, in the order of the rows, by that label's weight.
+        by_label, is_desirable = (self.desirable_weight, self.undesirable_weight), inputs["label"].bool()
+        self.desirable_weight = by_label[0] * weights[is_desirable]  # pyright: ignore[reportAttributeAccessIssue]
+        self.undesirable_weight = by_label[1] * weights[~is_desirable]  # pyright: ignore[reportAttributeAccessIssue]
+        try:
+            return super()._compute_loss(model, inputs, return_outputs)
+        finally:
+            self.desirable_weight, self.undesirable_weight = by_label
 
 
 def trainer_class() -> type[Any]:
@@ -62,29 +82,38 @@ def trl_arguments(config: KTOSettings) -> dict[str, Any]:
 
 
 def plan(rows: Sequence[Row], config: KTOSettings) -> list[Row]:
-    return plan_kto(rows, config.per_device_train_batch_size, config.seed)
+    return plan_kto(_weighted(rows, config), config.per_device_train_batch_size, config.seed)
 
 
-def metrics(
-    config: KTOSettings, policy: dict[str, Scores], reference: dict[str, Scores], labels: Tensor | None
-) -> dict[str, float | None]:
-    """`kto_loss` and accuracies. A row is right when the sign of r − z is its label's; a tie counts a half.
+def arrange(rows: Sequence[Row], config: KTOSettings) -> list[Row]:
+    return plan_kto(_weighted(rows, config), config.per_device_eval_batch_size, config.seed, keep_all=True)
 
-    A label that no row has gives None for its accuracy.
+
+def _weighted(rows: Sequence[Row], config: KTOSettings) -> Sequence[Row]:
+    return [{**row, "weight": float(row.get("confidence", 1))} for row in rows] if config.use_confidence else rows
+
+
+def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+    """Metrics of labelled rows; `docs/metrics.md` has their formulas.
+
+    A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None.
     """
-    assert labels is not None
-    ratios = policy["completion"].logps - reference["completion"].logps
-    z = (policy["KL_completion"].logps - reference["KL_completion"].logps).mean().clamp(min=0)
+    labels = torch.tensor([row["label"] for row in rows])
+    ratios = scores["completion"].ratios
+    z = scores["KL_completion"].ratios.mean().clamp(min=0)
     signs = torch.where(labels, 1.0, -1.0).double()
     weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
+    weights = weights * torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float64)
     losses = weights * (1 - torch.sigmoid(config.beta * signs * (ratios - z)))
     right = ((signs * (ratios - z)).sign() + 1) / 2
+    answers = scores["completion"]
     return {
         "kto_loss": losses.mean().item(),
         "desirable_accuracy": right[labels].mean().item() if labels.any() else None,
         "undesirable_accuracy": right[~labels].mean().item() if (~labels).any() else None,
         "overall_accuracy": right.mean().item(),
         "kl_estimate": z.item(),
+        "mean_kl": (answers.kl.sum() / answers.tokens.sum()).item(),
     }
 
 

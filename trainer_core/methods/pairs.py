@@ -1,4 +1,4 @@
-"""What IPO and CPO share: metrics over pairs, and their comparison reply."""
+"""What IPO and CPO share: their columns and plan, metrics over pairs, and their comparison reply."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from trainer_core.comparison import Comparison
 from trainer_core.config import TrainingSettings
 from trainer_core.plan import plan_pairs
-from trainer_core.rows import Row
+from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 LABEL_NAMES = [
@@ -20,31 +20,40 @@ LABEL_NAMES = [
     "chosen_attention_mask",
     "rejected_attention_mask",
 ]
+COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+ANSWERS = ("chosen", "rejected")
+NULLABLE = ()
 
 
 def plan(rows: Sequence[Row], config: TrainingSettings) -> list[Row]:
-    return plan_pairs(rows, config.seed)
+    return plan_pairs(rows, config.per_device_train_batch_size, config.seed)
 
 
-def pair_metrics(policy: dict[str, Scores], losses: Tensor, margins: Tensor) -> dict[str, float | None]:
-    """Metrics of pairs.
+def arrange(rows: Sequence[Row], config: TrainingSettings) -> list[Row]:
+    return list(rows)
+
+
+def pair_metrics(scores: dict[str, Scores], losses: Tensor, margins: Tensor) -> dict[str, float | None]:
+    """Metrics of pairs; `docs/metrics.md` has their formulas.
 
     Args:
-        policy: the policy's scores of `chosen` and `rejected`.
+        scores: of the `chosen` and the `rejected` answers.
         losses: (pairs,) the method's loss.
         margins: (pairs,) β times the difference of the log-ratios, as the method measures them.
 
     Returns:
         `preference_loss`, `preference_accuracy` (the chosen answer has the higher log-probability a token; a tie counts a
-        half), `margin` (mean), `confidence` (mean σ(margin)), `chosen_nll` (nats a token).
+        half), `margin` (mean), `confidence` (mean σ(margin)), `chosen_nll` (nats a token), `mean_kl` (nats a token).
     """
-    gap = policy["chosen"].avg_logps - policy["rejected"].avg_logps
+    chosen, rejected = scores["chosen"], scores["rejected"]
+    gap = chosen.avg_logps - rejected.avg_logps
     return {
         "preference_loss": losses.mean().item(),
         "preference_accuracy": ((gap.sign() + 1) / 2).mean().item(),
         "margin": margins.mean().item(),
         "confidence": torch.sigmoid(margins).mean().item(),
-        "chosen_nll": -(policy["chosen"].logps.sum() / policy["chosen"].tokens.sum()).item(),
+        "chosen_nll": -(chosen.logps.sum() / chosen.tokens.sum()).item(),
+        "mean_kl": ((chosen.kl.sum() + rejected.kl.sum()) / (chosen.tokens.sum() + rejected.tokens.sum())).item(),
     }
 
 
@@ -53,5 +62,5 @@ def reply(comparison: Comparison) -> dict[str, Any]:
     return {
         **comparison.responses(),
         "preference_score": score,
-        "improvement_detected": score > 0.5 and comparison.trained_response != comparison.reference_response,
+        "improvement_detected": score > 0.5 and comparison.texts_differ,
     }

@@ -1,10 +1,19 @@
-"""What the three TRL trainers share here: rows that are tokenised already, staged checkpoints, observed evaluation."""
+"""What the three TRL trainers share here: tokenised rows, staged checkpoints, observed evaluation, guards."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
 from trainer_core.checkpoints import StagedCheckpoints
+from trainer_core.errors import Detail, NonfiniteLoss
 from trainer_core.observer import Observer
+from trainer_core.plan import batched_order, row_tokens
+
+_OWN_COLUMNS = ("row", "weight")
 
 
 class TokenizedTrainer(StagedCheckpoints):
@@ -15,21 +24,107 @@ class TokenizedTrainer(StagedCheckpoints):
     """
 
     observer: Observer
-    preference_metrics: Callable[[], dict[str, float | None]] | None = None
-    """Computes the method's metrics on the validation rows; its results join each evaluation's."""
+    evaluated: Callable[[], dict[str, float | None]] | None = None
+    """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
+    _rows: Any = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        trainer: Any = self
+        trainer.data_collator = _WithOwnColumns(trainer.data_collator)
+        for model in (trainer.model, getattr(trainer, "ref_model", None)):
+            if model is not None:
+                model.register_forward_hook(self._check_forward)
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        self._rows = inputs.pop("row", ())
+        return super()._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().compute_loss(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        loss: Tensor = result[0] if isinstance(result, tuple) else result
+        if not torch.isfinite(loss).all():
+            raise self._nonfinite(f"the loss became {loss.item()}", [int(row) for row in self._rows])
+        return result
+
+    def _check_forward(self, module: Any, inputs: Any, outputs: Any) -> None:
+        """Finds the very rows: KTO's mean leaves out rows that are NaN, so its loss alone would not tell."""
+        log_probs: Tensor | None = getattr(outputs, "log_probs", None)
+        if log_probs is None:
+            return
+        broken = ~torch.isfinite(log_probs).all(dim=1)
+        if broken.any():
+            # A batch of pairs is [chosen, rejected].
+            places = sorted({int(place) % max(1, len(self._rows)) for place in broken.nonzero()[:, 0]})
+            rows = [int(self._rows[place]) for place in places if place < len(self._rows)]
+            raise self._nonfinite("log-probabilities became NaN or infinite", rows)
+
+    def _nonfinite(self, what: str, rows: list[int]) -> NonfiniteLoss:
+        trainer: Any = self
+        step = trainer.state.global_step + trainer.model.training
+        named = f", in rows {', '.join(map(str, rows))}" if rows else ""
+        return NonfiniteLoss(f"{what} at step {step}{named}", [Detail("row", "gave no finite loss", row) for row in rows])
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self.observer.phase("evaluating")
+        loop = super().evaluation_loop  # pyright: ignore[reportAttributeAccessIssue]
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.evaluated:
+            extra = {f"{metric_key_prefix}_{name}": value for name, value in self.evaluated().items()}
+            output.metrics.update({name: value for name, value in extra.items() if value is not None})
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         results: dict[str, Any] = super().evaluate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-        if self.preference_metrics:
-            extra = {f"eval_{name}": value for name, value in self.preference_metrics().items()}
-            self.log({name: value for name, value in extra.items() if value is not None})  # pyright: ignore
-            results.update(extra)
         self.observer.phase("training")
         return results
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None: the metadata file says what a card would, and a card would name paths of this machine."""
+
+
+class ReshuffledBatches:
+    """Mixin for trainers of pairs: the plan's order in the first epoch, another of the same kind in each later one."""
+
+    args: Any
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        # The columns of ids alone: a row may hold much else.
+        ids = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
+        return EpochOrder([row_tokens(row) for row in ids], self.args.per_device_train_batch_size, self.args.seed)
+
+
+class EpochOrder(Sampler[int]):
+    """Indices of planned rows, by epoch: a function of seed and epoch alone, so that a resumed run sees the same."""
+
+    def __init__(self, lengths: list[int], batch_size: int, seed: int) -> None:
+        self._lengths, self._batch_size, self._seed = lengths, batch_size, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        if self._epoch == 0:
+            return iter(range(len(self._lengths)))
+        rng = random.Random(f"{self._seed} {self._epoch}")
+        return iter(batched_order(self._lengths, self._batch_size, rng))
+
+
+class _WithOwnColumns:
+    """A collator that passes the rows' numbers and weights on, which TRL's collators leave behind."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        own = {name: torch.tensor([example[name] for example in examples]) for name in _OWN_COLUMNS if name in examples[0]}
+        return {**self._collator(examples), **own}

@@ -1,0 +1,163 @@
+"""What can be known before a model loads: libraries, places, model configurations, the modules that LoRA names.
+
+Each check raises one of the product's errors, which names the field and the fix. Nothing here reads weights.
+"""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trainer_core.config import PreferenceConfig, TrainingSettings
+from trainer_core.errors import Detail, ModelRefused, SpecInvalid
+from trainer_core.models import Locate, loading
+
+# The packages that each of `report_to` can use, and what installs one of them.
+_REPORTERS = {
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "wandb": (("wandb",), "wandb"),
+    "mlflow": (("mlflow",), "mlflow-skinny"),
+}
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the models of a config are: directories, or hub names."""
+
+    model: str
+    reference: str
+    adapter: str | None
+
+
+def check(config: PreferenceConfig, locate: Locate) -> Places:
+    """Everything that the config alone can get wrong. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
+    _check_reporters(config)
+    _check_output_dir(config.output_dir)
+    if config.load_in_4bit or config.reference_in_4bit:
+        _check_4bit()
+    places = Places(
+        model=locate(config.model_name),
+        reference=locate(config.ref_model_name or config.model_name),
+        adapter=locate(config.adapter_name) if config.adapter_name else None,
+    )
+    model = _model_config(places.model, "model_name")
+    if places.reference != places.model:
+        reference = _model_config(places.reference, "ref_model_name")
+        if reference.vocab_size != model.vocab_size:
+            raise ModelRefused(
+                f"the reference {config.ref_model_name!r} has a vocabulary of {reference.vocab_size} tokens, the model "
+                f"{config.model_name!r} one of {model.vocab_size}; they must be the same",
+                [Detail("ref_model_name", "has another vocabulary")],
+            )
+    longest = getattr(model, "max_position_embeddings", None)
+    if longest and config.max_length > longest:
+        raise SpecInvalid(
+            f"max_length is {config.max_length}, but {config.model_name!r} reads at most {longest} tokens",
+            [Detail("max_length", f"must be at most {longest}")],
+        )
+    if places.adapter:
+        _check_adapter(places.adapter)
+    elif config.use_lora:
+        _check_targets(config, model, places.model)
+    return places
+
+
+def check_tokenizer(tokenizer: Any, path: str) -> None:
+    """Raises `ModelRefused` when the tokenizer knows more tokens than the model."""
+    vocabulary = _model_config(path, "model_name").vocab_size
+    if len(tokenizer) > vocabulary:
+        raise ModelRefused(f"the tokenizer of {path!r} has {len(tokenizer)} tokens, the model only {vocabulary}")
+
+
+def _check_reporters(config: TrainingSettings) -> None:
+    for name in config.report_to:
+        packages, advice = _REPORTERS[name]
+        if not any(find_spec(package) for package in packages):
+            raise SpecInvalid(
+                f"report_to names {name}, whose package is not installed; pip install {advice}",
+                [Detail("report_to", f"{name} is not installed")],
+            )
+
+
+def _check_output_dir(output_dir: str) -> None:
+    try:
+        os.makedirs(output_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output_dir):
+            pass
+    except OSError as error:
+        raise SpecInvalid(
+            f"output_dir {output_dir!r} cannot be written: {error.strerror}", [Detail("output_dir", "cannot be written")]
+        ) from error
+
+
+def _check_4bit() -> None:
+    """Tries one 4-bit layer, forward and backward, on the device that will be used."""
+    try:
+        # Without the package, or on a device without its kernels, this raises one of many things.
+        import bitsandbytes
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.float32, quant_type="nf4").to(device)
+        given = torch.ones(2, 64, device=device, requires_grad=True)
+        layer(given).sum().backward()
+        works = given.grad is not None and bool(torch.isfinite(given.grad).all())
+        reason = "its result is not finite"
+    except Exception as error:
+        works, reason = False, f"{type(error).__name__}: {error}"
+    if not works:
+        raise SpecInvalid(
+            f"4-bit weights do not work here ({reason}); set load_in_4bit and ref_load_in_4bit to false, or install "
+            "bitsandbytes for this device: pip install 'tafdil[quant]'",
+            [Detail("load_in_4bit", "does not work on this machine")],
+        )
+
+
+def _model_config(path: str, field: str) -> Any:
+    folder = Path(path)
+    if folder.is_dir() and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelRefused(
+            f"{path!r} is a LoRA adapter: name it as adapter_name, and its base as {field}",
+            [Detail(field, "is an adapter, not a model")],
+        )
+    with loading(path, field):
+        found = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise ModelRefused(f"the model {path!r} has no safetensors weights", [Detail(field, "has no safetensors weights")])
+    return found
+
+
+def _check_adapter(path: str) -> None:
+    with loading(path, "adapter_name"):
+        found = PeftConfig.from_pretrained(path)
+    if str(getattr(found.peft_type, "value", found.peft_type)) != "LORA":
+        raise ModelRefused(f"the adapter {path!r} is {found.peft_type}, not LoRA", [Detail("adapter_name", "is not LoRA")])
+    targets: Any = getattr(found, "target_modules", None) or ()
+    if not isinstance(targets, str) and any(str(target).split(".")[-1] == "lm_head" for target in targets):
+        raise ModelRefused(
+            f"the adapter {path!r} adapts lm_head, which the fused loss would ignore",
+            [Detail("adapter_name", "adapts lm_head")],
+        )
+
+
+def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> None:
+    """Each name must be a linear layer's: peft ignores those that fit nothing as long as one fits."""
+    targets = config.lora_target_modules
+    if isinstance(targets, str):
+        return
+    with loading(path), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    linear = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
+    unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
+    if unknown:
+        known = ", ".join(sorted({name.split(".")[-1] for name in linear} - {"lm_head"}))
+        raise SpecInvalid(
+            f"lora_target_modules names {', '.join(unknown)}, which the model does not have; it has {known}",
+            [Detail("lora_target_modules", f"{name} is no linear layer of the model") for name in unknown],
+        )

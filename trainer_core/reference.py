@@ -1,0 +1,143 @@
+"""The reference: a frozen view of the policy's own weights, or a model of its own; and the proof that it is the right one.
+
+Knows how a PEFT model switches adapters. Knows nothing of configs, data or losses.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from torch import Tensor
+from transformers.utils import cached_file
+from trl.trainer.utils import use_adapter
+
+from trainer_core.errors import ReferenceMismatch
+from trainer_core.fingerprints import adapter_tensors, base_tensors, is_quantized
+
+TRAINED_ADAPTER = "default"
+REFERENCE_ADAPTER = "ref"
+
+
+class FrozenView:
+    """A LoRA model as it is without the adapter in training: the same tensors, no gradients.
+
+    Args:
+        policy: the LoRA model.
+        adapter: the name of a frozen adapter that is on in its place; None: the base alone.
+    """
+
+    def __init__(self, policy: PeftModel, adapter: str | None = None) -> None:
+        self.policy, self.adapter = policy, adapter
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Inside it the policy answers as this view."""
+        return use_adapter(self.policy, self.adapter)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        for name, parameter in [*base_tensors(self.policy), *adapter_tensors(self.policy, self.adapter)]:
+            yield name, parameter.detach()
+
+    def parameters(self) -> Iterator[Tensor]:
+        return (parameter for _, parameter in self.named_parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.active():
+            return self.policy(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        kind = type(self.policy.get_base_model()).__name__
+        return f"FrozenView(of={kind}, adapter={self.adapter}, device={self.device})"
+
+
+def model_of(reference: Any) -> Any:
+    """The module to call for a reference's answers, inside `side_of(reference)`."""
+    return reference.policy if isinstance(reference, FrozenView) else reference
+
+
+def side_of(reference: Any) -> AbstractContextManager[Any]:
+    """The context in which `model_of(reference)` answers as the reference.
+
+    Raises:
+        ReferenceMismatch: an adapter that must be off is still on.
+    """
+    if not isinstance(reference, FrozenView):
+        return nullcontext()
+    return _Checked(reference)
+
+
+class _Checked:
+    """A view's context that looks at the layers themselves, so that an adapter left on is noticed and not answered with."""
+
+    def __init__(self, view: FrozenView) -> None:
+        self._view, self._context = view, view.active()
+
+    def __enter__(self) -> None:
+        self._context.__enter__()
+        wanted = {self._view.adapter} if self._view.adapter else set()
+        for name, layer in self._view.policy.named_modules():
+            if not hasattr(layer, "lora_A"):
+                continue
+            module: Any = layer
+            active: set[str] = set() if module.disable_adapters else set(module.active_adapters)
+            if active != wanted or module.merged:
+                self._context.__exit__(None, None, None)
+                raise ReferenceMismatch(
+                    f"the reference would be answered with the adapter {sorted(active) or 'merged'} on (layer {name})"
+                )
+
+    def __exit__(self, *error: Any) -> None:
+        self._context.__exit__(*error)
+
+
+def check_files(reference: Any, path: str, adapter_path: str | None) -> int:
+    """Compares a reference's live tensors with the files that the config names.
+
+    Args:
+        path: directory or hub name of the model; `adapter_path`: of the adapter that is part of the reference.
+
+    Returns:
+        How many tensors were compared. Weights held in 4 bit are not: they differ from their files by design.
+
+    Raises:
+        ReferenceMismatch: a tensor is not what its file holds.
+    """
+    model = model_of(reference)
+    compared = _compare(dict(base_tensors(model)), _weight_files(path, "model.safetensors"), model)
+    if isinstance(reference, FrozenView) and reference.adapter and adapter_path:
+        live = dict(adapter_tensors(model, reference.adapter))
+        compared += _compare(live, _weight_files(adapter_path, "adapter_model.safetensors"), model)
+    return compared
+
+
+def _compare(live: dict[str, Tensor], files: list[str], model: Any) -> int:
+    quantized = {name for name, tensor in live.items() if is_quantized(tensor)}
+    compared = 0
+    for file in files:
+        with safe_open(file, "pt") as stored:
+            for name in stored.keys():  # noqa: SIM118  # not a dict
+                if name not in live or name in quantized:
+                    continue
+                compared += 1
+                if not torch.equal(stored.get_tensor(name).to(live[name].dtype), live[name].detach().cpu()):
+                    raise ReferenceMismatch(f"the reference's tensor {name} is not what {Path(file).name} holds")
+    return compared
+
+
+def _weight_files(path: str, name: str) -> list[str]:
+    """The safetensors files of a model or adapter, in one piece or as an index lists them; none when there are none."""
+    index = cached_file(path, f"{name}.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is None:
+        whole = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
+        return [whole] if whole else []
+    pieces = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+    return [str(cached_file(path, piece)) for piece in pieces]

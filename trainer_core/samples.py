@@ -1,0 +1,73 @@
+"""What the model answers to fixed prompts while it trains, and how such answers drift."""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from trainer_core.tokens import Messages, Renderer
+
+_REPEATED_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One greedy answer. `response_ids` includes the end token when the model gave one."""
+
+    prompt: str | Messages
+    response: str
+    response_ids: list[int]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"prompt": self.prompt, "response": self.response, "tokens": len(self.response_ids)}
+
+
+@torch.no_grad()
+def answer(model: Any, renderer: Renderer, prompts: list[str | Messages], max_new_tokens: int) -> list[Sample]:
+    """Greedy answers to prompts, in one batch. The model's training mode is put back; no random number is drawn."""
+    tokenizer = renderer.tokenizer
+    ids = [renderer.prompt_ids(prompt) for prompt in prompts]
+    width = max(map(len, ids))
+    inputs = torch.full((len(ids), width), tokenizer.pad_token_id)
+    attention = torch.zeros_like(inputs)
+    for i, row in enumerate(ids):
+        inputs[i, width - len(row) :] = torch.tensor(row)
+        attention[i, width - len(row) :] = 1
+    was_training = model.training
+    model.eval()
+    try:
+        output = model.generate(
+            input_ids=inputs.to(model.device),
+            attention_mask=attention.to(model.device),
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    finally:
+        model.train(was_training)
+    found: list[Sample] = []
+    for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
+        response = up_to_end(row, tokenizer.eos_token_id)
+        found.append(Sample(prompt, tokenizer.decode(response, skip_special_tokens=True).strip(), response))
+    return found
+
+
+def up_to_end(ids: list[int], end: int) -> list[int]:
+    """Ids up to the first end token, with it."""
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+def repetition(ids: list[int]) -> float:
+    """Share of an answer's runs of four tokens that occurred in it before: 0 for an answer that never repeats itself."""
+    runs = Counter(tuple(ids[i : i + _REPEATED_TOKENS]) for i in range(len(ids) - _REPEATED_TOKENS + 1))
+    return 1 - len(runs) / runs.total() if runs else 0.0
+
+
+def sample_metrics(samples: list[Sample]) -> dict[str, float | None]:
+    """`sample_tokens`: mean length in tokens; `sample_repetition`: mean of `repetition`."""
+    return {
+        "sample_tokens": sum(len(sample.response_ids) for sample in samples) / len(samples),
+        "sample_repetition": sum(repetition(sample.response_ids) for sample in samples) / len(samples),
+    }
