@@ -15,7 +15,7 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from trainer_core import plan, preflight
-from trainer_core.callbacks import EarlyStopping, ObserverCallback
+from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
 from trainer_core.checkpoints import carry, is_disk_full, verified_step
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
@@ -147,8 +147,8 @@ class BaseTrainer(ABC):
             resume_from_checkpoint: a checkpoint directory to go on from.
 
         Returns:
-            What transformers reports of the run: `train_loss`, `train_runtime` (seconds) and more. Empty when the
-            checkpoint was that of the last step.
+            What transformers reports of this call's steps: `train_loss` (mean), `train_runtime` (seconds) and more. Empty
+            when the checkpoint was that of the last step.
 
         Raises:
             Stopped: the observer asked to stop; a checkpoint of the last step was saved.
@@ -177,6 +177,9 @@ class BaseTrainer(ABC):
         if best is not None and verified_step(checkpoint.parent / f"checkpoint-{best}") == best:
             carry(checkpoint.parent / f"checkpoint-{best}", Path(self.config.output_dir))
         if state.global_step < state.max_steps:
+            # The evaluation before the first step was made by the training that is resumed.
+            self.trainer.args.eval_on_start = False
+            self.trainer.add_callback(Resumed(lambda: self.trainer.read_more(checkpoint)))
             return dict(self.trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
         # All steps are done: what a kill interrupted was the end. transformers would train one step more.
         self.trainer._load_from_checkpoint(str(checkpoint))

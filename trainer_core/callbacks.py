@@ -59,6 +59,16 @@ class ObserverCallback(TrainerCallback):
         self._observer.checkpoint(state.global_step, path)
 
 
+class Resumed(TrainerCallback):
+    """Calls back once, when a resumed training has begun and nothing of it has run yet."""
+
+    def __init__(self, go_on: Callable[[], None]) -> None:
+        self._go_on = go_on
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._go_on()
+
+
 def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, float | None]:
     """The metrics of a log entry. What is NaN or infinite, or what the batches of one label cannot have, is None."""
     names = [name for name, value in logged.items() if isinstance(value, int | float) and name not in _NOT_METRICS]

@@ -90,6 +90,9 @@ class StagedCheckpoints:
     """The step whose checkpoint is never pruned."""
     _staging: Path | None = None
 
+    def write_more(self, staged: Path) -> None:
+        """Adds to a checkpoint before it is published."""
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging or self.args.output_dir)
 
@@ -102,6 +105,7 @@ class StagedCheckpoints:
             staged = staging / f"checkpoint-{step}"
             # A pickle that nothing reads on resume.
             (staged / "training_args.bin").unlink(missing_ok=True)
+            self.write_more(staged)
             publish(staged, run_dir, step)
         except Exception as error:
             if is_disk_full(error, run_dir):

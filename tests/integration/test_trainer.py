@@ -9,12 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import DATA, TINY_MODEL
+from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
+from tests.training import METHODS, PROMPT, config, held_out
 from trainer_core import (
-    CPOConfig,
-    IPOConfig,
-    KTOConfig,
     PreferenceTrainer,
     create_cpo_trainer,
     create_ipo_trainer,
@@ -25,31 +23,6 @@ from trainer_core.checkpoints import newest_verified
 from trainer_core.comparison import load_pair
 from trainer_core.errors import DataInvalid, ModelNotFound, ReferenceMismatch, Stopped
 from trainer_core.methods import MODULES
-
-METHODS = ("kto", "ipo", "cpo")
-CONFIGS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
-PROMPT = "هل تعرف اسم عاصمة المغرب؟"
-
-
-def config(method: str, output_dir: Path, **fields: Any) -> Any:
-    rows = "kto" if method == "kto" else "pairs"
-    base = {
-        "model_name": str(TINY_MODEL),
-        "dataset_path": str(DATA / f"{rows}_train.jsonl"),
-        "output_dir": str(output_dir),
-        "learning_rate": 1e-3,
-        "learning_rate_cap": None,
-        "max_steps": 4,
-        "per_device_train_batch_size": 8,
-        "gradient_accumulation_steps": 1,
-        "gradient_checkpointing": False,
-        "logging_steps": 1,
-    }
-    return CONFIGS[method](**{**base, **fields})
-
-
-def held_out(method: str) -> str:
-    return str(DATA / f"{'kto' if method == 'kto' else 'pairs'}_held_out.jsonl")
 
 
 @pytest.mark.parametrize("method", METHODS)

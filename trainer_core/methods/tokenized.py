@@ -1,7 +1,9 @@
 """What the three TRL trainers share here: tokenised rows, staged checkpoints, observed evaluation, guards."""
 
+import json
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 
 _OWN_COLUMNS = ("row", "weight")
+_PENDING = "pending_metrics.json"
 
 
 class TokenizedTrainer(StagedCheckpoints):
@@ -35,6 +38,36 @@ class TokenizedTrainer(StagedCheckpoints):
         for model in (trainer.model, getattr(trainer, "ref_model", None)):
             if model is not None:
                 model.register_forward_hook(self._check_forward)
+
+    # -- metrics between two log entries, which transformers and TRL forget when a training is resumed
+
+    def write_more(self, staged: Path) -> None:
+        trainer: Any = self
+        pending = {
+            "loss": trainer._tr_loss.item(),
+            "last_logged_step": trainer._globalstep_last_logged,
+            "tokens": getattr(trainer, "_total_train_tokens", 0),
+            "metrics": dict(self._collected()),
+        }
+        (staged / _PENDING).write_text(json.dumps(pending), encoding="utf-8")
+
+    def read_more(self, checkpoint: Path) -> None:
+        """Goes on averaging where a checkpoint left; called when training has begun."""
+        trainer: Any = self
+        pending = json.loads((checkpoint / _PENDING).read_text(encoding="utf-8"))
+        trainer._tr_loss += pending["loss"]
+        # What was lost before the cut belongs to the next log entry, not to the mean over this call's steps.
+        trainer._total_loss_scalar = -pending["loss"]
+        trainer._globalstep_last_logged = pending["last_logged_step"]
+        trainer._total_train_tokens = pending["tokens"]
+        self._collected().update(pending["metrics"])
+
+    def _collected(self) -> dict[str, list[float]]:
+        """TRL's metrics of the micro-batches since the last log entry."""
+        trainer: Any = self
+        return trainer._stored_metrics["train"] if hasattr(trainer, "_stored_metrics") else trainer._metrics["train"]
+
+    # --
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

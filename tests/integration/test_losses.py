@@ -1,0 +1,97 @@
+"""Each trainer's loss and gradients against the float64 references: same weights, no shared code."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import reference_losses
+from tests.conftest import DATA
+from tests.fakes import RecordingObserver
+from tests.training import config, make_model
+from trainer_core import PreferenceTrainer
+from trainer_core.models import load_policy
+from trainer_core.reference import FrozenView
+
+CASES = [
+    ("kto", {"desirable_weight": 1.3, "undesirable_weight": 0.7}),
+    ("kto", {"use_lora": False, "beta": 0.05}),
+    ("kto", {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")}),
+    ("ipo", {}),
+    ("ipo", {"label_smoothing": 0.2}),
+    ("ipo", {"use_lora": False, "beta": 0.4}),
+    ("cpo", {}),
+    ("cpo", {"label_smoothing": 0.2, "cpo_alpha": 0.3}),
+    ("cpo", {"loss_type": "hinge", "beta": 0.3}),
+    ("cpo", {"use_lora": False, "cpo_alpha": 0.0}),
+]
+
+
+def moved(trainer: PreferenceTrainer) -> None:
+    """Moves the policy away from its reference, or every log-ratio would be 0."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, tensor in trainer.model.named_parameters():
+            if tensor.requires_grad and "lora_A" not in name:
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.01)
+
+
+def reference_loss(method: str, settings: Any, rows: list[dict[str, Any]], policy: Any, frozen: Any) -> Tensor:
+    def both(name: str) -> tuple[Tensor, Tensor, Tensor]:
+        answers = [(row["prompt_ids"], row[f"{name}_ids"]) for row in rows]
+        live = torch.stack([reference_losses.answer_logps(policy, *answer) for answer in answers])
+        with torch.no_grad():
+            still = torch.stack([reference_losses.answer_logps(frozen, *answer) for answer in answers])
+        return live, still, torch.tensor([len(answer) for _, answer in answers], dtype=torch.float64)
+
+    if method == "kto":
+        logps, ref_logps, _ = both("completion")
+        kl_logps, ref_kl_logps, _ = both("KL_completion")
+        labels = torch.tensor([row["label"] for row in rows])
+        weights = (settings.beta, settings.desirable_weight, settings.undesirable_weight)
+        confidence = torch.tensor([row.get("confidence", 1) if settings.use_confidence else 1 for row in rows])
+        return (confidence * reference_losses.kto(logps, ref_logps, kl_logps, ref_kl_logps, labels, *weights)).mean()
+    chosen, ref_chosen, chosen_tokens = both("chosen")
+    rejected, ref_rejected, rejected_tokens = both("rejected")
+    if method == "ipo":
+        tokens = (chosen_tokens, rejected_tokens, settings.beta, settings.label_smoothing)
+        return reference_losses.ipo(chosen, rejected, ref_chosen, ref_rejected, *tokens).mean()
+    weights = (settings.beta, settings.cpo_alpha, settings.label_smoothing, settings.loss_type == "hinge")
+    return reference_losses.cpo(chosen, rejected, chosen_tokens, *weights)
+
+
+@pytest.mark.parametrize(("method", "fields"), CASES)
+def test_the_loss_and_its_gradients_are_the_papers(method: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    settings = config(method, tmp_path, **{"model_name": model, "beta": 0.1, "per_device_train_batch_size": 6, **fields})
+    trainer = PreferenceTrainer(settings, observer=RecordingObserver())
+    inner = trainer.prepare()
+    moved(trainer)
+    # The weights are float32's; computing with them in float64 leaves rounding out of what is compared.
+    for model in (trainer.model, getattr(inner, "ref_model", None)):
+        if model is not None:
+            model.double()
+    inner.model.train()
+    batch = next(iter(inner.get_train_dataloader()))
+    loss = inner.compute_loss(inner.model, inner._prepare_inputs(batch))
+    loss.backward()
+
+    policy = load_policy(settings, trainer.places.model, None, "fp32")
+    policy.double()
+    policy.load_state_dict(trainer.model.state_dict())
+    frozen: Any = FrozenView(policy)
+    if not settings.use_lora:
+        frozen = load_policy(settings, trainer.places.model, None, "fp32").double()
+    expected = reference_loss(method, settings, trainer.data_loader.train[:6], policy, frozen)
+    expected.backward()
+
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    wanted = {name: tensor.grad for name, tensor in policy.named_parameters() if tensor.grad is not None}
+    found = {name: tensor.grad.double() for name, tensor in trainer.model.named_parameters() if tensor.grad is not None}
+    assert wanted.keys() == found.keys()
+    error = torch.stack([(found[name] - wanted[name]).norm() for name in wanted]).norm()
+    norm = torch.stack([tensor.norm() for tensor in wanted.values()]).norm()
+    assert norm > 0
+    assert (error / norm).item() < 1e-6

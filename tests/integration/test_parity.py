@@ -1,0 +1,88 @@
+"""Every step's loss is that of a bare TRL trainer which gets the same rows as text, in the same order."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+
+from tests.conftest import TINY_MODEL
+from tests.fakes import RecordingObserver
+from tests.training import METHODS, config, some_rows, write_rows
+from trainer_core import PreferenceTrainer
+from trainer_core.models import load_policy, load_reference, weights_dtype
+
+ROWS = 64
+
+
+def stock_losses(method: str, settings: Any, rows: list[dict[str, Any]], folder: Path) -> list[float]:
+    """The losses of TRL's own trainer, tokenising by itself, on the same initial weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+    arguments = {
+        "output_dir": str(folder),
+        "num_train_epochs": settings.num_train_epochs,
+        "per_device_train_batch_size": settings.per_device_train_batch_size,
+        "gradient_accumulation_steps": settings.gradient_accumulation_steps,
+        "learning_rate": settings.learning_rate,
+        "warmup_steps": settings.warmup_ratio,
+        "max_length": settings.max_length,
+        "beta": settings.beta,
+        "seed": settings.seed,
+        "train_sampling_strategy": "sequential",
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+    model = load_policy(settings, str(TINY_MODEL), None, "fp32")
+    reference: dict[str, Any] = {}
+    if method != "cpo":
+        # TRL would copy the new adapter, which is the base as long as it is new; a full second model is the same.
+        reference = {"ref_model": load_reference(str(TINY_MODEL), weights_dtype(settings.use_lora, "fp32"), False)}
+    trainer_class, args = {
+        "kto": (KTOTrainer, lambda: KTOConfig(**arguments)),
+        "ipo": (DPOTrainer, lambda: DPOConfig(loss_type="ipo", **arguments)),
+        "cpo": (CPOTrainer, lambda: CPOConfig(**arguments)),
+    }[method]
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    names = ("prompt", "completion", "label") if method == "kto" else ("prompt", "chosen", "rejected")
+    data = Dataset.from_list([{name: row[name] for name in names} for row in rows])
+    trainer = trainer_class(model=model, args=args(), train_dataset=data, processing_class=tokenizer, **reference)
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+@pytest.mark.parametrize("use_lora", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, tmp_path: Path) -> None:
+    rows = some_rows(method, ROWS)
+    settings = config(
+        method,
+        tmp_path / "ours",
+        dataset_path=write_rows(tmp_path / "rows.jsonl", rows),
+        # Text without a template is what both render the same way: TRL learns the line break after a template's end token.
+        apply_chat_template=False,
+        use_lora=use_lora,
+        max_steps=None,
+        num_train_epochs=2 if method == "kto" else 1,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        learning_rate=2e-3 if use_lora else 1e-4,
+    )
+    observer = RecordingObserver()
+    trainer = PreferenceTrainer(settings, observer=observer)
+    trainer.load()
+    trainer.train()
+    ours = [values["loss"] for _, values in observer.points if "loss" in values]
+    stock = stock_losses(method, settings, trainer.data_loader.train, tmp_path / "stock")
+    assert len(ours) == len(stock) >= 7
+    assert max(stock) - min(stock) > 1e-3, "the losses move, so that equality says something"
+    assert ours == pytest.approx(stock, rel=1e-5)

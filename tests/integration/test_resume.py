@@ -1,0 +1,237 @@
+"""A training that was cut anywhere ends as one that was not: weights, optimizer and metric history, to the last bit."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.fakes import RecordingObserver
+from tests.training import METHODS, config, make_model, some_rows, write_rows
+from trainer_core import PreferenceTrainer
+from trainer_core.checkpoints import newest_verified
+from trainer_core.errors import DiskFull, Stopped
+
+STEPS_AN_EPOCH = 3
+STEPS = 3 * STEPS_AN_EPOCH
+# 24 rows in batches of 4, two an optimizer step: three steps an epoch.
+ROWS = 24
+
+
+class Cut(Exception):
+    """Stands for a kill: nothing of the trainer runs after it."""
+
+
+def settings(method: str, folder: Path, **fields: Any) -> Any:
+    base = {
+        "model_name": str(folder / "model"),
+        "dataset_path": str(folder / "rows.jsonl"),
+        "eval_dataset_path": str(folder / "held_out.jsonl"),
+        "max_steps": None,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "eval_steps": 4,
+        # Cuts fall between two log entries as well, whose averages span the cut.
+        "logging_steps": 4,
+        "save_steps": 2,
+        "sample_max_length": 8,
+    }
+    out = fields.pop("output_dir", folder / "out")
+    return config(method, out, **{**base, **fields})
+
+
+def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
+    """What must be equal, bit by bit."""
+    run_dir = Path(trainer.config.output_dir)
+    optimizer = torch.load(run_dir / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
+    history = [
+        {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
+        for entry in trainer.trainer.state.log_history
+        if "train_runtime" not in entry
+    ]
+    weights = next(
+        run_dir / name for name in ("adapter_model.safetensors", "model.safetensors") if (run_dir / name).exists()
+    )
+    return {"weights": load_file(weights), "optimizer": optimizer["state"], "history": history}
+
+
+def assert_same(found: Any, expected: Any, place: str = "") -> None:
+    if isinstance(expected, torch.Tensor):
+        assert torch.equal(found, expected), place
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), place
+        for name, value in expected.items():
+            assert_same(found[name], value, f"{place}.{name}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), place
+        for i, value in enumerate(expected):
+            assert_same(found[i], value, f"{place}[{i}]")
+    else:
+        assert found == expected, place
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Any]:
+    """A method, its folder, and the end of a training that nothing cut."""
+    folder = tmp_path_factory.mktemp(request.param)
+    make_model(folder / "model")
+    rows = some_rows(request.param, ROWS + 8)
+    write_rows(folder / "rows.jsonl", rows[:ROWS])
+    write_rows(folder / "held_out.jsonl", rows[ROWS:])
+    trainer = PreferenceTrainer(settings(request.param, folder), observer=RecordingObserver())
+    trainer.train()
+    assert trainer.trainer.state.global_step == STEPS
+    expected = end_of(trainer)
+    shutil.rmtree(folder / "out")
+    yield request.param, folder, expected
+    shutil.rmtree(folder)
+
+
+def go_on(method: str, folder: Path, expected: Any, step: int) -> None:
+    """Resumes as the service does, and compares the end."""
+    checkpoint = newest_verified([folder / "out"])
+    assert checkpoint is not None
+    assert checkpoint.name == f"checkpoint-{step}"
+    trainer = PreferenceTrainer(settings(method, folder), observer=RecordingObserver())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    assert_same(end_of(trainer), expected)
+    shutil.rmtree(folder / "out")
+
+
+@pytest.mark.parametrize("step", [2, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 2, 2 * STEPS_AN_EPOCH])
+def test_stopped_at_a_step(unbroken: Any, step: int) -> None:
+    """In the middle of an epoch, at its edge, in the second epoch, and at that one's edge."""
+    method, folder, expected = unbroken
+    with pytest.raises(Stopped):
+        PreferenceTrainer(settings(method, folder), observer=RecordingObserver(stop_after=step)).train()
+    go_on(method, folder, expected, step)
+
+
+def test_cut_within_gradient_accumulation(unbroken: Any) -> None:
+    """Between the two micro-batches of step 6: the gradient of the first is lost, and computed again."""
+    method, folder, expected = unbroken
+    trainer = PreferenceTrainer(settings(method, folder), observer=RecordingObserver())
+    inner = trainer.prepare()
+    whole = inner.training_step
+    calls = 0
+
+    def cut(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5 * 2 + 2:
+            raise Cut
+        return whole(*args, **kwargs)
+
+    inner.training_step = cut
+    with pytest.raises(Cut):
+        trainer.train()
+    go_on(method, folder, expected, 4)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.fakes import RecordingObserver
+from tests.integration.test_resume import settings
+from trainer_core import PreferenceTrainer, checkpoints
+
+whole = getattr(checkpoints, sys.argv[3])
+
+def cut(path, *args):
+    if "-6-" in str(path):  # the staging directory of step 6
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(path, *args)
+
+setattr(checkpoints, sys.argv[3], cut)
+PreferenceTrainer(settings(sys.argv[1], Path(sys.argv[2])), observer=RecordingObserver()).train()
+"""
+
+
+@pytest.mark.parametrize("place", ["_sha256", "_sync"])
+def test_killed_during_a_save(unbroken: Any, place: str) -> None:
+    """SIGKILL while the checkpoint of step 6 is hashed, or synced: its half is never chosen, and removed later."""
+    method, folder, expected = unbroken
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", KILLED, method, str(folder), place]
+    result = subprocess.run(command, cwd=root, capture_output=True, check=False)
+    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    assert list((folder / "out").glob(".staging-6-*"))
+    go_on(method, folder, expected, 4)
+    assert not list(folder.glob("out/.staging-*"))
+
+
+def test_resumed_after_the_last_step(unbroken: Any) -> None:
+    method, folder, expected = unbroken
+    PreferenceTrainer(settings(method, folder), observer=RecordingObserver()).train()
+    go_on(method, folder, expected, STEPS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_full_fine_tuning_resumes_exactly(method: str, tmp_path: Path) -> None:
+    make_model(tmp_path / "model")
+    rows = some_rows(method, ROWS + 8)
+    write_rows(tmp_path / "rows.jsonl", rows[:ROWS])
+    write_rows(tmp_path / "held_out.jsonl", rows[ROWS:])
+    fields = {"use_lora": False, "learning_rate": 1e-4, "gradient_checkpointing": True}
+    whole = PreferenceTrainer(settings(method, tmp_path, **fields), observer=RecordingObserver())
+    whole.train()
+    expected = end_of(whole)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(Stopped):
+        PreferenceTrainer(settings(method, tmp_path, **fields), observer=RecordingObserver(stop_after=5)).train()
+    resumed = PreferenceTrainer(settings(method, tmp_path, **fields), observer=RecordingObserver())
+    resumed.train(resume_from_checkpoint=tmp_path / "out" / "checkpoint-5")
+    assert_same(end_of(resumed), expected)
+
+
+FULL = """
+import sys
+from pathlib import Path
+from tests.integration.test_resume import settings
+from tests.fakes import RecordingObserver
+from trainer_core import PreferenceTrainer
+from trainer_core.errors import DiskFull
+
+try:
+    PreferenceTrainer(settings("ipo", Path(sys.argv[1])), observer=RecordingObserver()).train()
+except DiskFull as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    """A small file system of its own, with room for two checkpoints and a half."""
+    make_model(tmp_path / "model")
+    rows = some_rows("ipo", ROWS + 8)
+    write_rows(tmp_path / "rows.jsonl", rows[:ROWS])
+    write_rows(tmp_path / "held_out.jsonl", rows[ROWS:])
+    (tmp_path / "out").mkdir()
+    probe = "mount -t tmpfs -o size=1m tmpfs " + str(tmp_path / "out")
+    namespace = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*namespace, probe], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no file system of one's own (unshare --user --mount)")
+    size = PreferenceTrainer(settings("ipo", tmp_path, output_dir=str(tmp_path / "probe"), max_steps=2))
+    size.train()
+    checkpoint_bytes = sum(p.stat().st_size for p in (tmp_path / "probe" / "checkpoint-2").rglob("*"))
+    mount = f"mount -t tmpfs -o size={int(checkpoint_bytes * 2.5)} tmpfs {tmp_path / 'out'}"
+    script = f'{mount} && {sys.executable} -c "$1" {tmp_path} && cp -r {tmp_path / "out"} {tmp_path / "kept"}'
+    root = Path(__file__).resolve().parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    command = [*namespace, script, "sh", FULL]
+    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    assert "the disk is full: the checkpoint of step 6" in result.stdout, result.stderr
+    kept = newest_verified([tmp_path / "kept"])
+    assert kept is not None
+    assert kept.name == "checkpoint-4"
+    assert json.loads((kept / "trainer_state.json").read_text())["global_step"] == 4
+    assert not list((tmp_path / "kept").glob(".staging-*"))
+    assert DiskFull.code == "disk_full"

@@ -1,0 +1,69 @@
+"""Configs of small trainings on the shipped model, for the tests of the library."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.conftest import DATA, TINY_MODEL
+from trainer_core import CPOConfig, IPOConfig, KTOConfig
+
+METHODS = ("kto", "ipo", "cpo")
+CONFIGS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
+PROMPT = "هل تعرف اسم عاصمة المغرب؟"
+
+
+def config(method: str, output_dir: Path, **fields: Any) -> Any:
+    rows = "kto" if method == "kto" else "pairs"
+    base = {
+        "model_name": str(TINY_MODEL),
+        "dataset_path": str(DATA / f"{rows}_train.jsonl"),
+        "output_dir": str(output_dir),
+        "learning_rate": 1e-3,
+        "learning_rate_cap": None,
+        "max_steps": 4,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing": False,
+        "logging_steps": 1,
+    }
+    return CONFIGS[method](**{**base, **fields})
+
+
+def held_out(method: str) -> str:
+    return str(DATA / f"{'kto' if method == 'kto' else 'pairs'}_held_out.jsonl")
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
+    """Writes JSONL and returns its path."""
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def some_rows(method: str, count: int) -> list[dict[str, Any]]:
+    """The first rows of the shipped training data."""
+    name = "kto_train.jsonl" if method == "kto" else "pairs_train.jsonl"
+    lines = (DATA / name).read_text(encoding="utf-8").splitlines()[:count]
+    return [json.loads(line) for line in lines]
+
+
+def make_model(folder: Path, architecture: str = "qwen2") -> str:
+    """Writes a small model with random weights and the shipped tokenizer, and returns its directory."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen3Config
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    settings = Qwen2Config(**shape) if architecture == "qwen2" else Qwen3Config(**shape, head_dim=8)
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
