@@ -46,7 +46,7 @@ def some_rows(method: str, count: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def make_model(folder: Path, architecture: str = "qwen2") -> str:
+def make_model(folder: Path, architecture: str = "qwen2", hidden_size: int = 32) -> str:
     """Writes a small model with random weights and the shipped tokenizer, and returns its directory."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen3Config
@@ -54,15 +54,15 @@ def make_model(folder: Path, architecture: str = "qwen2") -> str:
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     shape = {
         "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
     }
-    settings = Qwen2Config(**shape) if architecture == "qwen2" else Qwen3Config(**shape, head_dim=8)
+    settings = Qwen2Config(**shape) if architecture == "qwen2" else Qwen3Config(**shape, head_dim=hidden_size // 4)
     torch.manual_seed(5)
     AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -83,7 +83,19 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ModelRefused(f"the files of the model {path!r} lack {len(missing)} weights, the first is {missing[0]}")
-    return model if in_4bit else model.to(device)
+    return _keep_packing(model) if in_4bit else model.to(device)
+
+
+def _keep_packing(model: Any) -> Any:
+    """Keeps 4-bit weights as they are packed.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks them in the first pass without gradients and rounds their scales to
+    bfloat16: the model would change between a scoring pass and a training pass, and the reference with it.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 class loading:  # noqa: N801  # reads as a function: `with loading(path):`

@@ -27,6 +27,9 @@ _REPORTERS = {
 }
 
 
+_BLOCK = 64
+
+
 @dataclass(frozen=True)
 class Places:
     """Where the models of a config are: directories, or hub names."""
@@ -66,6 +69,8 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
         _check_adapter(places.adapter)
     elif config.use_lora:
         _check_targets(config, model, places.model)
+    if config.load_in_4bit or config.reference_in_4bit:
+        _check_widths(model, places.model)
     return places
 
 
@@ -151,9 +156,7 @@ def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> No
     targets = config.lora_target_modules
     if isinstance(targets, str):
         return
-    with loading(path), torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
-    linear = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)]
+    linear = _linear_layers(model_config, path)
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unknown:
         known = ", ".join(sorted({name.split(".")[-1] for name in linear} - {"lm_head"}))
@@ -161,3 +164,22 @@ def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> No
             f"lora_target_modules names {', '.join(unknown)}, which the model does not have; it has {known}",
             [Detail("lora_target_modules", f"{name} is no linear layer of the model") for name in unknown],
         )
+
+
+def _check_widths(model_config: Any, path: str) -> None:
+    """bitsandbytes packs rows in blocks of 64; its CPU kernels fail, deep in training, where a row is not made of these."""
+    if torch.cuda.is_available():
+        return
+    odd = [name for name, layer in _linear_layers(model_config, path).items() if layer.in_features % _BLOCK]
+    if odd:
+        raise SpecInvalid(
+            f"4-bit weights on a CPU need layers whose width divides by {_BLOCK}; {odd[0]} of {path!r} has another",
+            [Detail("load_in_4bit", "does not fit this model on a CPU")],
+        )
+
+
+def _linear_layers(model_config: Any, path: str) -> dict[str, nn.Linear]:
+    """The linear layers of a model by name, without weights."""
+    with loading(path), torch.device("meta"):
+        skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+    return {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}
