@@ -12,7 +12,7 @@ CONFIGS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 PROMPT = "هل تعرف اسم عاصمة المغرب؟"
 
 
-def config(method: str, output_dir: Path, **fields: Any) -> Any:
+def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
     rows = "kto" if method == "kto" else "pairs"
     base = {
         "model_name": str(TINY_MODEL),

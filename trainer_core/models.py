@@ -111,7 +111,9 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
         if not isinstance(error, OSError | ValueError | RuntimeError | KeyError):
             return
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, OSError) and not Path(self._path).is_dir():
+        # peft says so with a ValueError.
+        is_absent = isinstance(error, OSError) or "Can't find" in reason
+        if is_absent and not Path(self._path).is_dir():
             raise ModelNotFound(f"no model {self._path!r} here: {reason}", [Detail(self._field, "is not found")]) from error
         raise ModelRefused(
             f"the model {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]

@@ -22,7 +22,7 @@ _PARTNERS_TRIED = 200
 
 
 def plan_kto(rows: Sequence[Row], batch_size: int, seed: int, *, keep_all: bool = False) -> list[Row]:
-    """KTO rows in training order, the same for every epoch, each with `KL_completion_ids`.
+    """KTO rows in training order, the same for every epoch, each with `KL_completion_ids` and `KL_row`, the row they are of.
 
     Both labels are spread evenly over the whole order. When one row would be left for the last batch, a row of the more
     frequent label is left out: it would weigh as much as a whole batch. `keep_all` keeps it, for evaluation.
@@ -149,6 +149,9 @@ def _with_partners(batches: list[list[Row]]) -> list[Row]:
             mismatched = (i for i in chain(inside, outside, (other, 0)) if prompts[i] != prompts[index])
             # With one prompt in all rows no answer is mismatched; another row's is the nearest to it.
             partner = next(mismatched, start + place - 1 if len(batch) > 1 else index - 1)
-            planned.append({**order[index], "KL_completion_ids": order[partner]["completion_ids"]})
+            answer = order[partner]
+            planned.append(
+                {**order[index], "KL_completion_ids": answer["completion_ids"], "KL_row": answer.get("row", partner + 1)}
+            )
         start += len(batch)
     return planned

@@ -45,8 +45,7 @@ def settings(method: str, folder: Path, **fields: Any) -> Any:
         "save_steps": 2,
         "sample_max_length": 8,
     }
-    out = fields.pop("output_dir", folder / "out")
-    return config(method, out, **{**base, **fields})
+    return config(method, folder / "out", **{**base, **fields})
 
 
 def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 LABEL_NAMES = ["completion_labels"]
-COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "weight")
+COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "weight")
 ANSWERS = ("completion", "KL_completion")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
 NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy")

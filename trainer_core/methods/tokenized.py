@@ -15,7 +15,7 @@ from trainer_core.errors import Detail, NonfiniteLoss
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 
-_OWN_COLUMNS = ("row", "weight")
+_OWN_COLUMNS = ("row", "KL_row", "weight")
 _PENDING = "pending_metrics.json"
 
 
@@ -30,6 +30,7 @@ class TokenizedTrainer(StagedCheckpoints):
     evaluated: Callable[[], dict[str, float | None]] | None = None
     """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
     _rows: Any = ()
+    _partners: Any = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,6 +75,7 @@ class TokenizedTrainer(StagedCheckpoints):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         self._rows = inputs.pop("row", ())
+        self._partners = inputs.pop("KL_row", ())
         return super()._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +94,8 @@ class TokenizedTrainer(StagedCheckpoints):
         if broken.any():
             # A batch of pairs is [chosen, rejected].
             places = sorted({int(place) % max(1, len(self._rows)) for place in broken.nonzero()[:, 0]})
-            rows = [int(self._rows[place]) for place in places if place < len(self._rows)]
+            # KTO scores a row's prompt with its partner's answer too, and either may be what is broken.
+            rows = [int(found[place]) for found in (self._rows, self._partners) for place in places if place < len(found)]
             raise self._nonfinite("log-probabilities became NaN or infinite", rows)
 
     def _nonfinite(self, what: str, rows: list[int]) -> NonfiniteLoss:

@@ -1,0 +1,149 @@
+"""What can be known is said before a model loads, and names the thing and the fix."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes import RecordingObserver
+from tests.training import config, make_model, some_rows, write_rows
+from trainer_core import KTOConfig, PreferenceTrainer
+from trainer_core.errors import DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid, TafdilError
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models that cannot be used, each in its own way."""
+    folder = tmp_path_factory.mktemp("preflight")
+    make_model(folder / "model")
+    for name in ("no_weights", "pickled", "half", "no_end", "other_words"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "no_weights" / "model.safetensors").unlink()
+    (folder / "pickled" / "model.safetensors").rename(folder / "pickled" / "pytorch_model.bin")
+    edit(folder / "no_end" / "tokenizer_config.json", eos_token=None)
+    edit(folder / "other_words" / "config.json", vocab_size=2000)
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["lm_head"]}')
+    ia3 = folder / "ia3"
+    ia3.mkdir()
+    (ia3 / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
+    (folder / "file").write_text("")
+    write_rows(folder / "labelled.jsonl", some_rows("kto", 8))
+    return folder
+
+
+def edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
+    ({"model_name": "nowhere"}, ModelNotFound, "no model '.*nowhere'"),
+    ({"model_name": "no_weights"}, ModelRefused, "no safetensors weights"),
+    ({"model_name": "pickled"}, ModelRefused, "no safetensors weights"),
+    ({"model_name": "adapter"}, ModelRefused, "is a LoRA adapter: name it as adapter_name"),
+    ({"model_name": "no_end"}, ModelRefused, "no end token"),
+    ({"ref_model_name": "nowhere"}, ModelNotFound, "no model '.*nowhere'"),
+    ({"ref_model_name": "other_words"}, ModelRefused, "a vocabulary of 2000 tokens, the model .* one of 973"),
+    ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
+    ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
+    ({"adapter_name": "ia3"}, ModelRefused, "not LoRA"),
+    ({"lora_target_modules": ["q_proj", "qq_proj"]}, SpecInvalid, "names qq_proj, .* it has down_proj, gate_proj, k_proj"),
+    ({"max_length": 4096}, SpecInvalid, "max_length is 4096, but .* reads at most 512 tokens"),
+    ({"load_in_4bit": True}, SpecInvalid, "divides by 64"),
+    ({"output_dir": "file/below"}, SpecInvalid, "output_dir .* cannot be written"),
+    ({"precision": "fp16"}, SpecInvalid, "fp16 needs a GPU"),
+    ({"dataset_path": "nothing.jsonl"}, DataInvalid, r"nothing\.jsonl"),
+    ({"dataset_path": "labelled.jsonl"}, DataInvalid, "IPO needs preference pairs"),
+    ({"eval_dataset_path": "labelled.jsonl"}, DataInvalid, "IPO needs preference pairs"),
+    ({"on_overlong": "reject", "max_prompt_length": 4, "max_length": 8}, DataOverlong, "the first is row 1"),
+    ({"on_overlong": "drop", "max_prompt_length": 4, "max_length": 8}, DataOverlong, "none is left"),
+]
+
+
+@pytest.mark.parametrize(("fields", "error", "message"), CASES, ids=lambda value: str(value)[:60])
+def test_said_before_a_model_loads(
+    fields: dict[str, Any], error: type[TafdilError], message: str, place: Path, tmp_path: Path
+) -> None:
+    paths = ("model_name", "ref_model_name", "adapter_name", "dataset_path", "eval_dataset_path", "output_dir")
+    placed = {name: str(place / value) if name in paths else value for name, value in fields.items()}
+    settings = config("ipo", tmp_path, **{"model_name": str(place / "model"), **placed})
+    observer = RecordingObserver()
+    trainer = PreferenceTrainer(settings, observer=observer)
+    with pytest.raises(error, match=message):
+        trainer.load()
+    assert trainer.model is None
+    assert observer.phases == ["preparing"]
+
+
+def test_weights_that_are_missing_in_the_files_are_not_drawn_at_random(place: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(place / "half" / "model.safetensors")
+    save_file(
+        {n: t for n, t in weights.items() if "layers.1" not in n}, place / "half" / "model.safetensors", {"format": "pt"}
+    )
+    with pytest.raises(ModelRefused, match=r"lack 12 weights, the first is model\.layers\.1"):
+        PreferenceTrainer(config("ipo", tmp_path, model_name=str(place / "half"))).load()
+
+
+def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    trainer = PreferenceTrainer(config("ipo", tmp_path, load_in_4bit=True))
+    with pytest.raises(SpecInvalid, match=r"4-bit weights do not work here .* pip install 'tafdil\[quant\]'"):
+        trainer.load()
+
+
+def test_a_method_that_is_none(tmp_path: Path) -> None:
+    class Other(KTOConfig):
+        method_name = "dpo"  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="'dpo' is no preference method; the methods are kto, ipo, cpo"):
+        PreferenceTrainer(Other(model_name="m", dataset_path="d"))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, "high", True])
+def test_a_confidence_that_is_none(value: Any, tmp_path: Path) -> None:
+    rows = [*some_rows("kto", 8), {**some_rows("kto", 1)[0], "confidence": value}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    trainer = PreferenceTrainer(config("kto", tmp_path, dataset_path=path, use_confidence=True))
+    with pytest.raises(DataInvalid, match="line 9: confidence: must be a number above 0 and at most 1"):
+        trainer.load()
+    unweighted = PreferenceTrainer(config("kto", tmp_path, dataset_path=path))
+    unweighted.load()
+    assert len(unweighted.data_loader.train) == 8, "one row of the last batch is left out"
+
+
+def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
+    observer = RecordingObserver()
+    fields = {"max_prompt_length": 12, "max_length": 24, "validation_split": 0.1, "desirable_weight": 3.0}
+    trainer = PreferenceTrainer(config("kto", tmp_path, **fields), observer=observer)
+    trainer.load()
+    (report,) = observer.reports
+    train = report["train"]
+    assert train["rows"] == 640 == report["rows_trained_on"] + report["rows_validated_on"] + report["rows_left_over"]
+    assert train["prompt_tokens"]["max"] > 12
+    assert train["prompts_cut"] > 0
+    assert train["first_rows_cut"][0] >= 1
+    assert report["desirable_rows"] + report["undesirable_rows"] == report["rows_trained_on"]
+    low = report["suggested_weights"]["desirable_weight_min"]
+    assert low == pytest.approx(report["undesirable_rows"] / report["desirable_rows"])
+    assert f"{low:.2f}" in observer.warnings["labels_unbalanced"]
+    assert "answers were cut" in observer.warnings["rows_overlong"]
+
+
+def test_rows_of_any_shape_train(tmp_path: Path) -> None:
+    """Other fields may differ from row to row: they are kept out of what the trainer is given."""
+    rows = [
+        {**row, "note": note}
+        for row, note in zip(some_rows("ipo", 8), [1, "x", None, [1], {"a": 1}, 2.5, True, ""], strict=True)
+    ]
+    trainer = PreferenceTrainer(
+        config("ipo", tmp_path, dataset_path=write_rows(tmp_path / "r.jsonl", rows), max_steps=1),
+        observer=RecordingObserver(),
+    )
+    trainer.train()
