@@ -15,7 +15,7 @@ from torch import Tensor
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
 from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, weights_dtype
-from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, model_of, side_of
+from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.row_rules import comparable
 from trainer_core.samples import up_to_end
 from trainer_core.scoring import score
@@ -126,6 +126,8 @@ class ModelPair:
         was_training = self.policy.training
         self.policy.eval()
         try:
+            if hasattr(self.policy, "peft_config"):
+                check_adapter(self.policy, TRAINED_ADAPTER, "trained")
             with torch.no_grad(), torch.random.fork_rng():
                 if seed is not None:
                     torch.manual_seed(seed)

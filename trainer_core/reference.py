@@ -83,20 +83,30 @@ class _Checked:
 
     def __enter__(self) -> None:
         self._context.__enter__()
-        wanted = {self._view.adapter} if self._view.adapter else set()
-        for name, layer in self._view.policy.named_modules():
-            if not hasattr(layer, "lora_A"):
-                continue
-            module: Any = layer
-            active: set[str] = set() if module.disable_adapters else set(module.active_adapters)
-            if active != wanted or module.merged:
-                self._context.__exit__(None, None, None)
-                raise ReferenceMismatch(
-                    f"the reference would be answered with the adapter {sorted(active) or 'merged'} on (layer {name})"
-                )
+        try:
+            check_adapter(self._view.policy, self._view.adapter, "reference")
+        except ReferenceMismatch:
+            self._context.__exit__(None, None, None)
+            raise
 
     def __exit__(self, *error: Any) -> None:
         self._context.__exit__(*error)
+
+
+def check_adapter(policy: Any, adapter: str | None, side: str) -> None:
+    """Raises `ReferenceMismatch` unless exactly this adapter is on in every LoRA layer, and none is merged."""
+    wanted = {adapter} if adapter else set()
+    for name, layer in policy.named_modules():
+        if not hasattr(layer, "lora_A"):
+            continue
+        active: set[str] = set() if layer.disable_adapters else set(layer.active_adapters)
+        if layer.merged:
+            raise ReferenceMismatch(f"the {side} side's adapter is merged into the base (layer {name})")
+        if active != wanted:
+            raise ReferenceMismatch(
+                f"the {side} side would be answered with the adapter {sorted(active)} on in the place of {sorted(wanted)} "
+                f"(layer {name})"
+            )
 
 
 def check_files(reference: Any, path: str, adapter_path: str | None) -> int:

@@ -1,0 +1,182 @@
+"""A comparison proves which weights answered: an adapter that is swapped, left on, off or merged is noticed."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+from tests.fakes import RecordingObserver
+from tests.training import PROMPT, config, make_model
+from trainer_core import PreferenceTrainer, comparison
+from trainer_core.comparison import ModelPair, load_pair
+from trainer_core.errors import DataInvalid, ReferenceMismatch
+from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
+from trainer_core.models import load_model, load_tokenizer
+from trainer_core.reference import FrozenView
+from trainer_core.tokens import Renderer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two trainings on one model: `first` and `second`."""
+    folder = tmp_path_factory.mktemp("comparison")
+    make_model(folder / "model")
+    for seed, name in enumerate(("first", "second")):
+        fields = {"model_name": str(folder / "model"), "learning_rate": 0.05, "seed": seed}
+        PreferenceTrainer(config("ipo", folder / name, **fields), observer=RecordingObserver()).train()
+    return folder
+
+
+@pytest.fixture
+def pair(trained: Path) -> ModelPair:
+    return load_pair(trained / "first", lambda name: name)[1]
+
+
+def test_each_side_is_answered_by_its_own_weights(pair: ModelPair, trained: Path) -> None:
+    """Against models loaded apart: the base alone, and the base with the adapter merged into it."""
+    found = pair.compare(PROMPT, max_new_tokens=12)
+    assert found.trained_response != found.reference_response
+    renderer = Renderer(load_tokenizer(str(trained / "model")))
+    base = load_model(str(trained / "model"), torch.float32).eval()
+    alone: Any = load_model(str(trained / "model"), torch.float32)
+    merged = PeftModel.from_pretrained(alone, str(trained / "first")).merge_and_unload().eval()
+    apart = ModelPair(merged, base, renderer, pair.beta).compare(PROMPT, max_new_tokens=12)
+    assert apart.trained_response == found.trained_response
+    assert apart.reference_response == found.reference_response
+    assert apart.preference_score == pytest.approx(found.preference_score, rel=1e-3)
+    assert apart.proof.max_logit_difference == pytest.approx(found.proof.max_logit_difference, rel=1e-3)
+    assert apart.proof.mean_kl == pytest.approx(found.proof.mean_kl, rel=1e-2)
+    files = load_file(trained / "model" / "model.safetensors")
+    assert found.proof.reference_fingerprint == apart.proof.reference_fingerprint == fingerprint(files.items())
+
+
+def test_the_numbers_of_the_proof(pair: ModelPair) -> None:
+    """By the formulas, from two plain forward passes."""
+    found = pair.compare(PROMPT, max_new_tokens=4).proof
+    ids = torch.tensor([pair.renderer.prompt_ids(PROMPT)])
+    with torch.no_grad():
+        trained = pair.policy(input_ids=ids).logits[0]
+        with pair.policy.disable_adapter():
+            reference = pair.policy(input_ids=ids).logits[0]
+    p, q = trained.double().softmax(-1), reference.double().softmax(-1)
+    assert found.max_logit_difference == pytest.approx((trained - reference).abs().max().item())
+    assert found.mean_kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
+    assert found.adapter_has_no_effect is False
+
+
+def test_an_adapter_without_effect_is_told(pair: ModelPair) -> None:
+    pair._expected = None
+    with torch.no_grad():
+        for name, tensor in adapter_tensors(pair.policy, "default"):
+            if "lora_B" in name:
+                tensor.zero_()
+    found = pair.compare(PROMPT, max_new_tokens=8)
+    assert found.proof.adapter_has_no_effect is True
+    assert found.proof.max_logit_difference == 0
+    assert found.trained_response == found.reference_response
+    assert found.preference_score == 0.5
+
+
+def test_a_swapped_adapter_is_noticed(pair: ModelPair, trained: Path) -> None:
+    other = load_file(trained / "second" / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, tensor in adapter_tensors(pair.policy, "default"):
+            tensor.copy_(other[name])
+    with pytest.raises(ReferenceMismatch, match="the trained model's weights are not those that its training ended with"):
+        pair.compare(PROMPT, max_new_tokens=4)
+
+
+def test_an_adapter_file_that_was_swapped_is_noticed(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(trained / "first", tmp_path / "mixed")
+    shutil.copy(trained / "second" / "adapter_model.safetensors", tmp_path / "mixed")
+    mixed = load_pair(tmp_path / "mixed", lambda name: name)[1]
+    with pytest.raises(ReferenceMismatch, match="the trained model's weights"):
+        mixed.compare(PROMPT, max_new_tokens=4)
+
+
+def test_another_base_under_the_same_name_is_noticed(trained: Path, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    make_model(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    assert weights
+    base = load_model(str(tmp_path / "model"), torch.float32)
+    with torch.no_grad():
+        next(base.parameters()).mul_(1.01)
+    base.save_pretrained(tmp_path / "model")
+    moved = load_pair(trained / "first", lambda _: str(tmp_path / "model"))[1]
+    with pytest.raises(ReferenceMismatch, match="weights are not those"):
+        moved.compare(PROMPT, max_new_tokens=4)
+
+
+def test_an_adapter_left_on_is_noticed(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference side would be answered by the trained model: the bug that users of other tools met."""
+    monkeypatch.setattr(FrozenView, "active", lambda _: nullcontext())
+    with pytest.raises(ReferenceMismatch, match=r"the reference side would be answered with the adapter \['default'\] on"):
+        pair.compare(PROMPT, max_new_tokens=4)
+
+
+def test_an_adapter_merged_into_the_base_is_noticed(pair: ModelPair) -> None:
+    pair.policy.merge_adapter()
+    with pytest.raises(ReferenceMismatch, match="merged into the base"):
+        pair.compare(PROMPT, max_new_tokens=4)
+
+
+@pytest.fixture
+def one_sided(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> ModelPair:
+    """Both rows of a batch are generated with the adapter on, whatever the batch asks for."""
+    whole = pair.policy.generate
+
+    def generate(*args: Any, adapter_names: Any = None, **options: Any) -> Any:
+        return whole(*args, **options)
+
+    monkeypatch.setattr(pair.policy, "generate", generate)
+    return pair
+
+
+def test_a_batch_that_ignores_its_sides_is_noticed(one_sided: ModelPair) -> None:
+    with pytest.raises(ReferenceMismatch, match="the reference side's answer did not come from its weights"):
+        one_sided.compare(PROMPT, max_new_tokens=4)
+
+
+def test_a_trained_side_with_its_adapter_off_is_noticed(pair: ModelPair) -> None:
+    """Layers that someone disabled and forgot: both sides would be the base, and look as if training did nothing."""
+    pair.policy.base_model.disable_adapter_layers()
+    with pytest.raises(ReferenceMismatch, match="trained"):
+        pair.compare(PROMPT, max_new_tokens=4)
+
+
+def test_fingerprints_are_of_live_tensors(pair: ModelPair) -> None:
+    before = pair.compare(PROMPT, max_new_tokens=4).proof
+    pair._expected = None
+    with torch.no_grad():
+        next(tensor for name, tensor in adapter_tensors(pair.policy, "default") if "lora_B" in name).add_(1e-6)
+    after = pair.compare(PROMPT, max_new_tokens=4).proof
+    assert after.trained_fingerprint != before.trained_fingerprint
+    assert after.reference_fingerprint == before.reference_fingerprint
+    with torch.no_grad():
+        next(tensor for _, tensor in base_tensors(pair.policy)).add_(1e-6)
+    last = pair.compare(PROMPT, max_new_tokens=4).proof
+    assert last.trained_fingerprint != after.trained_fingerprint
+    assert last.reference_fingerprint != after.reference_fingerprint
+
+
+def test_prompts_that_cannot_be_answered(pair: ModelPair) -> None:
+    with pytest.raises(DataInvalid, match="the model reads at most 512"):
+        pair.compare("كلمة " * 600, max_new_tokens=4)
+    with pytest.raises(DataInvalid, match="max_length asks for 510 more"):
+        pair.compare(PROMPT, max_new_tokens=510)
+    raw = ModelPair(pair.policy, pair.reference, Renderer(pair.renderer.tokenizer, apply_chat_template=False), 0.1)
+    with pytest.raises(DataInvalid, match="the prompt is empty"):
+        raw.compare("", max_new_tokens=4)
+
+
+def test_texts_are_compared_in_composed_form() -> None:
+    answers = {"trained_response": "مدر\u0651\u064eس", "reference_response": "مدر\u064e\u0651س"}
+    made = comparison.Comparison("س", **answers, preference_score=0.6, seed=None, proof=None)  # type: ignore[arg-type]
+    assert made.texts_differ is False
