@@ -180,8 +180,8 @@ class PreferenceTrainer(BaseTrainer):
         loader = self.data_loader
         if "prompt_ids" not in dataset.column_names:
             return loader.dataset(self._module.plan(loader.encoded(dataset), self.config))
-        planned = self._module.COLUMNS[:3]
-        is_planned = "row" in dataset.column_names and set(planned) <= set(dataset.column_names)
+        # Its own columns and no others; mapped rows still have those of the file.
+        is_planned = set(self._module.COLUMNS[:3]) <= set(dataset.column_names) <= set(self._module.COLUMNS)
         return dataset if is_planned else loader.planned(dataset)
 
     def _get_method_specific_args(self) -> dict[str, Any]:

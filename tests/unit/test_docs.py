@@ -4,7 +4,9 @@ import re
 import tomllib
 from pathlib import Path
 
+import jobs.errors  # noqa: F401  # its classes are listed
 from jobs.settings import Settings
+from trainer_core.errors import CODES, TafdilError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,6 +20,24 @@ def test_every_setting_is_documented_with_its_default() -> None:
         shown = "" if default is None else f"`{default}`"
         expected[f"TAFDIL_{name.upper()}"] = f"{shown} | {field.description}"
     assert rows == expected
+
+
+def test_every_error_is_documented() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    classes: dict[str, list[str]] = {}
+
+    def collect(kind: type[TafdilError]) -> None:
+        for below in kind.__subclasses__():
+            if below.__module__ in ("trainer_core.errors", "jobs.errors"):
+                classes.setdefault(below.code, []).append(f"`{below.__name__}`")
+            collect(below)
+
+    collect(TafdilError)
+    expected = [
+        (code, ", ".join(classes.get(code, [])), *("yes" if flag else "no" for flag in (e.retryable, e.user_fault)), e.hint)
+        for code, e in CODES.items()
+    ]
+    assert re.findall(r"^\| `(\w+)` \| (.*?) \| (yes|no) \| (yes|no) \| (.*) \|$", page, re.MULTILINE) == expected
 
 
 def test_links_lead_somewhere() -> None:

@@ -1,0 +1,191 @@
+"""What the published interface of `PreferenceTrainer` promises beyond its examples, which `docs/trainer_core.md` runs."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from datasets import Dataset
+from transformers import TrainingArguments
+
+import trainer_core.config
+import trainer_core.preference_trainer
+from tests.fakes import RecordingObserver
+from tests.training import CONFIGS, METHODS, PROMPT, config, make_model, some_rows, write_rows
+from trainer_core import PreferenceTrainer
+from trainer_core.base_trainer import BaseTrainer
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    return make_model(tmp_path / "model")
+
+
+def trainer_of(method: str, model: str, tmp_path: Path, **fields: Any) -> Any:
+    path = write_rows(tmp_path / f"{method}.jsonl", some_rows(method, 32))
+    base = {"model_name": model, "dataset_path": path, "max_steps": 2, "per_device_train_batch_size": 4}
+    return PreferenceTrainer(config(method, tmp_path / "out", **{**base, **fields}), observer=RecordingObserver())
+
+
+def test_the_names_and_signatures() -> None:
+    assert issubclass(PreferenceTrainer, BaseTrainer)
+    expected = {
+        "_get_training_method": [],
+        "setup_reference_model": [],
+        "create_trainer": ["dataset", "training_args", "callbacks"],
+        "_get_method_specific_args": [],
+        "get_training_arguments": [],
+        "evaluate_model": ["eval_dataset"],
+        "compute_preference_metrics": ["eval_dataset"],
+        "generate_with_comparison": ["prompt", "max_length", "kwargs"],
+        "save_model": ["output_dir"],
+    }
+    for name, parameters in expected.items():
+        assert list(inspect.signature(getattr(PreferenceTrainer, name)).parameters)[1:] == parameters, name
+    for method in ("preference", *METHODS):
+        factory = getattr(trainer_core.preference_trainer, f"create_{method}_trainer")
+        assert list(inspect.signature(factory).parameters) == ["config"]
+    assert inspect.signature(PreferenceTrainer.generate_with_comparison).parameters["max_length"].default == 512
+    for kind in CONFIGS.values():
+        assert getattr(trainer_core.config, kind.__name__) is kind
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_defaults(method: str) -> None:
+    settings = CONFIGS[method](model_name="Qwen/Qwen2.5-7B", dataset_path="data/rows.jsonl")
+    rates = {"kto": 1e-6, "ipo": 5e-7, "cpo": 5e-7}
+    batches = {"kto": (4, 4), "ipo": (2, 8), "cpo": (2, 8)}
+    assert (settings.beta, settings.max_prompt_length, settings.max_length) == (0.1, 256, 512)
+    assert settings.learning_rate == settings.learning_rate_cap == rates[method]
+    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batches[method]
+    assert settings.eval_steps == (500 if method == "kto" else 1000)
+    assert settings.gradient_checkpointing is True
+    assert settings.use_lora is True
+    assert settings.num_train_epochs == 1
+    assert settings.output_dir == f"./checkpoints/{method}"
+    assert settings.preference_method == method
+    if method == "kto":
+        assert (settings.desirable_weight, settings.undesirable_weight, settings.use_ref_model) == (1.0, 1.0, True)
+    else:
+        assert settings.label_smoothing == 0.0
+    if method == "cpo":
+        assert (settings.cpo_alpha, settings.loss_type) == (1.0, "sigmoid")
+
+
+def test_nothing_is_loaded_before_it_is_needed(model: str, tmp_path: Path) -> None:
+    trainer = trainer_of("kto", model, tmp_path)
+    assert trainer.ref_model is None
+    assert trainer.model is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_method_specific_arguments(method: str, model: str, tmp_path: Path) -> None:
+    trainer = trainer_of(method, model, tmp_path, beta=0.2, max_length=300, max_prompt_length=100)
+    settings = trainer.config
+    expected = {"beta": 0.2, "max_length": 300, "max_prompt_length": 100}
+    if method == "kto":
+        expected |= {"desirable_weight": settings.desirable_weight, "undesirable_weight": settings.undesirable_weight}
+    if method == "ipo":
+        expected |= {"loss_type": "ipo", "label_smoothing": settings.label_smoothing}
+    if method == "cpo":
+        expected |= {
+            "loss_type": settings.loss_type,
+            "label_smoothing": settings.label_smoothing,
+            "cpo_alpha": settings.cpo_alpha,
+        }
+    assert trainer._get_method_specific_args() == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_training_arguments(method: str, model: str, tmp_path: Path) -> None:
+    fields = {"learning_rate": 1e-3, "learning_rate_cap": 1e-6 if method == "kto" else 5e-7, "gradient_checkpointing": True}
+    trainer = trainer_of(method, model, tmp_path, **fields)
+    arguments = trainer.get_training_arguments()
+    assert isinstance(arguments, TrainingArguments)
+    assert arguments.remove_unused_columns is False
+    assert arguments.gradient_checkpointing is True
+    assert arguments.learning_rate == fields["learning_rate_cap"]
+    if method == "kto":
+        assert arguments.label_names == ["completion_labels"]
+    else:
+        assert arguments.label_names == [
+            "chosen_labels",
+            "rejected_labels",
+            "chosen_input_ids",
+            "rejected_input_ids",
+            "chosen_attention_mask",
+            "rejected_attention_mask",
+        ]
+    assert trainer.observer.warnings["learning_rate_clamped"]
+
+
+@pytest.mark.parametrize("form", ["raw", "mapped", "prepared"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, tmp_path: Path) -> None:
+    """Rows as in a file, rows as the loader's functions map them, and the loader's own: the same training."""
+    from trl import DPOTrainer, KTOTrainer
+
+    from trainer_core.methods.cpo import CPOTrainer
+
+    trainer = trainer_of(method, model, tmp_path)
+    arguments = trainer.get_training_arguments()
+    raw = Dataset.from_list(some_rows(method, 32))
+    assert trainer.preference_method == method == trainer._get_training_method()
+    if method == "kto":
+        mapped = raw.map(trainer.data_loader.tokenize_and_format_kto, batched=True)
+    else:
+        mapped = raw.map(trainer.data_loader.tokenize_and_format, batched=True)
+    datasets = {"raw": raw, "mapped": mapped, "prepared": trainer.data_loader.dataset(trainer.data_loader.train)}
+    made = trainer.create_trainer(datasets[form], arguments, [])
+    assert isinstance(made, {"kto": KTOTrainer, "ipo": DPOTrainer, "cpo": CPOTrainer}[method])
+    assert len(made.train_dataset) == len(trainer.data_loader.train) == 32
+    first = trainer.data_loader.train[0]
+    assert {name: made.train_dataset[0][name] for name in ("prompt_ids", "row")} == {
+        n: first[n] for n in ("prompt_ids", "row")
+    }
+    assert made.train().global_step == 2
+
+
+def test_mapping_may_drop_rows(model: str, tmp_path: Path) -> None:
+    trainer = trainer_of("ipo", model, tmp_path, on_overlong="drop", max_prompt_length=16, max_length=64)
+    trainer.load()
+    raw = Dataset.from_list(some_rows("ipo", 32))
+    mapped = raw.map(trainer.data_loader.tokenize_and_format, batched=True, batch_size=5)
+    assert 0 < len(mapped) < 32
+    assert max(map(len, mapped["prompt_ids"])) <= 16
+    kept = {row["row"] for row in trainer.data_loader.train}
+    assert len(kept) == len(mapped)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_returned_and_saved(method: str, model: str, tmp_path: Path) -> None:
+    trainer = trainer_of(method, model, tmp_path)
+    trainer.train()
+    rows = Dataset.from_list(some_rows(method, 40)).select(range(32, 40))
+    evaluated, metrics = trainer.evaluate_model(rows), trainer.compute_preference_metrics(rows)
+    if method == "kto":
+        expected = {"kto_loss", "desirable_accuracy", "undesirable_accuracy", "overall_accuracy"}
+        reply = {"preference_signal", "confidence_score"}
+        saved = {"desirable_weight", "undesirable_weight", "use_ref_model"}
+    else:
+        expected = {"preference_loss", "preference_accuracy", "margin", "confidence"}
+        reply = {"preference_score", "improvement_detected"}
+        saved = {"label_smoothing"} if method == "ipo" else {"label_smoothing", "cpo_alpha", "loss_type"}
+    assert expected <= set(metrics)
+    assert {f"eval_{name}" for name in expected} | {"eval_loss"} <= set(evaluated)
+    for name in expected:
+        assert evaluated[f"eval_{name}"] == pytest.approx(metrics[name])
+
+    answer = trainer.generate_with_comparison(PROMPT, max_length=4, temperature=0.7, top_p=0.9, seed=3)
+    assert {"prompt", "trained_model_response", "reference_model_response", *reply} <= set(answer)
+    assert (answer["prompt"], answer["seed"]) == (PROMPT, 3)
+
+    trainer.save_model(str(tmp_path / "elsewhere"))
+    names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", f"{method}_metadata.json"} <= names
+    metadata = json.loads((tmp_path / "elsewhere" / f"{method}_metadata.json").read_text())
+    common = {"training_method", "beta", "max_prompt_length", "max_length", "ref_model_name", "training_completed_at"}
+    assert common | saved <= set(metadata)
+    assert metadata["training_method"] == method
+    assert str(tmp_path / "out") not in json.dumps({**metadata, "model_name": "", "ref_model_name": ""})
