@@ -148,12 +148,12 @@ def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, t
 
 
 def test_mapping_may_drop_rows(model: str, tmp_path: Path) -> None:
-    trainer = trainer_of("ipo", model, tmp_path, on_overlong="drop", max_prompt_length=16, max_length=64)
+    trainer = trainer_of("ipo", model, tmp_path, on_overlong="drop", max_prompt_length=24, max_length=64)
     trainer.load()
     raw = Dataset.from_list(some_rows("ipo", 32))
     mapped = raw.map(trainer.data_loader.tokenize_and_format, batched=True, batch_size=5)
     assert 0 < len(mapped) < 32
-    assert max(map(len, mapped["prompt_ids"])) <= 16
+    assert max(map(len, mapped["prompt_ids"])) <= 24
     kept = {row["row"] for row in trainer.data_loader.train}
     assert len(kept) == len(mapped)
 
