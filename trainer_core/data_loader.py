@@ -141,17 +141,19 @@ class PreferenceData:
         return self._module.arrange(rows, self.config)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-        """Sets a seeded share of the prompts apart, so that no prompt is on both sides."""
-        prompts = sorted({comparable(row["prompt"]) for row in rows})
-        random.Random(self.config.seed).shuffle(prompts)
-        apart = set(prompts[: max(1, round(len(prompts) * share))])
-        kept = [row for row in rows if comparable(row["prompt"]) not in apart]
+        """Sets a seeded share apart, by prompt, so that none is on both sides; by row where all rows have one prompt."""
+        keys: list[Any] = [comparable(row["prompt"]) for row in rows]
+        if len(set(keys)) == 1:
+            keys = list(range(len(rows)))
+        order = sorted(set(keys))
+        random.Random(self.config.seed).shuffle(order)
+        apart = set(order[: max(1, round(len(order) * share))])
+        kept = [row for row, key in zip(rows, keys, strict=True) if key not in apart]
         if not kept:
             raise DataInvalid(
-                "validation_split leaves no training row: all rows have one prompt",
-                [Detail("validation_split", "leaves no training row")],
+                "validation_split leaves no training row", [Detail("validation_split", "leaves no training row")]
             )
-        return kept, [row for row in rows if comparable(row["prompt"]) in apart]
+        return kept, [row for row, key in zip(rows, keys, strict=True) if key in apart]
 
     def _check_labels(self) -> None:
         if not isinstance(self.config, KTOSettings):

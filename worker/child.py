@@ -9,6 +9,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -61,6 +62,7 @@ def listen(stop: threading.Event) -> None:
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from jobs.spec import library_config
     from trainer_core.checkpoints import newest_verified, verified_step
     from trainer_core.observer import Observer, Phase

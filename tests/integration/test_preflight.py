@@ -136,6 +136,18 @@ def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
     assert "answers were cut" in observer.warnings["rows_overlong"]
 
 
+@pytest.mark.parametrize("validation_split", [None, 0.25])
+def test_rows_with_one_prompt_are_split_by_row(validation_split: float | None, tmp_path: Path) -> None:
+    rows = [{**row, "prompt": "اكتب جملة."} for row in some_rows("ipo", 48)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    trainer = PreferenceTrainer(config("ipo", tmp_path, dataset_path=path, validation_split=validation_split))
+    trainer.load()
+    loader = trainer.data_loader
+    apart = loader.validation if validation_split else loader.held_back
+    assert len(apart) == (12 if validation_split else 2)
+    assert sorted(row["row"] for row in [*apart, *loader.train]) == list(range(1, 49))
+
+
 def test_rows_of_any_shape_train(tmp_path: Path) -> None:
     """Other fields may differ from row to row: they are kept out of what the trainer is given."""
     rows = [
