@@ -17,6 +17,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -54,6 +55,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes")
 START = "<!-- the last run -->"
+SHIPPED = Path(__file__).resolve().parents[1] / "tafdil" / "shipped"
+TOKENIZER = SHIPPED / "models" / "tafdil" / "tiny-arabic-qwen"
 
 
 def make_model(folder: Path, shape: str) -> None:
@@ -61,24 +64,20 @@ def make_model(folder: Path, shape: str) -> None:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-    from jobs.settings import SHIPPED_MODELS_DIR
-
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Qwen2ForCausalLM(Qwen2Config(**SHAPES[shape], max_position_embeddings=2048))
     model.save_pretrained(folder, max_shard_size="4GB")
-    AutoTokenizer.from_pretrained(SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
 
 
-def make_rows(path: Path, method: str, count: int, model: Path, prompt_tokens: int, answer_tokens: int) -> None:
-    """Rows whose prompts and answers have about so many tokens, from words of the shipped data."""
+def make_rows(path: Path, method: str, options: argparse.Namespace) -> None:
+    """Rows whose prompts and answers have about so many tokens as asked, from words of the shipped data."""
     from transformers import AutoTokenizer
 
-    from jobs.places import SHIPPED_DATA_DIR
-
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    lines = (SHIPPED_DATA_DIR / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    lines = (SHIPPED / "data" / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()
     words = [word for line in lines for word in json.loads(line)["chosen"].split()]
     rng = random.Random(0)
 
@@ -89,12 +88,14 @@ def make_rows(path: Path, method: str, count: int, model: Path, prompt_tokens: i
         return " ".join(found)
 
     with path.open("w", encoding="utf-8") as file:
-        for i in range(count):
-            row: dict[str, Any] = {"prompt": text(prompt_tokens - 16)}
+        for i in range(options.batch * options.steps):
+            # Room for the template's own tokens.
+            row: dict[str, Any] = {"prompt": text(options.prompt_tokens - 24)}
+            answers = [text(options.answer_tokens - 8) for _ in range(2)]
             if method == "kto":
-                row |= {"completion": text(answer_tokens - 8), "label": i % 2 == 0}
+                row |= {"completion": answers[0], "label": i % 2 == 0}
             else:
-                row |= {"chosen": text(answer_tokens - 8), "rejected": text(answer_tokens - 8)}
+                row |= {"chosen": answers[0], "rejected": answers[1]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -120,7 +121,7 @@ def run_one(method: str, folder: Path, options: argparse.Namespace) -> dict[str,
                 self.losses.append(float(values["loss"] or 0.0))
 
     rows = folder / f"{method}.jsonl"
-    make_rows(rows, method, options.batch * options.steps, folder / "model", options.prompt_tokens, options.answer_tokens)
+    make_rows(rows, method, options)
     kind: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[method]
     config = kind(
         model_name=str(folder / "model"),
@@ -162,12 +163,12 @@ def as_markdown(found: dict[str, dict[str, Any]], options: argparse.Namespace) -
     """The run as a page shows it."""
     first = next(iter(found.values()))
     weights = "bf16" if options.no_4bit else "4-bit NF4"
-    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    versions = ", ".join(f"{name} {version(name)}" for name in LIBRARIES if find_spec(name))
     command = "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:])
     lines = [
-        f"{first['device']}, {datetime.now(UTC):%Y-%m-%d}; {options.shape} with random weights in {weights} and LoRA, arithmetic in "
-        f"{first['precision']}; batches of {options.batch}, {options.prompt_tokens}/{options.answer_tokens} tokens, {options.steps} "
-        f"steps; {versions}. Made with `{command.strip()}`.",
+        f"{first['device']}, {datetime.now(UTC):%Y-%m-%d}; {options.shape} with random weights in {weights} and LoRA, "
+        f"arithmetic in {first['precision']}; batches of {options.batch}, {options.prompt_tokens}/{options.answer_tokens} "
+        f"tokens, {options.steps} steps; {versions}. Made with `{command.strip()}`.",
         "",
         "| method | load, s | step, s (median) | tokens/s | peak GPU memory, GiB | first loss | last loss |",
         "|---|---|---|---|---|---|---|",

@@ -1,5 +1,6 @@
 """The API on a real database, with a fake queue: what it takes, what it refuses, and how it says so."""
 
+import gzip
 import json
 import shutil
 from collections.abc import Generator
@@ -103,6 +104,9 @@ def test_a_failed_commit_is_never_a_202(client: TestClient, database: Database, 
         ({"model_name": "../../etc"}, "model_name"),
         ({"name": "a\x00b"}, "name"),
         ({"name": ""}, "name"),
+        ({"adapter_name": "../x"}, "adapter_name"),
+        ({"report_to": ["elsewhere"]}, "report_to.0"),
+        ({"early_stopping_patience": 0}, "early_stopping_patience"),
     ],
 )
 def test_a_bad_field_is_named(client: TestClient, spec: dict[str, Any], change: dict[str, Any], field: str) -> None:
@@ -134,6 +138,8 @@ def test_an_unknown_model_is_named_with_those_there_are(client: TestClient, spec
     error = error_of(client.post("/v1/jobs", json={**spec, "model_name": "Qwen/None"}), 422, "model_not_found")
     assert "Qwen/None" in error["message"]
     assert "tafdil/tiny-arabic-qwen" in error["message"]
+    error = error_of(client.post("/v1/jobs", json={**spec, "adapter_name": "my/adapter"}), 422, "model_not_found")
+    assert "my/adapter" in error["message"]
 
 
 @pytest.mark.parametrize(
@@ -235,6 +241,22 @@ def test_an_upload_is_checked_while_it_arrives(client: TestClient, settings: Set
     assert client.get(reply.headers["location"]).json() == dataset
     assert client.get("/v1/datasets").json()["datasets"] == [dataset]
     assert (settings.datasets_dir / f"{dataset['id']}.rows").stat().st_size == dataset["size_bytes"]
+
+
+def test_gzipped_and_parquet_uploads(client: TestClient, settings: Settings, tmp_path: Path, spec: dict[str, Any]) -> None:
+    from pyarrow import Table, parquet
+
+    lines = (DATA / "pairs_held_out.jsonl").read_bytes()
+    rows = [json.loads(line) for line in lines.splitlines()]
+    parquet.write_table(Table.from_pylist(rows), tmp_path / "rows.parquet")
+    for body, form in ((gzip.compress(lines), "jsonl"), ((tmp_path / "rows.parquet").read_bytes(), "parquet")):
+        dataset = client.post("/v1/datasets", content=body).json()
+        assert (dataset["format"], dataset["kind"], dataset["train_rows"]) == (form, "pairs", len(rows))
+        job = {**spec, "dataset_path": None, "dataset_id": dataset["id"]}
+        assert client.post("/v1/jobs", json=job).status_code == 202
+    broken = (tmp_path / "rows.parquet").read_bytes()[:-9]
+    assert "not valid Parquet" in error_of(client.post("/v1/datasets", content=broken), 422, "data_invalid")["message"]
+    assert len(list(settings.datasets_dir.iterdir())) == 2
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,11 @@ def test_the_whole_road(client: Client, method: str) -> None:
     assert kinds[:2] == ["queued", "claimed"]
     assert kinds[-1] == "succeeded"
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    (report,) = [event["data"]["report"] for event in events if event["event"] == "data"]
+    assert report["rows_trained_on"] == train["train_rows"]
+    sampled = [event["data"] for event in events if event["event"] == "samples"]
+    assert [entry["step"] for entry in sampled] == [0, 10]
+    assert all(sample["prompt"] and sample["response"] for entry in sampled for sample in entry["samples"])
     phases = [event["data"]["phase"] for event in events if event["event"] == "phase"]
     assert {"preparing", "loading", "training", "evaluating", "saving"} == set(phases)
 

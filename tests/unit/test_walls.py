@@ -66,7 +66,7 @@ print("answered")
 
 
 def source_files() -> list[Path]:
-    folders = ("api", "jobs", "tafdil", "trainer_core", "worker", "examples", "tests")
+    folders = ("api", "benchmarks", "jobs", "tafdil", "trainer_core", "worker", "examples", "tests")
     return [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 
