@@ -1,6 +1,8 @@
 """`PreferenceTrainer`: KTO, IPO and CPO behind one interface, and the four factories."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -50,6 +52,7 @@ class PreferenceTrainer(BaseTrainer):
         self.preference_method: Method = self._get_training_method()
         self.ref_model: Any = None
         self._scoring_reference: Any = None
+        self._start: dict[str, Scores] = {}
         self._reference_sha256: str | None = None
         self._module = MODULES[self.preference_method]
         self.nullable_metrics = self._module.NULLABLE
@@ -110,7 +113,7 @@ class PreferenceTrainer(BaseTrainer):
         is_without_its_adapter = bool(self.config.adapter_name) and self.config.reference_kind == "base"
         if reference is None or is_other_model or is_other_precision or is_without_its_adapter:
             return
-        scores = self._scores(self.data_loader.train[:_ROWS_CHECKED]).values()
+        scores = self._scores(self.data_loader.train[:_ROWS_CHECKED], reference).values()
         difference = max(answers.ratios.abs().max().item() for answers in scores)
         tokens = max(answers.tokens.max().item() for answers in scores)
         # NaN compares as false.
@@ -174,6 +177,8 @@ class PreferenceTrainer(BaseTrainer):
             trainer.smoothing = self.config.label_smoothing
         if validation:
             trainer.evaluated = self._during_evaluation
+            if self._holds_no_copy:
+                self._start = self._scores(validation, None)
         return trainer
 
     def _planned(self, dataset: Dataset) -> Dataset:
@@ -234,8 +239,12 @@ class PreferenceTrainer(BaseTrainer):
 
     # -- evaluation
 
-    def _scores(self, rows: list[Row]) -> dict[str, Scores]:
-        reference = self._reference_for_scoring()
+    @property
+    def _holds_no_copy(self) -> bool:
+        """Whether TRL computes the reference's log-probabilities before the first step, and no copy is held."""
+        return isinstance(self.config, KTOConfig) and not (self.config.use_ref_model or self.config.use_lora)
+
+    def _scores(self, rows: list[Row], reference: Any) -> dict[str, Scores]:
         prompts = [row["prompt_ids"] for row in rows]
         batch_size = self.config.per_device_eval_batch_size
         return {
@@ -244,11 +253,20 @@ class PreferenceTrainer(BaseTrainer):
         }
 
     def _metrics(self, rows: list[Row]) -> dict[str, float | None]:
-        return self._module.metrics(self.config, self._scores(rows), rows)
+        return self._module.metrics(self.config, self._scores(rows, self._reference_for_scoring()), rows)
+
+    def _validation_metrics(self) -> dict[str, float | None]:
+        """Of the validation rows, without a second copy of the weights where the config forbids one."""
+        rows = self.data_loader.validation
+        if not self._holds_no_copy:
+            return self._metrics(rows)
+        now = self._scores(rows, None)
+        scores = {name: replace(now[name], ref_logps=self._start[name].logps) for name in now}
+        return self._module.metrics(self.config, scores, rows)
 
     def _during_evaluation(self) -> dict[str, float | None]:
         """The method's metrics of the validation rows, and of the samples, which the observer gets."""
-        metrics = self._metrics(self.data_loader.validation)
+        metrics = self._validation_metrics()
         prompts = self._sample_prompts()
         if not prompts:
             return metrics
@@ -287,8 +305,10 @@ class PreferenceTrainer(BaseTrainer):
         rows = self._evaluation_rows(eval_dataset)
         during_training = trainer.evaluated
         trainer.evaluated = lambda: self._metrics(rows)
+        lent = trainer.lent(self._reference_for_scoring()) if self._holds_no_copy else nullcontext()
         try:
-            results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
+            with lent:
+                results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
         finally:
             trainer.evaluated = during_training
         missing = {f"eval_{name.removeprefix('eval_')}": None for name in self.nullable_metrics}

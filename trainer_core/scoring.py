@@ -3,7 +3,8 @@
 Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ class Scores:
         logps, ref_logps: log-probabilities in nats, summed over answer tokens.
         tokens: answer tokens, the end token included.
         kl: KL(policy ‖ reference) in nats over the whole vocabulary, summed over answer positions.
+
+    What needs a reference is NaN where there was none.
     """
 
     logps: Tensor
@@ -34,6 +37,12 @@ class Scores:
     def avg_logps(self) -> Tensor:
         """Mean log-probability a token."""
         return self.logps / self.tokens
+
+    @property
+    def mean_kl(self) -> float | None:
+        """KL divergence a token, over all answers."""
+        value = (self.kl.sum() / self.tokens.sum()).item()
+        return None if math.isnan(value) else value
 
     @property
     def ratios(self) -> Tensor:
@@ -50,7 +59,10 @@ class Scores:
 def score(
     policy: Any, reference: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_size: int = 8
 ) -> Scores:
-    """Scores each answer after its prompt under both sides. The policy's training mode is put back; no gradients."""
+    """Scores each answer after its prompt under both sides. The policy's training mode is put back; no gradients.
+
+    `reference` None: only what needs none.
+    """
     was_training = policy.training
     policy.eval()
     try:
@@ -88,22 +100,28 @@ class _Batch:
 
     def score(self, policy: Any, reference: Any) -> Tensor:
         """(3, rows) float64: the policy's and the reference's summed log-probabilities, and the summed KL."""
-        model = model_of(reference)
         states = self._states(policy)
+        if reference is None:
+            own = [self._logps(policy, *slices) for slices in self._slices(states)]
+            return self._summed(torch.stack([logps := torch.cat(own), logps * math.nan, logps * math.nan]))
+        model = model_of(reference)
         with side_of(reference):
             ref_states = self._states(model)
-        pieces = [
-            self._score_slice(policy, model, *slices)
-            for slices in zip(
-                states.split(_POSITIONS_A_SLICE),
-                ref_states.split(_POSITIONS_A_SLICE),
-                self.targets.split(_POSITIONS_A_SLICE),
-                strict=True,
-            )
-        ]
+        pieces = [self._score_slice(policy, model, *slices) for slices in self._slices(states, ref_states)]
+        return self._summed(torch.cat(pieces, dim=1))
+
+    def _slices(self, *states: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        return zip(*(tensor.split(_POSITIONS_A_SLICE) for tensor in (*states, self.targets)), strict=True)
+
+    def _summed(self, values: Tensor) -> Tensor:
+        """(3, answer tokens) → (3, rows)."""
         owners = self.predicts.nonzero()[:, 0]
         sums = torch.zeros(3, self.ids.shape[0], dtype=torch.float64, device=self.device)
-        return sums.index_add_(1, owners, torch.cat(pieces, dim=1)).cpu()
+        return sums.index_add_(1, owners, values).cpu()
+
+    def _logps(self, policy: Any, states: Tensor, targets: Tensor) -> Tensor:
+        log_p = torch.log_softmax(_head(policy, states).float(), dim=-1)
+        return log_p.gather(1, targets[:, None])[:, 0].double()
 
     def _states(self, model: Any) -> Tensor:
         """Hidden states at the positions that predict answer tokens, (answer tokens, width)."""

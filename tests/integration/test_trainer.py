@@ -100,6 +100,23 @@ def test_kto_without_a_reference_copy_trains_the_same(tmp_path: Path, use_lora: 
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+def test_kto_without_a_reference_copy_evaluates_without_one(tmp_path: Path) -> None:
+    """The same metrics, from log-probabilities of before the first step; a copy is loaded when `evaluate_model` asks."""
+    found = []
+    for use_ref_model in (True, False):
+        observer = RecordingObserver()
+        fields = {"use_ref_model": use_ref_model, "use_lora": False, "max_steps": 2, "eval_dataset_path": held_out("kto")}
+        trainer = PreferenceTrainer(config("kto", tmp_path / str(use_ref_model), **fields), observer=observer)
+        trainer.train()
+        assert (trainer._known_reference() is None) is not use_ref_model
+        last = next(values for _, values in reversed(observer.points) if "eval_loss" in values)
+        assert (last.pop("eval_mean_kl") is None) is not use_ref_model
+        found.append([last, trainer.evaluate_model()])
+    for with_copy, without in zip(*found, strict=True):
+        for name in ("eval_loss", "eval_kto_loss", "eval_overall_accuracy", "eval_rewards/margins", "eval_kl_estimate"):
+            assert without[name] == pytest.approx(with_copy[name], rel=1e-4, abs=1e-6), name
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_before_the_first_step_the_model_is_its_reference(method: str, tmp_path: Path) -> None:
     trainer = PreferenceTrainer(config(method, tmp_path))

@@ -11,12 +11,14 @@ Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within t
 confidence is ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from trl import KTOConfig as TRLConfig
 from trl import KTOTrainer
+from trl.trainer.utils import add_fused_lm_head
 
 from trainer_core.comparison import Comparison
 from trainer_core.config import KTOSettings
@@ -29,12 +31,23 @@ LABEL_NAMES = ["completion_labels"]
 COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "weight")
 ANSWERS = ("completion", "KL_completion")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
-NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy")
-"""Metrics that batches of one label cannot have."""
+NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy", "eval_mean_kl")
+"""Metrics that batches of one label, or a training without a reference copy, cannot have."""
 
 
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
     """TRL's KTO trainer on tokenised, planned rows, which may have a `weight` each."""
+
+    @contextmanager
+    def lent(self, reference: Any) -> Generator[None]:
+        """Lends a reference to a trainer that computed its log-probabilities before the first step, and holds none."""
+        held = self.ref_model, self.precompute_ref_logps
+        add_fused_lm_head(reference)
+        self.ref_model, self.precompute_ref_logps = reference, False
+        try:
+            yield
+        finally:
+            self.ref_model, self.precompute_ref_logps = held
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         weights = inputs.pop("weight", None)
@@ -113,7 +126,7 @@ def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row])
         "undesirable_accuracy": right[~labels].mean().item() if (~labels).any() else None,
         "overall_accuracy": right.mean().item(),
         "kl_estimate": z.item(),
-        "mean_kl": (answers.kl.sum() / answers.tokens.sum()).item(),
+        "mean_kl": answers.mean_kl,
     }
 
 
