@@ -127,7 +127,6 @@ class BaseTrainer(ABC):
         """The TRL trainer, made on the first call."""
         self.load()
         if self.trainer is None:
-            self.setup_reference_model()
             self._watcher = ObserverCallback(self.observer, self.nullable_metrics)
             callbacks: list[Any] = [self._watcher]
             if self.config.early_stopping_patience:

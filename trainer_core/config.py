@@ -206,8 +206,11 @@ class KTOSettings(TrainingSettings):
             )
         if not self.use_ref_model and self.ref_model_name not in (None, self.model_name):
             raise ValueError("use_ref_model=false cannot be combined with another ref_model_name")
-        if not self.use_ref_model and self.use_lora and self.reference_in_4bit != self.load_in_4bit:
-            raise ValueError("use_ref_model=false holds no copy, so ref_load_in_4bit must not differ from load_in_4bit")
+        if not self.use_ref_model and self.reference_in_4bit != (self.load_in_4bit and self.use_lora):
+            raise ValueError(
+                "use_ref_model=false holds no copy of the reference that could be in 4 bit: set ref_load_in_4bit as the "
+                "model in training is held"
+            )
         return self
 
 

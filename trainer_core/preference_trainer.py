@@ -86,7 +86,10 @@ class PreferenceTrainer(BaseTrainer):
         if kind != "model":
             return FrozenView(self.model, REFERENCE_ADAPTER if kind == "adapter" else None)
         dtype = weights_dtype(self.config.use_lora, self.precision)
-        return load_reference(self.places.reference, dtype, self.config.reference_in_4bit)
+        reference = load_reference(self.places.reference, dtype, self.config.reference_in_4bit)
+        if self._has_trained:
+            check_files(reference, self.places.reference, None)
+        return reference
 
     def _reference_for_scoring(self) -> Any:
         """The reference, also where training holds none; loaded when first needed."""
@@ -95,6 +98,11 @@ class PreferenceTrainer(BaseTrainer):
         if self._scoring_reference is None:
             self._scoring_reference = self._make_reference()
         return self._scoring_reference
+
+    @property
+    def _loss_needs_reference(self) -> bool:
+        """CPO's needs none: a second model is loaded when an evaluation or a comparison asks for it, and not before."""
+        return self.preference_method != "cpo" or self.config.reference_kind != "model"
 
     def _known_reference(self) -> Any:
         """The reference where it costs no memory to have it, else None."""
@@ -105,13 +113,13 @@ class PreferenceTrainer(BaseTrainer):
     def check_reference(self) -> None:
         """Before the first step: the reference's weights are its files', and it answers as the policy where it must."""
         reference = self._known_reference()
-        # Where no copy is held, the policy as it was loaded is the reference.
-        check_files(reference or self.model, self.places.reference, self.places.adapter)
+        if reference is None:
+            check_files(self.model, self.places.model, None)
+        else:
+            check_files(reference, self.places.reference, self.places.adapter)
         self._reference_sha256 = self._reference_fingerprint(None)
-        is_other_model = self.config.ref_model_name not in (None, self.config.model_name)
-        is_other_precision = self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
         is_without_its_adapter = bool(self.config.adapter_name) and self.config.reference_kind == "base"
-        if reference is None or is_other_model or is_other_precision or is_without_its_adapter:
+        if reference is None or self._starts_elsewhere or is_without_its_adapter:
             return
         scores = self._scores(self.data_loader.train[:_ROWS_CHECKED], reference).values()
         difference = max(answers.ratios.abs().max().item() for answers in scores)
@@ -123,18 +131,24 @@ class PreferenceTrainer(BaseTrainer):
                 f"log-probabilities differ by {difference:.4g} nats"
             )
 
+    @property
+    def _starts_elsewhere(self) -> bool:
+        """Whether the reference's base has other weights than the policy's, or the same at another precision."""
+        is_other_model = self.config.ref_model_name not in (None, self.config.model_name)
+        return is_other_model or self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
+
     def check_reference_kept(self) -> None:
-        if self._reference_fingerprint(None) != self._reference_sha256:
+        if self._reference_sha256 not in (None, self._reference_fingerprint(None)):
             raise ReferenceMismatch(f"the reference {self.reference_name!r} changed while the model trained")
 
     def _reference_fingerprint(self, base: str | None) -> str | None:
-        """Of the reference's live tensors; of the policy's before training where it holds no copy.
+        """Of the reference's live tensors; where no copy is held, of the policy's before training, when that is the same.
 
         Args:
             base: the fingerprint of the policy's base, where it is known already.
         """
         reference = self._known_reference()
-        if reference is None and self._has_trained:
+        if reference is None and (self._has_trained or self._starts_elsewhere):
             return self._reference_sha256
         if isinstance(reference, FrozenView):
             return side_fingerprint(base or fingerprint(base_tensors(self.model)), self.model, reference.adapter)
@@ -157,7 +171,9 @@ class PreferenceTrainer(BaseTrainer):
             training_args: from `get_training_arguments()`.
             callbacks: transformers callbacks.
         """
-        self.setup_reference_model()
+        self.load()
+        if self._loss_needs_reference:
+            self.setup_reference_model()
         validation = self.data_loader.validation
         with _KeptAdapters(self.model, self.config.reference_kind == "adapter"):
             options: dict[str, Any] = {}

@@ -82,6 +82,22 @@ def test_every_shape_trains_against_a_reference_that_stays(
     assert again.as_dict() == pytest.approx(live)
 
 
+@pytest.mark.parametrize("other", [None, "other"])
+def test_cpo_loads_a_second_model_only_when_it_is_asked_for(other: str | None, place: Path, tmp_path: Path) -> None:
+    fields = {"use_lora": False, "learning_rate": 1e-4, "ref_model_name": str(place / other) if other else None}
+    trainer = trainer_of("cpo", place, tmp_path, **fields)
+    trainer.train()
+    assert trainer._known_reference() is None
+    metadata = json.loads((tmp_path / "cpo_metadata.json").read_text())
+    weights = load_file(place / (other or "model") / "model.safetensors")
+    expected = fingerprint(weights.items())
+    # Without a copy the reference is known by the weights that training began with, when it is the same model.
+    assert metadata["reference_sha256"] == (None if other else expected)
+    assert trainer.generate_with_comparison(PROMPT, max_length=4)["proof"]["reference_fingerprint"] == expected
+    pair = load_pair(tmp_path, lambda name: name)[1]
+    assert pair.compare(PROMPT, max_new_tokens=4).proof.reference_fingerprint == expected
+
+
 def test_4_bit_weights_are_held_in_4_bit(place: Path, tmp_path: Path) -> None:
     trainer = trainer_of("ipo", place, tmp_path, load_in_4bit=True)
     trainer.train()
