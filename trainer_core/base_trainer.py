@@ -4,6 +4,7 @@ Knows no database, queue, HTTP or job. Where a model name leads and who watches 
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trainer_core import plan, preflight
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
-from trainer_core.checkpoints import carry, is_disk_full, verified_step
+from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
@@ -53,6 +54,8 @@ class BaseTrainer(ABC):
         self._is_loaded = self._has_trained = False
         self._watcher: Any = None
         self._early_stopping: EarlyStopping | None = None
+        self._stopped_early: dict[str, Any] | None = None
+        self._evaluates_on_start = False
 
     @abstractmethod
     def create_trainer(self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]) -> Any:
@@ -133,7 +136,9 @@ class BaseTrainer(ABC):
                 self._early_stopping = EarlyStopping(self.config, self._protect)
                 callbacks.append(self._early_stopping)
             dataset = self.data_loader.dataset(self.data_loader.train)
-            self.trainer = self.create_trainer(dataset, self.get_training_arguments(), callbacks)
+            arguments = self.get_training_arguments()
+            self._evaluates_on_start = arguments.eval_on_start
+            self.trainer = self.create_trainer(dataset, arguments, callbacks)
         return self.trainer
 
     def _protect(self, step: int | None) -> None:
@@ -169,22 +174,60 @@ class BaseTrainer(ABC):
         return metrics
 
     def _run(self, checkpoint: Path | None) -> dict[str, float]:
+        trainer = self.trainer
+        trainer.args.eval_on_start = self._evaluates_on_start and checkpoint is None
         if checkpoint is None:
-            return dict(self.trainer.train().metrics)
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-        best = self._early_stopping.best(state.log_history)[0] if self._early_stopping else None
+            self._clear_earlier()
+            return dict(trainer.train().metrics)
+        state = self._verified_state(checkpoint)
+        best, waited = self._early_stopping.best(state.log_history) if self._early_stopping else (None, 0)
         if best is not None and verified_step(checkpoint.parent / f"checkpoint-{best}") == best:
             carry(checkpoint.parent / f"checkpoint-{best}", Path(self.config.output_dir))
-        if state.global_step < state.max_steps:
-            # The evaluation before the first step was made by the training that is resumed.
-            self.trainer.args.eval_on_start = False
-            self.trainer.add_callback(Resumed(lambda: self.trainer.read_more(checkpoint)))
-            return dict(self.trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
+        is_stopped = self.config.early_stopping_patience is not None and waited >= self.config.early_stopping_patience
+        if state.global_step < self._planned_steps(state) and not is_stopped:
+            trainer.add_callback(Resumed(lambda: trainer.read_more(checkpoint)))
+            return dict(trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
         # All steps are done: what a kill interrupted was the end. transformers would train one step more.
-        self.trainer._load_from_checkpoint(str(checkpoint))
-        self.trainer.state = state
+        trainer._load_from_checkpoint(str(checkpoint))
+        trainer.state = state
         self.observer.progress(state.global_step, state.max_steps)
         return {}
+
+    def _clear_earlier(self) -> None:
+        removed = clear(Path(self.config.output_dir))
+        if removed:
+            self.observer.warning(
+                "output_replaced",
+                f"output_dir held an earlier training, which this one replaces: {', '.join(removed[:5])} and so on "
+                f"({len(removed)} in all). To go on from it instead, pass resume_from_checkpoint.",
+            )
+
+    def _verified_state(self, checkpoint: Path) -> TrainerState:
+        """A checkpoint's state. Raises `SpecInvalid` when it is not whole, or of another training."""
+
+        def refuse(reason: str) -> SpecInvalid:
+            return SpecInvalid(f"{checkpoint.name} {reason}", [Detail("resume_from_checkpoint", reason)])
+
+        if verified_step(checkpoint) is None:
+            raise refuse("is missing, or not as it was written; checkpoints.newest_verified finds the newest whole one")
+        identity = self.trainer.read_identity(checkpoint)
+        for name, value in self.trainer.identity.items():
+            if identity.get(name) != value:
+                raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
+        return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def _planned_steps(self, state: TrainerState) -> int:
+        """Optimizer steps that the config asks for, which may have changed since the checkpoint."""
+        batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
+        an_epoch = max(1, math.ceil(batches / self.config.gradient_accumulation_steps))
+        planned = self.config.max_steps or math.ceil(self.config.num_train_epochs * an_epoch)
+        if planned != state.max_steps:
+            self.observer.warning(
+                "length_changed",
+                f"the checkpoint's training was planned for {state.max_steps} steps, this one for {planned}: the learning "
+                "rate follows the new plan from here on",
+            )
+        return planned
 
     def _evaluated_now(self) -> bool:
         state = self.trainer.state
@@ -193,12 +236,15 @@ class BaseTrainer(ABC):
 
     def _take_best(self) -> None:
         """Under early stopping: loads the weights of the best evaluation."""
+        if self._early_stopping is None:
+            return
         state = self.trainer.state
-        best = self._early_stopping.best(state.log_history)[0] if self._early_stopping else None
+        best, _ = self._early_stopping.best(state.log_history)
+        name = self.config.early_stopping_metric
+        self._stopped_early = {"metric": name, "best_step": best, "last_step": state.global_step}
         if best is None or best == state.global_step:
             return
         checkpoint = Path(self.config.output_dir) / f"checkpoint-{best}"
-        name = self.config.early_stopping_metric
         if verified_step(checkpoint) == best:
             self.trainer._load_from_checkpoint(str(checkpoint))
             self.observer.warning(
@@ -258,7 +304,7 @@ class BaseTrainer(ABC):
             "ref_load_in_4bit": config.reference_in_4bit,
             "learning_rate": config.effective_learning_rate,
             "seed": config.seed,
-            "early_stopping": self._early_stopping_metadata(),
+            "early_stopping": self._stopped_early,
             "uses_chat_template": self.data_loader.renderer.uses_template,
             "template_sha256": self.data_loader.renderer.fingerprint,
             "data_plan_sha256": plan.fingerprint(self.data_loader.train),
@@ -268,10 +314,3 @@ class BaseTrainer(ABC):
             **self.reference_metadata(base),
             "versions": {name: version(name) for name in LIBRARIES},
         }
-
-    def _early_stopping_metadata(self) -> dict[str, Any] | None:
-        if self._early_stopping is None:
-            return None
-        state = self.trainer.state
-        best, _ = self._early_stopping.best(state.log_history)
-        return {"metric": self.config.early_stopping_metric, "best_step": best, "last_step": state.global_step}

@@ -63,10 +63,12 @@ class Resumed(TrainerCallback):
     """Calls back once, when a resumed training has begun and nothing of it has run yet."""
 
     def __init__(self, go_on: Callable[[], None]) -> None:
-        self._go_on = go_on
+        self._go_on: Callable[[], None] | None = go_on
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._go_on()
+        if self._go_on:
+            self._go_on()
+        self._go_on = None
 
 
 def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, float | None]:

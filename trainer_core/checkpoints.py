@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from trainer_core.errors import DiskFull
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 _TOO_LITTLE_BYTES = 2**16
+_RESULTS = ("checkpoint-*", "*_metadata.json", "adapter_*", "model*.safetensors*", "ref", f"{STAGING_PREFIX}*")
 
 
 def publish(staged: Path, run_dir: Path, step: int) -> Path:
@@ -54,13 +55,21 @@ def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
     return None
 
 
-def prune(run_dir: Path, keep: int, protected: int | None = None) -> None:
-    """Removes all checkpoints but the `keep` newest and the protected one, and staging directories that a kill left."""
+def prune(run_dir: Path, keep: int, protected: Collection[int | None] = ()) -> None:
+    """Removes all checkpoints but the `keep` newest and the protected ones, and staging directories that a kill left."""
     for path in sorted(run_dir.glob("checkpoint-*"), key=_named_step)[:-keep]:
-        if _named_step(path) != protected:
+        if _named_step(path) not in protected:
             shutil.rmtree(path, ignore_errors=True)
     for path in run_dir.glob(f"{STAGING_PREFIX}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def clear(run_dir: Path) -> list[str]:
+    """Removes what an earlier training left, which the next one would take for its own. Returns the names, sorted."""
+    found = sorted(path for pattern in _RESULTS for path in run_dir.glob(pattern))
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return [path.name for path in found]
 
 
 def carry(checkpoint: Path, run_dir: Path) -> None:
@@ -116,7 +125,7 @@ class StagedCheckpoints:
         finally:
             self._staging = None
             shutil.rmtree(staging, ignore_errors=True)
-        prune(run_dir, self.args.save_total_limit or 2, self.protected_step)
+        prune(run_dir, self.args.save_total_limit or 2, (step, self.protected_step))
 
 
 def is_disk_full(error: BaseException, place: Path) -> bool:

@@ -4,6 +4,8 @@ Knows two models and one rendering; knows nothing of training, methods' replies 
 """
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch
+from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
 from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, weights_dtype
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
@@ -24,6 +26,8 @@ from trainer_core.tokens import Messages, Renderer
 # How far two passes over the same weights may differ, as a share of the largest logit: rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE_ROUNDING = 0.03
+# Options of `generate` that would change what a row of the answer means.
+_NOT_OPTIONS = {"num_return_sequences", "max_new_tokens", "adapter_names", "inputs", "input_ids", "attention_mask"}
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,10 @@ class ModelPair:
             ReferenceMismatch: a side was not answered by the weights that it stands for.
         """
         ids = self._prompt_ids(prompt, max_new_tokens)
+        if refused := _NOT_OPTIONS & generation.keys():
+            raise SpecInvalid(f"a comparison takes no {', '.join(sorted(refused))}")
+        if generation.pop("do_sample", False) and not temperature:
+            temperature = 1.0
         sampling: dict[str, Any] = {"do_sample": False}
         if temperature > 0:
             seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()).item())
@@ -131,7 +139,8 @@ class ModelPair:
             with torch.no_grad(), torch.random.fork_rng():
                 if seed is not None:
                     torch.manual_seed(seed)
-                answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation})
+                with _hooks_as_they_were(self.policy):
+                    answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation})
                 proof = self._prove(ids, answers)
                 preference = self._preference_score(ids, answers)
         finally:
@@ -140,6 +149,8 @@ class ModelPair:
 
     def _prompt_ids(self, prompt: str | Messages, max_new_tokens: int) -> list[int]:
         ids = self.renderer.prompt_ids(prompt)
+        if max_new_tokens < 1:
+            raise SpecInvalid("max_length counts new tokens and must be at least 1", [Detail("max_length", "is below 1")])
         if not ids:
             raise DataInvalid("the prompt is empty", [Detail("prompt", "is empty")])
         longest = getattr(self.policy.config, "max_position_embeddings", None)
@@ -163,7 +174,9 @@ class ModelPair:
         if isinstance(self.reference, FrozenView):
             sides = [TRAINED_ADAPTER, self.reference.adapter or "__base__"]
             both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
-            rows, starts = list(both.sequences), list(both.logits[0])
+            # A beam search has a row of logits a beam.
+            starts = both.logits[0][:: options.get("num_beams") or 1]
+            rows = list(both.sequences)
         else:
             outputs = [model.generate(**self._inputs([ids]), **options) for model in (self.policy, self.reference)]
             rows, starts = [output.sequences[0] for output in outputs], [output.logits[0][0] for output in outputs]
@@ -223,6 +236,25 @@ class ModelPair:
                     f"{found[:12]}…, the metadata says {expected[:12]}…"
                 )
         return live
+
+
+@contextmanager
+def _hooks_as_they_were(model: Any) -> Generator[None]:
+    """Removes the hooks that peft leaves behind when a batch with sides fails, and names what was asked wrongly.
+
+    With them on, every later pass of the model would fail.
+    """
+    before = {module: set(module._forward_pre_hooks) for module in model.modules()}
+    try:
+        yield
+    except BaseException as error:
+        for module, known in before.items():
+            for key in set(module._forward_pre_hooks) - known:
+                del module._forward_pre_hooks[key]
+                module._forward_pre_hooks_with_kwargs.pop(key, None)
+        if isinstance(error, ValueError | TypeError):
+            raise SpecInvalid(f"the models cannot generate so: {str(error).splitlines()[0]}") from error
+        raise
 
 
 def load_pair(directory: Path, locate: Locate) -> tuple[str, ModelPair]:

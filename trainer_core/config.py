@@ -6,7 +6,7 @@ field is described once. Torch-free: importing this module loads pydantic and no
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
@@ -149,9 +149,19 @@ class TrainingSettings(BaseModel):
     @property
     def effective_precision(self) -> Literal["auto", "bf16", "fp16", "fp32"]:
         """`precision` with `bf16` and `fp16` taken into account."""
-        if self.bf16:
-            return "bf16"
-        return "fp16" if self.fp16 else self.precision
+        if self.bf16 or self.fp16:
+            return "bf16" if self.bf16 else "fp16"
+        return "fp32" if self.precision == "auto" and self.bf16 is False else self.precision
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Assigns, or leaves the settings as they were: pydantic checks them together only after it has assigned."""
+        before = dict(self.__dict__)
+        try:
+            super().__setattr__(name, value)
+        except ValidationError:
+            for field, known in before.items():
+                object.__setattr__(self, field, known)
+            raise
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

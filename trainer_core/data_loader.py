@@ -1,6 +1,7 @@
 """The rows of one training: read, tokenised, split and planned, with a report of what was cut or left out."""
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,12 @@ class PreferenceData:
 
     def _format(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-        encoded, _ = encode_rows(rows, self.renderer, self.config)
-        answers = [f"{name}_ids" for name in ("completion", "chosen", "rejected") if name in batch]
-        return {name: [row[name] for row in encoded] for name in dict.fromkeys([*batch, "row", "prompt_ids", *answers])}
+        checked = check_rows(rows, self.config.preference_method)
+        self._check_confidence(checked)
+        encoded, _ = encode_rows(checked, self.renderer, self.config)
+        answers = ("completion", "label") if self.config.preference_method == "kto" else ("chosen", "rejected")
+        names = dict.fromkeys([*batch, "prompt_ids", *answers, *(f"{name}_ids" for name in answers if name != "label")])
+        return {name: [row.get(name) for row in encoded] for name in names}
 
     def _encode(self, part: str, rows: list[Row]) -> list[Row]:
         self._check_confidence(rows)
@@ -132,7 +136,7 @@ class PreferenceData:
         wrong = [
             Detail("confidence", f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}", row["row"])
             for row in rows
-            if "confidence" in row and not _is_share(row["confidence"])
+            if row.get("confidence") is not None and not _is_share(row["confidence"])
         ]
         if wrong:
             raise DataInvalid(f"line {wrong[0].line}: confidence: {wrong[0].reason}", wrong[:MAX_ERRORS])
@@ -141,19 +145,31 @@ class PreferenceData:
         return self._module.arrange(rows, self.config)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-        """Sets a seeded share apart, by prompt, so that none is on both sides; by row where all rows have one prompt."""
+        """Sets a seeded share apart, by prompt, so that none is on both sides; by row where each prompt has more rows."""
         keys: list[Any] = [comparable(row["prompt"]) for row in rows]
-        if len(set(keys)) == 1:
+        apart = self._drawn(keys, share)
+        if not apart:
             keys = list(range(len(rows)))
-        order = sorted(set(keys))
-        random.Random(self.config.seed).shuffle(order)
-        apart = set(order[: max(1, round(len(order) * share))])
+            apart = self._drawn(keys, share)
         kept = [row for row, key in zip(rows, keys, strict=True) if key not in apart]
         if not kept:
             raise DataInvalid(
                 "validation_split leaves no training row", [Detail("validation_split", "leaves no training row")]
             )
         return kept, [row for row, key in zip(rows, keys, strict=True) if key in apart]
+
+    def _drawn(self, keys: list[Any], share: float) -> set[Any]:
+        """Keys, drawn by seed, that together have at most a share of the rows."""
+        counts = Counter(keys)
+        order = sorted(counts)
+        random.Random(self.config.seed).shuffle(order)
+        left = max(1, round(len(keys) * share))
+        drawn: set[Any] = set()
+        for key in order:
+            if counts[key] <= left:
+                drawn.add(key)
+                left -= counts[key]
+        return drawn
 
     def _check_labels(self) -> None:
         if not isinstance(self.config, KTOSettings):

@@ -17,6 +17,7 @@ from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
 from trainer_core.methods import MODULES
 from trainer_core.models import Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
+from trainer_core.plan import fingerprint as fingerprint_of_plan
 from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files
 from trainer_core.row_rules import Row, comparable
 from trainer_core.samples import answer, sample_metrics
@@ -189,10 +190,17 @@ class PreferenceTrainer(BaseTrainer):
                 **options,
             )
         trainer.observer = self.observer
+        trainer.identity = {
+            "method": self.preference_method,
+            "use of LoRA": self.config.use_lora,
+            "batch size": self.config.per_device_train_batch_size,
+            "gradient accumulation": self.config.gradient_accumulation_steps,
+            "data plan": fingerprint_of_plan(self.data_loader.train),
+        }
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
         if validation:
-            trainer.evaluated = self._during_evaluation
+            trainer.evaluated = lambda: self._during_evaluation(trainer)
             if self._holds_no_copy:
                 self._start = self._scores(validation, None)
         return trainer
@@ -280,14 +288,14 @@ class PreferenceTrainer(BaseTrainer):
         scores = {name: replace(now[name], ref_logps=self._start[name].logps) for name in now}
         return self._module.metrics(self.config, scores, rows)
 
-    def _during_evaluation(self) -> dict[str, float | None]:
+    def _during_evaluation(self, trainer: Any) -> dict[str, float | None]:
         """The method's metrics of the validation rows, and of the samples, which the observer gets."""
         metrics = self._validation_metrics()
         prompts = self._sample_prompts()
         if not prompts:
             return metrics
         samples = answer(self.model, self.data_loader.renderer, prompts, self.config.sample_max_length)
-        self.observer.samples(self.trainer.state.global_step, [sample.as_dict() for sample in samples])
+        self.observer.samples(trainer.state.global_step, [sample.as_dict() for sample in samples])
         return {**metrics, **sample_metrics(samples)}
 
     def _sample_prompts(self) -> list[Any]:
@@ -321,12 +329,15 @@ class PreferenceTrainer(BaseTrainer):
         rows = self._evaluation_rows(eval_dataset)
         during_training = trainer.evaluated
         trainer.evaluated = lambda: self._metrics(rows)
+        history = list(trainer.state.log_history)
         lent = trainer.lent(self._reference_for_scoring()) if self._holds_no_copy else nullcontext()
         try:
             with lent:
                 results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
         finally:
             trainer.evaluated = during_training
+            # These rows are no point of the training's history, from which stopping early and warnings are decided.
+            trainer.state.log_history = history
         missing = {f"eval_{name.removeprefix('eval_')}": None for name in self.nullable_metrics}
         return {**missing, **{name: value for name, value in results.items() if isinstance(value, int | float | None)}}
 

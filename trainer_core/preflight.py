@@ -50,6 +50,13 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
         reference=locate(config.ref_model_name or config.model_name),
         adapter=locate(config.adapter_name) if config.adapter_name else None,
     )
+    for field in ("model", "reference", "adapter"):
+        place = getattr(places, field)
+        if place and Path(place).is_dir() and Path(place).samefile(config.output_dir):
+            raise SpecInvalid(
+                f"output_dir is the directory of the {field} that training starts from; name another",
+                [Detail("output_dir", f"holds the {field}")],
+            )
     model = _model_config(places.model, "model_name")
     if places.reference != places.model:
         reference = _model_config(places.reference, "ref_model_name")
@@ -143,6 +150,14 @@ def _check_adapter(path: str) -> None:
         found = PeftConfig.from_pretrained(path)
     if str(getattr(found.peft_type, "value", found.peft_type)) != "LORA":
         raise ModelRefused(f"the adapter {path!r} is {found.peft_type}, not LoRA", [Detail("adapter_name", "is not LoRA")])
+    for name in ("modules_to_save", "trainable_token_indices"):
+        if getattr(found, name, None):
+            raise ModelRefused(
+                f"the adapter {path!r} has {name}: whole weights that train with it, which no reference could leave out",
+                [Detail("adapter_name", f"has {name}")],
+            )
+    if getattr(found, "bias", "none") != "none":
+        raise ModelRefused(f"the adapter {path!r} trains biases", [Detail("adapter_name", "trains biases")])
     targets: Any = getattr(found, "target_modules", None) or ()
     if not isinstance(targets, str) and any(str(target).split(".")[-1] == "lm_head" for target in targets):
         raise ModelRefused(

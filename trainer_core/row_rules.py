@@ -92,10 +92,19 @@ def _field_problem(name: str, row: Row) -> str | None:
         shown = json.dumps(value, ensure_ascii=False, default=str)[:40]
         return None if isinstance(value, bool) else f"must be true or false, not {shown}"
     if isinstance(value, str):
-        return None if value.strip() else "is empty"
+        return _text_problem(value) or (None if value.strip() else "is empty")
     if not isinstance(value, list):
         return f"must be text or a list of messages, not {type(value).__name__}"
     return _message_problem(value) or (_prompt_problem(value) if name == "prompt" else _answer_problem(value))
+
+
+def is_text(value: str) -> bool:
+    """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair, an emoji that was cut in two."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def _text_problem(value: str) -> str | None:
+    return None if is_text(value) else "holds half of a surrogate pair: a character that was cut in two"
 
 
 def _message_problem(messages: list[Any]) -> str | None:
@@ -106,6 +115,8 @@ def _message_problem(messages: list[Any]) -> str | None:
             return "each message needs `role` and `content`, both text"
         if message.get("role") not in _ROLES:
             return f"a message's role must be one of {', '.join(_ROLES)}"
+        if reason := _text_problem(message["content"]):
+            return reason
     return None
 
 

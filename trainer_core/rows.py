@@ -183,7 +183,9 @@ def check_rows(values: Iterable[Any], method: Method) -> list[Row]:
     found: list[Row] = []
     checker = RowChecker(lambda _, row, line: found.append({**row, "row": line}))
     for line, value in enumerate(values, start=1):
-        checker.value("train", value, line)
+        # Tables have a null where a row lacks a field.
+        is_row = isinstance(value, dict)
+        checker.value("train", {k: v for k, v in value.items() if v is not None} if is_row else value, line)
     if checker.report.error_count:
         raise checker.error()
     require_kind(method, checker.report.kind)
@@ -199,4 +201,5 @@ def shaped(rows: list[Row], method: Method) -> list[Row]:
 
 def _unpaired(pair: Row) -> Iterator[Row]:
     for name, label in (("chosen", True), ("rejected", False)):
-        yield {"prompt": pair["prompt"], "completion": pair[name], "label": label, "row": pair.get("row")}
+        kept = {field: value for field, value in pair.items() if field not in ("chosen", "rejected")}
+        yield {**kept, "completion": pair[name], "label": label}

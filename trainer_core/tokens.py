@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jinja2 import TemplateError
 
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
-from trainer_core.row_rules import Row
+from trainer_core.row_rules import Row, is_text
 from trainer_core.rows import MAX_ERRORS
 
 if TYPE_CHECKING:
@@ -129,6 +129,8 @@ class Renderer:
             raise DataInvalid(f"the chat template refuses these messages: {error}") from error
 
     def _ids(self, text: str) -> list[int]:
+        if not is_text(text):
+            raise DataInvalid("the text holds half of a surrogate pair: a character that was cut in two")
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -152,7 +154,7 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
     overlong: list[Detail] = []
     for index, row in enumerate(rows, start=1):
         number = row.get("row") or index
-        names = ("completion",) if "completion" in row else ("chosen", "rejected")
+        names = ("chosen", "rejected") if "chosen" in row else ("completion",)
         try:
             ids = renderer.encode(row["prompt"], [row[name] for name in names])
         except DataInvalid as error:

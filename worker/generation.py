@@ -43,6 +43,10 @@ class WarmModels:
         self._pairs.move_to_end(job_id)
         return self._pairs[job_id]
 
+    def forget(self, job_id: str) -> None:
+        """Drops the models of a job."""
+        self._pairs.pop(job_id, None)
+
 
 _warm: WarmModels | None = None
 
@@ -122,4 +126,6 @@ def _answer(
         return None, error.as_dict()
     except Exception as error:
         log.exception("comparison %s failed", comparison.id)
+        # What failed in the middle may be broken; the next question loads it anew.
+        warm.forget(comparison.job_id)
         return None, error_dict("internal", f"{type(error).__name__}: {error}")

@@ -13,7 +13,7 @@ from tests.fakes import RecordingObserver
 from tests.training import PROMPT, config, make_model
 from trainer_core import PreferenceTrainer, comparison
 from trainer_core.comparison import ModelPair, load_pair
-from trainer_core.errors import DataInvalid, ReferenceMismatch
+from trainer_core.errors import DataInvalid, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
 from trainer_core.models import load_model, load_tokenizer
 from trainer_core.reference import FrozenView
@@ -174,6 +174,37 @@ def test_prompts_that_cannot_be_answered(pair: ModelPair) -> None:
     raw = ModelPair(pair.policy, pair.reference, Renderer(pair.renderer.tokenizer, apply_chat_template=False), 0.1)
     with pytest.raises(DataInvalid, match="the prompt is empty"):
         raw.compare("", max_new_tokens=4)
+
+
+def test_a_generation_that_fails_leaves_the_models_usable(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pair.compare(PROMPT, max_new_tokens=4).trained_response
+    whole = pair.policy.get_base_model().forward
+
+    def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(pair.policy.get_base_model(), "forward", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        pair.compare(PROMPT, max_new_tokens=4)
+    monkeypatch.setattr(pair.policy.get_base_model(), "forward", whole)
+    assert pair.compare(PROMPT, max_new_tokens=4).trained_response == expected
+    with pytest.raises(SpecInvalid, match="cannot generate so"):
+        pair.compare(PROMPT, max_new_tokens=4, colour="red")
+    assert pair.compare(PROMPT, max_new_tokens=4).trained_response == expected
+
+
+def test_options_of_generation(pair: ModelPair) -> None:
+    beams = pair.compare(PROMPT, max_new_tokens=6, num_beams=3)
+    assert beams.trained_response != beams.reference_response
+    sampled = pair.compare(PROMPT, max_new_tokens=6, do_sample=True)
+    assert sampled.seed is not None
+    again = pair.compare(PROMPT, max_new_tokens=6, do_sample=True, seed=sampled.seed)
+    assert again.trained_response == sampled.trained_response
+    for options in ({"num_return_sequences": 2}, {"adapter_names": ["default"]}):
+        with pytest.raises(SpecInvalid, match=f"takes no {next(iter(options))}"):
+            pair.compare(PROMPT, max_new_tokens=4, **options)  # type: ignore[arg-type]
+    with pytest.raises(SpecInvalid, match="at least 1"):
+        pair.compare(PROMPT, max_new_tokens=0)
 
 
 def test_texts_are_compared_in_composed_form() -> None:

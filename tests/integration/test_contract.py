@@ -147,6 +147,54 @@ def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, t
     assert made.train().global_step == 2
 
 
+@pytest.mark.parametrize("field", ["weight", "loss_weight", "KL_row"])
+def test_a_field_of_the_file_is_no_column_of_the_trainers(field: str, model: str, tmp_path: Path) -> None:
+    """Whatever its name, it is kept and ignored."""
+    losses = []
+    for extra in ({}, {field: 0.25}, {field: "high"}):
+        path = write_rows(tmp_path / "rows.jsonl", [{**row, **extra} for row in some_rows("kto", 16)])
+        trainer = trainer_of("kto", model, tmp_path, dataset_path=path)
+        losses.append(trainer.train()["train_loss"])
+    assert losses[0] == losses[1] == losses[2]
+
+
+def test_pairs_keep_their_confidence(model: str, tmp_path: Path) -> None:
+    rows = [{**row, "confidence": 0.1 * (i % 9 + 1)} for i, row in enumerate(some_rows("ipo", 16))]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    trainer = trainer_of("kto", model, tmp_path, dataset_path=path, use_confidence=True)
+    trainer.load()
+    assert {row["row"]: row["loss_weight"] for row in trainer.data_loader.train} == {
+        i: row["confidence"] for i, row in enumerate(rows, start=1)
+    }
+
+
+def test_tables_with_holes_and_pairs_are_mapped_for_kto(model: str, tmp_path: Path) -> None:
+    """A table has null where a row lacks a field; and pairs are taken apart here as well."""
+    rows = [row if i % 2 else {**row, "confidence": 0.5} for i, row in enumerate(some_rows("kto", 16))]
+    trainer = trainer_of("kto", model, tmp_path, use_confidence=True)
+    arguments = trainer.get_training_arguments()
+    table = Dataset.from_list(rows)
+    assert trainer.evaluate_model(table)["eval_kto_loss"] == pytest.approx(trainer.evaluate_model(rows)["eval_kto_loss"])
+    for raw, count in ((table, 16), (Dataset.from_list(some_rows("ipo", 8)), 16)):
+        mapped = raw.map(trainer.data_loader.tokenize_and_format_kto, batched=True)
+        made = trainer.create_trainer(mapped, arguments, [])
+        assert len(made.train_dataset) == count
+
+
+def test_a_trainer_of_ones_own_evaluates(model: str, tmp_path: Path) -> None:
+    trainer = trainer_of("ipo", model, tmp_path, validation_split=0.25)
+    arguments = trainer.get_training_arguments()
+    made = trainer.create_trainer(trainer.data_loader.dataset(trainer.data_loader.train), arguments, [])
+    made.train()
+    assert [step for step, _ in trainer.observer.answers] == [0, 2]
+    assert "eval_preference_accuracy" in made.evaluate()
+
+
+def test_a_pair_with_a_completion_is_a_pair(model: str, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "completion": "x"} for row in some_rows("ipo", 8)])
+    trainer_of("ipo", model, tmp_path, dataset_path=path).load()
+
+
 def test_mapping_may_drop_rows(model: str, tmp_path: Path) -> None:
     trainer = trainer_of("ipo", model, tmp_path, on_overlong="drop", max_prompt_length=24, max_length=64)
     trainer.load()
@@ -154,8 +202,7 @@ def test_mapping_may_drop_rows(model: str, tmp_path: Path) -> None:
     mapped = raw.map(trainer.data_loader.tokenize_and_format, batched=True, batch_size=5)
     assert 0 < len(mapped) < 32
     assert max(map(len, mapped["prompt_ids"])) <= 24
-    kept = {row["row"] for row in trainer.data_loader.train}
-    assert len(kept) == len(mapped)
+    assert len(trainer.data_loader.train) == len(mapped)
 
 
 @pytest.mark.parametrize("method", METHODS)

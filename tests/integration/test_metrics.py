@@ -61,7 +61,7 @@ def arrays(trainer: PreferenceTrainer, rows: list[dict[str, Any]]) -> dict[str, 
         found |= dict(zip((name, f"ref_{name}", f"{name}_tokens", f"{name}_kl"), columns, strict=True))
     if "label" in rows[0]:
         found["label"] = np.array([row["label"] for row in rows])
-        found["weight"] = np.array([row.get("weight", 1.0) for row in rows])
+        found["weight"] = np.array([row.get("loss_weight", 1.0) for row in rows])
     return found
 
 

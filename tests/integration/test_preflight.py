@@ -27,6 +27,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     adapter = folder / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text('{"peft_type": "LORA", "target_modules": ["lm_head"]}')
+    more = folder / "more"
+    more.mkdir()
+    (more / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "target_modules": ["k_proj"], "modules_to_save": ["lm_head"]}'
+    )
     ia3 = folder / "ia3"
     ia3.mkdir()
     (ia3 / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
@@ -49,6 +54,8 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
     ({"ref_model_name": "other_words"}, ModelRefused, "a vocabulary of 2000 tokens, the model .* one of 973"),
     ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
     ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
+    ({"adapter_name": "more"}, ModelRefused, "has modules_to_save"),
+    ({"output_dir": "model"}, SpecInvalid, "output_dir is the directory of the model"),
     ({"adapter_name": "ia3"}, ModelRefused, "not LoRA"),
     ({"lora_target_modules": ["q_proj", "qq_proj"]}, SpecInvalid, "names qq_proj, .* it has down_proj, gate_proj, k_proj"),
     ({"max_length": 4096}, SpecInvalid, "max_length is 4096, but .* reads at most 512 tokens"),
@@ -134,6 +141,17 @@ def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
     assert low == pytest.approx(report["undesirable_rows"] / report["desirable_rows"])
     assert f"{low:.2f}" in observer.warnings["labels_unbalanced"]
     assert "answers were cut" in observer.warnings["rows_overlong"]
+
+
+def test_a_prompt_with_most_rows_is_not_set_apart(tmp_path: Path) -> None:
+    rows = some_rows("ipo", 60)
+    rows = [{**row, "prompt": "اكتب جملة."} if i < 54 else row for i, row in enumerate(rows)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    for seed in range(8):
+        trainer = PreferenceTrainer(config("ipo", tmp_path, dataset_path=path, validation_split=0.1, seed=seed))
+        trainer.load()
+        assert len(trainer.data_loader.train) >= 54
+        assert trainer.data_loader.validation
 
 
 @pytest.mark.parametrize("validation_split", [None, 0.25])

@@ -18,7 +18,8 @@ from tests.fakes import RecordingObserver
 from tests.training import METHODS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.checkpoints import newest_verified
-from trainer_core.errors import DiskFull, Stopped
+from trainer_core.comparison import load_pair
+from trainer_core.errors import DiskFull, SpecInvalid, Stopped
 
 STEPS_AN_EPOCH = 3
 STEPS = 3 * STEPS_AN_EPOCH
@@ -172,6 +173,84 @@ def test_resumed_after_the_last_step(unbroken: Any) -> None:
     method, folder, expected = unbroken
     PreferenceTrainer(settings(method, folder), observer=RecordingObserver()).train()
     go_on(method, folder, expected, STEPS)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    make_model(tmp_path / "model")
+    rows = some_rows("ipo", ROWS + 8)
+    write_rows(tmp_path / "rows.jsonl", rows[:ROWS])
+    write_rows(tmp_path / "held_out.jsonl", rows[ROWS:])
+    return tmp_path
+
+
+def resumed(method: str, place: Path, checkpoint: Path, **fields: Any) -> Any:
+    trainer = PreferenceTrainer(settings(method, place, **fields), observer=RecordingObserver())
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return trainer
+
+
+def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
+    PreferenceTrainer(settings("ipo", place, max_steps=4), observer=RecordingObserver()).train()
+    kept = place / "kept"
+    shutil.copytree(place / "out", kept)
+    with pytest.raises(SpecInvalid, match="another method: ipo, here cpo"):
+        resumed("cpo", place, kept / "checkpoint-4")
+    with pytest.raises(SpecInvalid, match="another batch size: 4, here 2"):
+        resumed("ipo", place, kept / "checkpoint-4", per_device_train_batch_size=2)
+    with pytest.raises(SpecInvalid, match="checkpoint-9 is missing"):
+        resumed("ipo", place, kept / "checkpoint-9")
+    rows = some_rows("ipo", ROWS)
+    write_rows(place / "rows.jsonl", [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows])
+    with pytest.raises(SpecInvalid, match="another data plan"):
+        resumed("ipo", place, kept / "checkpoint-4")
+    weights = kept / "checkpoint-4" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(SpecInvalid, match="not as it was written"):
+        resumed("ipo", place, kept / "checkpoint-4")
+
+
+def test_a_longer_plan_goes_on(place: Path) -> None:
+    PreferenceTrainer(settings("ipo", place, max_steps=4), observer=RecordingObserver()).train()
+    longer = resumed("ipo", place, place / "out" / "checkpoint-4", max_steps=6)
+    assert longer.trainer.state.global_step == 6
+    assert "planned for 4 steps, this one for 6" in longer.observer.warnings["length_changed"]
+    shorter = resumed("ipo", place, place / "out" / "checkpoint-6", max_steps=2)
+    assert shorter.trainer.state.global_step == 6, "what is trained stays trained"
+
+
+def test_an_earlier_training_in_the_same_place_is_replaced(place: Path) -> None:
+    """Its higher steps would outlive the new checkpoints, and be resumed from."""
+    PreferenceTrainer(settings("ipo", place), observer=RecordingObserver()).train()
+    observer = RecordingObserver(stop_after=2)
+    with pytest.raises(Stopped):
+        PreferenceTrainer(settings("cpo", place, seed=7), observer=observer).train()
+    assert "checkpoint-8" in observer.warnings["output_replaced"]
+    assert sorted(path.name for path in (place / "out").iterdir() if "checkpoint" in path.name) == ["checkpoint-2"]
+    resumed("cpo", place, place / "out" / "checkpoint-2", seed=7)
+    assert load_pair(place / "out", lambda name: name)[0] == "cpo"
+
+
+def test_a_stop_that_was_decided_stays_decided(place: Path) -> None:
+    """The checkpoint of the stopping evaluation itself: nothing is trained after it."""
+    fields = {"early_stopping_patience": 1, "eval_steps": 1, "save_steps": 1, "learning_rate": 0.5, "save_total_limit": 20}
+    whole = PreferenceTrainer(settings("ipo", place, **fields), observer=RecordingObserver())
+    whole.train()
+    last = whole.trainer.state.global_step
+    assert last < STEPS
+    again = resumed("ipo", place, place / "out" / f"checkpoint-{last}", **fields)
+    assert again.metadata()["early_stopping"] == whole.metadata()["early_stopping"]
+    assert again.metadata()["weights_sha256"] == whole.metadata()["weights_sha256"]
+
+
+def test_an_evaluation_of_ones_own_is_no_point_of_the_history(place: Path) -> None:
+    trainer = PreferenceTrainer(settings("ipo", place, early_stopping_patience=5), observer=RecordingObserver())
+    trainer.train()
+    before = [dict(entry) for entry in trainer.trainer.state.log_history]
+    stopping = trainer.metadata()["early_stopping"]
+    trainer.evaluate_model(some_rows("ipo", 4))
+    assert trainer.trainer.state.log_history == before
+    assert trainer.metadata()["early_stopping"] == stopping
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -93,3 +93,21 @@ def test_every_field_of_a_spec_is_described() -> None:
     for name, definition in schema["$defs"].items():
         for field, about in definition["properties"].items():
             assert about.get("description"), f"{name}.{field} has no description"
+
+
+def test_a_refused_assignment_changes_nothing() -> None:
+    config = KTOConfig(model_name="m", dataset_path="d")
+    with pytest.raises(ValidationError, match="max_prompt_length"):
+        config.max_length = 100
+    assert (config.max_length, config.max_prompt_length) == (512, 256)
+    config.max_prompt_length = 50
+    config.max_length = 100
+    assert (config.max_length, config.max_prompt_length) == (100, 50)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [({}, "auto"), ({"bf16": True}, "bf16"), ({"bf16": False}, "fp32"), ({"fp16": False}, "auto"), ({"fp16": True}, "fp16")],
+)
+def test_precision_follows_its_flags(fields: Any, expected: str) -> None:
+    assert KTOConfig(model_name="m", dataset_path="d", **fields).effective_precision == expected

@@ -24,7 +24,9 @@ def check(data: bytes, piece: int = 7) -> RowReport:
 
 
 def lines(*rows: Any) -> bytes:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    """JSONL; what UTF-8 cannot hold is escaped."""
+    written = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return written.encode("utf-8", "backslashreplace")
 
 
 def broken(data: bytes) -> DataInvalid:
@@ -167,6 +169,8 @@ def test_parquet_errors_are_named(tmp_path: Path) -> None:
         ({**LABELLED, "completion": [{"role": "user", "content": "x"}]}, "completion", "one assistant's message"),
         ({**LABELLED, "completion": [{"role": "assistant", "content": " "}]}, "completion", "empty"),
         ({**LABELLED, "completion": [{"role": "assistant", "content": ["x"]}]}, "completion", "both text"),
+        ({**LABELLED, "completion": "x \ud83d"}, "completion", "half of a surrogate pair"),
+        ({**LABELLED, "completion": [{"role": "assistant", "content": "\ude00"}]}, "completion", "surrogate"),
         ({**LABELLED, "label": 1}, "label", "true or false"),
         ({**LABELLED, "label": None}, "label", "true or false"),
         ({**LABELLED, "completion": "  "}, "completion", "empty"),

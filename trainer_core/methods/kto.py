@@ -28,7 +28,7 @@ from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 LABEL_NAMES = ["completion_labels"]
-COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "weight")
+COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "loss_weight")
 ANSWERS = ("completion", "KL_completion")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
 NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy", "eval_mean_kl")
@@ -36,7 +36,7 @@ NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_unde
 
 
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
-    """TRL's KTO trainer on tokenised, planned rows, which may have a `weight` each."""
+    """TRL's KTO trainer on tokenised, planned rows, which may have a `loss_weight` each."""
 
     @contextmanager
     def lent(self, reference: Any) -> Generator[None]:
@@ -50,7 +50,7 @@ class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
             self.ref_model, self.precompute_ref_logps = held
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        weights = inputs.pop("weight", None)
+        weights = inputs.pop("loss_weight", None)
         if weights is None:
             return super()._compute_loss(model, inputs, return_outputs)
         # TRL multiplies the losses of each label, in the order of the rows, by that label's weight.
@@ -103,7 +103,10 @@ def arrange(rows: Sequence[Row], config: KTOSettings) -> list[Row]:
 
 
 def _weighted(rows: Sequence[Row], config: KTOSettings) -> Sequence[Row]:
-    return [{**row, "weight": float(row.get("confidence", 1))} for row in rows] if config.use_confidence else rows
+    """Rows with their `loss_weight`, or, unless confidence is used, with none: a field of the file may have that name."""
+    if config.use_confidence:
+        return [{**row, "loss_weight": float(row.get("confidence") or 1)} for row in rows]
+    return [{name: value for name, value in row.items() if name != "loss_weight"} for row in rows]
 
 
 def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
@@ -116,7 +119,7 @@ def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row])
     z = scores["KL_completion"].ratios.mean().clamp(min=0)
     signs = torch.where(labels, 1.0, -1.0).double()
     weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
-    weights = weights * torch.tensor([row.get("weight", 1.0) for row in rows], dtype=torch.float64)
+    weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
     losses = weights * (1 - torch.sigmoid(config.beta * signs * (ratios - z)))
     right = ((signs * (ratios - z)).sign() + 1) / 2
     answers = scores["completion"]

@@ -15,7 +15,7 @@ from trainer_core.errors import Detail, NonfiniteLoss
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 
-_OWN_COLUMNS = ("row", "KL_row", "weight")
+_OWN_COLUMNS = ("row", "KL_row", "loss_weight")
 _PENDING = "pending_metrics.json"
 
 
@@ -29,6 +29,8 @@ class TokenizedTrainer(StagedCheckpoints):
     observer: Observer
     evaluated: Callable[[], dict[str, float | None]] | None = None
     """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
+    identity: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole
+    """What must be the same for a training to go on from a checkpoint; kept with it."""
     _rows: Any = ()
     _partners: Any = ()
 
@@ -49,6 +51,7 @@ class TokenizedTrainer(StagedCheckpoints):
             "last_logged_step": trainer._globalstep_last_logged,
             "tokens": getattr(trainer, "_total_train_tokens", 0),
             "metrics": dict(self._collected()),
+            "identity": self.identity,
         }
         (staged / _PENDING).write_text(json.dumps(pending), encoding="utf-8")
 
@@ -62,6 +65,10 @@ class TokenizedTrainer(StagedCheckpoints):
         trainer._globalstep_last_logged = pending["last_logged_step"]
         trainer._total_train_tokens = pending["tokens"]
         self._collected().update(pending["metrics"])
+
+    def read_identity(self, checkpoint: Path) -> dict[str, Any]:
+        """What a checkpoint's training was."""
+        return json.loads((checkpoint / _PENDING).read_text(encoding="utf-8"))["identity"]
 
     def _collected(self) -> dict[str, list[float]]:
         """TRL's metrics of the micro-batches since the last log entry."""
