@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trainer_core import plan, preflight
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
 from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
-from trainer_core.config import PreferenceConfig
+from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
@@ -80,6 +80,10 @@ class BaseTrainer(ABC):
     @abstractmethod
     def method_metadata(self) -> dict[str, Any]:
         """The method's part of the metadata file."""
+
+    @abstractmethod
+    def acceleration_metadata(self) -> dict[str, Any]:
+        """What the metadata says of the path that computed the losses."""
 
     @abstractmethod
     def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
@@ -283,7 +287,7 @@ class BaseTrainer(ABC):
         # A model card of peft's, which names paths of this machine.
         (folder / "README.md").unlink(missing_ok=True)
         (folder / "training_config.json").write_text(
-            self.config.model_dump_json(indent=2, exclude={"output_dir", "dataset_path", "eval_dataset_path"}),
+            self.config.model_dump_json(indent=2, exclude=set(LibraryPaths.model_fields)),
             encoding="utf-8",
         )
         target = folder / f"{self.config.preference_method}_metadata.json"
@@ -305,6 +309,7 @@ class BaseTrainer(ABC):
             "learning_rate": config.effective_learning_rate,
             "seed": config.seed,
             "early_stopping": self._stopped_early,
+            "acceleration": self.acceleration_metadata(),
             "uses_chat_template": self.data_loader.renderer.uses_template,
             "template_sha256": self.data_loader.renderer.fingerprint,
             "data_plan_sha256": plan.fingerprint(self.data_loader.train),

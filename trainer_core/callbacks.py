@@ -40,6 +40,12 @@ class ObserverCallback(TrainerCallback):
             control.should_save = True
             control.should_training_stop = True
 
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._observer.alive()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._observer.alive()
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         logged = logs or {}
         # Under fp16 the gradient scaler skips steps whose gradient overflows; that is how it finds its scale.

@@ -95,6 +95,7 @@ class StagedCheckpoints:
 
     args: Any
     state: Any
+    observer: Any
     protected_step: int | None = None
     """The step whose checkpoint is never pruned."""
     _staging: Path | None = None
@@ -107,6 +108,19 @@ class StagedCheckpoints:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         run_dir, step = Path(self.args.output_dir), self.state.global_step
+        self.observer.phase("saving")
+        try:
+            self._write_checkpoint(model, trial, run_dir, step)
+        except Exception as error:
+            if not is_disk_full(error, run_dir):
+                raise
+            # The newest one before this is enough to go on from; the room of the others may be enough for this.
+            prune(run_dir, 1, (self.protected_step,))
+            self._write_again(model, trial, run_dir, step)
+        prune(run_dir, self.args.save_total_limit or 2, (step, self.protected_step))
+        self.observer.phase("training")
+
+    def _write_checkpoint(self, model: Any, trial: Any, run_dir: Path, step: int) -> None:
         staging = run_dir / f"{STAGING_PREFIX}{step}-{os.getpid()}"
         self._staging = staging
         try:
@@ -116,16 +130,19 @@ class StagedCheckpoints:
             (staged / "training_args.bin").unlink(missing_ok=True)
             self.write_more(staged)
             publish(staged, run_dir, step)
+        finally:
+            self._staging = None
+            shutil.rmtree(staging, ignore_errors=True)
+
+    def _write_again(self, model: Any, trial: Any, run_dir: Path, step: int) -> None:
+        try:
+            self._write_checkpoint(model, trial, run_dir, step)
         except Exception as error:
             if is_disk_full(error, run_dir):
                 raise DiskFull(
                     f"the disk is full: the checkpoint of step {step} could not be written; the last one before it is kept"
                 ) from error
             raise
-        finally:
-            self._staging = None
-            shutil.rmtree(staging, ignore_errors=True)
-        prune(run_dir, self.args.save_total_limit or 2, (step, self.protected_step))
 
 
 def is_disk_full(error: BaseException, place: Path) -> bool:

@@ -4,7 +4,7 @@ Knows two models and one rendering; knows nothing of training, methods' replies 
 """
 
 import json
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,14 @@ from peft import PeftModel
 from torch import Tensor
 
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
-from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
+from trainer_core.fingerprints import Remembered, base_tensors, side_fingerprint
 from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, weights_dtype
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.row_rules import comparable
 from trainer_core.samples import up_to_end
 from trainer_core.scoring import score
+from trainer_core.small_batches import SmallBatches
+from trainer_core.streaming import TextStreamer
 from trainer_core.tokens import Messages, Renderer
 
 # How far two passes over the same weights may differ, as a share of the largest logit: rounding.
@@ -98,13 +100,25 @@ class ModelPair:
     Args:
         reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a model of its own.
         expected: fingerprints (trained, reference) that the live weights must have; None where none are known.
+        adapter: the trained one's name in a LoRA model, which may hold those of other trainings beside it.
+        remembered: fingerprints of the weights that pairs share.
     """
 
     def __init__(
-        self, policy: Any, reference: Any, renderer: Renderer, beta: float, expected: tuple[str, str | None] | None = None
+        self,
+        policy: Any,
+        reference: Any,
+        renderer: Renderer,
+        beta: float,
+        expected: tuple[str, str | None] | None = None,
+        *,
+        adapter: str = TRAINED_ADAPTER,
+        remembered: Remembered | None = None,
     ) -> None:
         self.policy, self.reference, self.renderer, self.beta = policy, reference, renderer, beta
+        self.adapter = adapter
         self._expected = expected
+        self._remembered = remembered or Remembered()
 
     def compare(
         self,
@@ -112,9 +126,13 @@ class ModelPair:
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         seed: int | None = None,
+        tell: Callable[[str, str], None] | None = None,
         **generation: Any,
     ) -> Comparison:
         """Answers by both sides. A temperature above 0 samples; without a seed one is drawn, and told in the result.
+
+        Args:
+            tell: gets the trained model's text so far and the reference's, some times a second.
 
         Raises:
             DataInvalid: the prompt is empty, or too long for the model.
@@ -135,12 +153,12 @@ class ModelPair:
         self.policy.eval()
         try:
             if hasattr(self.policy, "peft_config"):
-                check_adapter(self.policy, TRAINED_ADAPTER, "trained")
+                check_adapter(self.policy, self.adapter, "trained")
             with torch.no_grad(), torch.random.fork_rng():
                 if seed is not None:
                     torch.manual_seed(seed)
                 with _hooks_as_they_were(self.policy):
-                    answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation})
+                    answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation}, tell)
                 proof = self._prove(ids, answers)
                 preference = self._preference_score(ids, answers)
         finally:
@@ -162,7 +180,7 @@ class ModelPair:
             )
         return ids
 
-    def _generate(self, ids: list[int], options: dict[str, Any]) -> _Answers:
+    def _generate(self, ids: list[int], options: dict[str, Any], tell: Callable[[str, str], None] | None = None) -> _Answers:
         tokenizer = self.renderer.tokenizer
         options = {
             "pad_token_id": tokenizer.pad_token_id,
@@ -172,13 +190,23 @@ class ModelPair:
             "return_dict_in_generate": True,
         }
         if isinstance(self.reference, FrozenView):
-            sides = [TRAINED_ADAPTER, self.reference.adapter or "__base__"]
-            both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
+            sides = [self.adapter, self.reference.adapter or "__base__"]
+            if tell:
+                options["streamer"] = TextStreamer(tokenizer, lambda texts: tell(*texts))
+            with SmallBatches():
+                both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
             # A beam search has a row of logits a beam.
             starts = both.logits[0][:: options.get("num_beams") or 1]
             rows = list(both.sequences)
         else:
-            outputs = [model.generate(**self._inputs([ids]), **options) for model in (self.policy, self.reference)]
+            outputs: list[Any] = []
+            for model in (self.policy, self.reference):
+                if tell:
+                    before = [self._text(output.sequences[0][len(ids) :].tolist()) for output in outputs]
+                    options["streamer"] = TextStreamer(
+                        tokenizer, lambda texts, before=before: tell(*[*before, *texts, ""][:2])
+                    )
+                outputs.append(model.generate(**self._inputs([ids]), **options))
             rows, starts = [output.sequences[0] for output in outputs], [output.logits[0][0] for output in outputs]
         answers = [up_to_end(row[len(ids) :].tolist(), tokenizer.eos_token_id) for row in rows]
         return _Answers(answers[0], answers[1], starts[0].float(), starts[1].float())
@@ -223,12 +251,12 @@ class ModelPair:
             )
 
     def _fingerprints(self) -> tuple[str, str]:
-        base = fingerprint(base_tensors(self.policy))
-        trained = side_fingerprint(base, self.policy, TRAINED_ADAPTER)
+        base = self._remembered.fingerprint("base", base_tensors(self.policy))
+        trained = side_fingerprint(base, self.policy, self.adapter)
         if isinstance(self.reference, FrozenView):
             live = (trained, side_fingerprint(base, self.policy, self.reference.adapter))
         else:
-            live = (trained, fingerprint(base_tensors(self.reference)))
+            live = (trained, self._remembered.fingerprint("reference", base_tensors(self.reference)))
         for side, found, expected in zip(("trained", "reference"), live, self._expected or live, strict=True):
             if expected is not None and found != expected:
                 raise ReferenceMismatch(
@@ -257,27 +285,70 @@ def _hooks_as_they_were(model: Any) -> Generator[None]:
         raise
 
 
-def load_pair(directory: Path, locate: Locate) -> tuple[str, ModelPair]:
-    """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete."""
+class Bases:
+    """Base models that serve the adapters of several trainings, each loaded once. `load_pair` fills it."""
+
+    def __init__(self) -> None:
+        self._models: dict[tuple[str, torch.dtype, bool], tuple[PeftModel, Remembered]] = {}
+
+    def adapted(self, path: str, dtype: torch.dtype, in_4bit: bool, adapter: Path, name: str) -> tuple[Any, Remembered]:
+        """The base with an adapter under a name."""
+        key = path, dtype, in_4bit
+        if key in self._models:
+            self._models[key][0].load_adapter(str(adapter), name)
+        else:
+            base = load_model(path, dtype, in_4bit)
+            self._models[key] = PeftModel.from_pretrained(base, str(adapter), name), Remembered()
+        policy, remembered = self._models[key]
+        return policy.eval().requires_grad_(False), remembered
+
+    def release(self, adapter: str) -> None:
+        """Drops an adapter with the one that is its reference, and a base with the last of its adapters."""
+        for key, (policy, _) in list(self._models.items()):
+            own = {adapter, _reference_name(adapter)} & set(policy.peft_config)
+            if own == set(policy.peft_config):
+                del self._models[key]
+                continue
+            for name in own:
+                policy.delete_adapter(name)
+
+
+def _reference_name(adapter: str) -> str:
+    """The name of the frozen adapter that is the reference of another one."""
+    return REFERENCE_ADAPTER if adapter == TRAINED_ADAPTER else f"{adapter}-{REFERENCE_ADAPTER}"
+
+
+def load_pair(
+    directory: Path, locate: Locate, bases: Bases | None = None, adapter: str = TRAINED_ADAPTER
+) -> tuple[str, ModelPair]:
+    """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete.
+
+    Args:
+        bases: where base models are shared; an adapter of the pair gets the name `adapter` there.
+    """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     dtype = weights_dtype(metadata["use_lora"], metadata["precision"])
     renderer = Renderer(load_tokenizer(str(directory)), metadata["uses_chat_template"])
+    remembered = Remembered()
     if metadata["use_lora"]:
-        base = load_model(locate(metadata["model_name"]), dtype, metadata["load_in_4bit"])
-        policy: Any = PeftModel.from_pretrained(base, str(directory)).eval()
+        path, in_4bit = locate(metadata["model_name"]), metadata["load_in_4bit"]
+        policy, remembered = (bases or Bases()).adapted(path, dtype, in_4bit, directory, adapter)
         if (directory / REFERENCE_ADAPTER).is_dir():
-            policy.load_adapter(str(directory / REFERENCE_ADAPTER), REFERENCE_ADAPTER)
-            policy.set_adapter(TRAINED_ADAPTER)
+            policy.load_adapter(str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
+        policy.set_adapter(adapter)
     else:
         policy = load_model(str(directory), dtype).eval()
     if metadata["reference"] == "model":
         reference: Any = load_reference(locate(metadata["ref_model_name"]), dtype, metadata["ref_load_in_4bit"])
+        # The base's fingerprint is shared with pairs that have other references.
+        remembered = Remembered() if metadata["use_lora"] else remembered
     else:
-        reference = FrozenView(policy, REFERENCE_ADAPTER if metadata["reference"] == "adapter" else None)
+        reference = FrozenView(policy, _reference_name(adapter) if metadata["reference"] == "adapter" else None)
     # Packing into 4 bit may differ by a bit between kinds of device, so only exact weights are held to their fingerprint.
     is_exact = not (metadata["load_in_4bit"] or metadata["ref_load_in_4bit"])
     expected = (metadata["weights_sha256"], metadata["reference_sha256"]) if is_exact else None
-    return metadata["training_method"], ModelPair(policy, reference, renderer, metadata["beta"], expected)
+    pair = ModelPair(policy, reference, renderer, metadata["beta"], expected, adapter=adapter, remembered=remembered)
+    return metadata["training_method"], pair

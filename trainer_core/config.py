@@ -118,7 +118,12 @@ class TrainingSettings(BaseModel):
     bf16: bool | None = Field(None, description="The same as `precision: bf16`; must not disagree with `precision`.")
     fp16: bool | None = Field(None, description="The same as `precision: fp16`; must not disagree with `precision`.")
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        True, description="Recompute activations to save memory; `auto`: only on a GPU."
+        True, description="Recompute activations to save memory; `auto`: only when an estimate says that they will not fit."
+    )
+    acceleration: Literal["auto", "off"] = Field(
+        "auto",
+        description="`auto`: prompts computed once for all answers that share them, nothing for padding, where the model "
+        "allows it; the same losses and gradients but for rounding. `off`: TRL's own path.",
     )
     dataloader_num_workers: int = Field(0, ge=0, le=64, description="Processes that prepare batches.")
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to a GPU.")
@@ -271,6 +276,9 @@ class LibraryPaths(BaseModel):
     dataset_path: str = Field(min_length=1, description="Training rows: JSONL, or JSON with `train` and `validation`.")
     eval_dataset_path: str | None = Field(None, description="Validation rows.")
     output_dir: str = Field("", description="Where the model and checkpoints go; default `./checkpoints/<method>`.")
+    cache_dir: str | None = Field(
+        None, description="Where the reference's log-probabilities are kept for other trainings; `null`: nowhere."
+    )
 
     def model_post_init(self, context: Any, /) -> None:
         if not self.output_dir and isinstance(self, TrainingSettings):

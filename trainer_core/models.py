@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
@@ -19,7 +20,27 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Locate = Callable[[str], str]
 """From a model's name to a directory or hub name that can be loaded."""
 
+# (limit, used) of version 2 and 1, as a container sees its own.
+_CONTROL_GROUPS = [
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+]
 DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def free_memory() -> int:
+    """Bytes that a training can still take: of the GPU where there is one, else of the machine or its control group."""
+    if torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    free = psutil.virtual_memory().available
+    for limit, used in _CONTROL_GROUPS:
+        try:
+            left = int(limit.read_text(encoding="utf-8")) - int(used.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # no such group, or no limit
+            continue
+        free = min(free, max(0, left))
+    return free
 
 
 def same_name(name: str) -> str:

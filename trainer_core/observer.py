@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
-Phase = Literal["preparing", "loading", "training", "evaluating", "saving"]
+Phase = Literal["preparing", "loading", "reference", "training", "evaluating", "saving"]
 
 
 class Observer:
@@ -18,6 +18,9 @@ class Observer:
 
     def progress(self, step: int, total_steps: int) -> None:
         """`step` optimizer steps of `total_steps` are done."""
+
+    def alive(self) -> None:
+        """A batch was computed; told often, so that silence means that training hangs."""
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
         """Metric values at a step. A value that is NaN or infinite arrives as None."""

@@ -94,6 +94,15 @@ def row_tokens(row: Row) -> int:
     return len(row["prompt_ids"]) + max(answers)
 
 
+def batch_tokens(rows: Sequence[Row], is_packed: bool) -> int:
+    """Tokens of a batch that trains. Packed: shared prompts once, no padding; else each row is as long as the longest."""
+    if is_packed:
+        names = ("prompt_ids", "completion_ids", "chosen_ids", "rejected_ids")
+        return sum(len(row[name]) for row in rows for name in names if name in row)
+    copies = 2 if "chosen_ids" in rows[0] else 1
+    return copies * len(rows) * max(map(row_tokens, rows))
+
+
 def _kto_batches(fewer: list[Row], more: list[Row], batch_size: int, rng: random.Random) -> Iterator[list[Row]]:
     """Batches in training order; within a window of batches, rows of similar length go together."""
     quotas = _quotas(len(fewer), len(more), batch_size)

@@ -13,6 +13,7 @@ from trainer_core.base_trainer import BaseTrainer
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.errors import ReferenceMismatch
+from trainer_core.fast_path import FastPath
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint, side_fingerprint
 from trainer_core.methods import MODULES
 from trainer_core.models import Locate, load_reference, same_name, weights_dtype
@@ -57,6 +58,9 @@ class PreferenceTrainer(BaseTrainer):
         self._reference_sha256: str | None = None
         self._module = MODULES[self.preference_method]
         self.nullable_metrics = self._module.NULLABLE
+        self._fast_path = FastPath(
+            config, self.observer, self._module.REFERENCE_COLUMNS, lambda: self._reference_fingerprint(None)
+        )
 
     def _get_training_method(self) -> Method:
         method = self.config.preference_method
@@ -189,6 +193,8 @@ class PreferenceTrainer(BaseTrainer):
                 callbacks=callbacks,
                 **options,
             )
+        self._fast_path.take(trainer, self.model, self.ref_model)
+        self._fast_path.ask_reference_once(trainer, len(self.data_loader.train), self.precision)
         trainer.observer = self.observer
         trainer.identity = {
             "method": self.preference_method,
@@ -205,6 +211,9 @@ class PreferenceTrainer(BaseTrainer):
                 self._start = self._scores(validation, None)
         return trainer
 
+    def acceleration_metadata(self) -> dict[str, Any]:
+        return self._fast_path.metadata()
+
     def _planned(self, dataset: Dataset) -> Dataset:
         loader = self.data_loader
         if "prompt_ids" not in dataset.column_names:
@@ -220,7 +229,6 @@ class PreferenceTrainer(BaseTrainer):
         config = self.config
         self.load()
         on_gpu = torch.cuda.is_available()
-        checkpointing = on_gpu if config.gradient_checkpointing == "auto" else config.gradient_checkpointing
         has_validation = bool(self.data_loader.validation)
         arguments = self._module.arguments_class()(
             output_dir=config.output_dir,
@@ -249,7 +257,7 @@ class PreferenceTrainer(BaseTrainer):
             bf16=self.precision == "bf16",
             fp16=self.precision == "fp16",
             use_cpu=not on_gpu,
-            gradient_checkpointing=checkpointing,
+            gradient_checkpointing=self._fast_path.checkpointing(self.model, self.data_loader.train, self.precision),
             dataloader_num_workers=config.dataloader_num_workers,
             dataloader_pin_memory=config.dataloader_pin_memory and on_gpu,
             remove_unused_columns=False,
@@ -272,7 +280,14 @@ class PreferenceTrainer(BaseTrainer):
         prompts = [row["prompt_ids"] for row in rows]
         batch_size = self.config.per_device_eval_batch_size
         return {
-            name: score(self.model, reference, prompts, [row[f"{name}_ids"] for row in rows], batch_size)
+            name: score(
+                self.model,
+                reference,
+                prompts,
+                [row[f"{name}_ids"] for row in rows],
+                batch_size,
+                on_batch=self.observer.alive,
+            )
             for name in self._module.ANSWERS
         }
 
@@ -330,9 +345,10 @@ class PreferenceTrainer(BaseTrainer):
         during_training = trainer.evaluated
         trainer.evaluated = lambda: self._metrics(rows)
         history = list(trainer.state.log_history)
-        lent = trainer.lent(self._reference_for_scoring()) if self._holds_no_copy else nullcontext()
+        is_computed = getattr(trainer, "precompute_ref_logps", False)
+        asked = trainer.live_reference(self._reference_for_scoring()) if is_computed else nullcontext()
         try:
-            with lent:
+            with asked:
                 results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
         finally:
             trainer.evaluated = during_training

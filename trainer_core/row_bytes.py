@@ -24,6 +24,10 @@ _ALWAYS_ALLOWED_BYTES = 64 * 2**20
 _PARQUET_ROWS_A_BATCH = 256
 # An object that opens with a part, or whose first line holds its brace alone, is one document; else each line is a row.
 _DOCUMENT_START = re.compile(rb'\{\s*($|"(train|validation)"\s*:)')
+_MAX_DEPTH = 200
+# A string that ends in this piece, or its beginning; then what is left of one that began before.
+_BRACKETS_AND_STRINGS = re.compile(rb'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:(")|\\?\Z)', re.DOTALL)
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:(")|\\?\Z)', re.DOTALL)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 MAGIC_BYTES = 4
 
@@ -128,10 +132,16 @@ class _JsonDocument:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._readers = [_ItemReader(place, part) for place, part in self._PLACES]
+        self._nesting = _Nesting()
         self._broken = False
 
     def feed(self, data: bytes) -> None:
-        self._guarded(lambda reader: reader.feed(data))
+        def feed(reader: _ItemReader) -> list[Any]:
+            if reader is self._readers[0]:
+                self._nesting.feed(data)
+            return reader.feed(data)
+
+        self._guarded(feed)
 
     def close(self) -> None:
         self._guarded(lambda reader: reader.close())
@@ -147,6 +157,43 @@ class _JsonDocument:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             self._broken = True
             self._sink.fail("", f"not valid JSON: {str(error).splitlines()[0]}", None)
+
+
+class _Nesting:
+    """How deep a JSON document is nested, and no deeper: the parser's time grows with the square of the depth."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._in_string = False
+        self._is_escaped = False
+
+    def feed(self, data: bytes) -> None:
+        """Raises `ijson.JSONError` when the document so far is too deep."""
+        if self._is_escaped:
+            data = data[1:]
+            self._is_escaped = False
+        if self._in_string:
+            rest = _STRING_REST.match(data)
+            assert rest is not None
+            data = data[rest.end() :]
+            self._in_string = not rest[1]
+            self._is_escaped = self._in_string and _ends_escaped(rest[0])
+        for token in _BRACKETS_AND_STRINGS.finditer(data):
+            text = token[0]
+            if text[:1] == b'"':
+                self._in_string = not token[1]
+                self._is_escaped = self._in_string and _ends_escaped(text)
+            elif text in b"[{":
+                self._depth += 1
+                if self._depth > _MAX_DEPTH:
+                    raise ijson.JSONError(f"nested deeper than {_MAX_DEPTH} levels")
+            else:
+                self._depth -= 1
+
+
+def _ends_escaped(text: bytes) -> bool:
+    """Whether the piece of a string ends with a backslash that escapes what comes next."""
+    return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1
 
 
 class _ItemReader:

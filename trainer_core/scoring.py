@@ -4,7 +4,7 @@ Only answer positions reach the output layer, in slices, so memory does not grow
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainer_core.reference import model_of, side_of
 
-_POSITIONS_A_SLICE = 1024
+_SLICE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,17 @@ class Scores:
 
 @torch.no_grad()
 def score(
-    policy: Any, reference: Any, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch_size: int = 8
+    policy: Any,
+    reference: Any,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    batch_size: int = 8,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Scores:
     """Scores each answer after its prompt under both sides. The policy's training mode is put back; no gradients.
 
-    `reference` None: only what needs none.
+    `reference` None: only what needs none. `on_batch` is called after each batch.
     """
     was_training = policy.training
     policy.eval()
@@ -73,6 +79,7 @@ def score(
             chosen = order[start : start + batch_size]
             batch = _Batch([prompts[i] for i in chosen], [answers[i] for i in chosen], policy)
             sums[:, chosen] = batch.score(policy, reference)
+            on_batch()
     finally:
         policy.train(was_training)
     tokens = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
@@ -93,6 +100,7 @@ class _Batch:
             self.attention[i, :end] = 1
             is_answer[i, len(prompt) : end] = True
         self.device = next(model.parameters()).device
+        self._vocabulary = model.config.vocab_size
         self.ids, self.attention = self.ids.to(self.device), self.attention.to(self.device)
         # Position t predicts token t+1: an answer token at t is scored from the hidden state at t-1.
         self.predicts = is_answer[:, 1:].to(self.device)
@@ -111,7 +119,9 @@ class _Batch:
         return self._summed(torch.cat(pieces, dim=1))
 
     def _slices(self, *states: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        return zip(*(tensor.split(_POSITIONS_A_SLICE) for tensor in (*states, self.targets)), strict=True)
+        """As many positions at a time as have that many bytes of logits."""
+        size = max(1, _SLICE_BYTES // (4 * self._vocabulary))
+        return zip(*(tensor.split(size) for tensor in (*states, self.targets)), strict=True)
 
     def _summed(self, values: Tensor) -> Tensor:
         """(3, answer tokens) → (3, rows)."""

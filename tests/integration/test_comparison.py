@@ -17,6 +17,7 @@ from trainer_core.errors import DataInvalid, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
 from trainer_core.models import load_model, load_tokenizer
 from trainer_core.reference import FrozenView
+from trainer_core.small_batches import SmallBatches
 from trainer_core.tokens import Renderer
 
 
@@ -66,6 +67,25 @@ def test_the_numbers_of_the_proof(pair: ModelPair) -> None:
     assert found.max_logit_difference == pytest.approx((trained - reference).abs().max().item())
     assert found.mean_kl == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
     assert found.adapter_has_no_effect is False
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_texts_are_told_while_they_grow(
+    apart: bool, pair: ModelPair, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer_core.streaming._TELL_EVERY_S", 0.0)
+    if apart:
+        pair.reference = load_model(str(trained / "model"), torch.float32).eval()
+    silent = pair.compare(PROMPT, max_new_tokens=12)
+    told: list[tuple[str, str]] = []
+    found = pair.compare(PROMPT, max_new_tokens=12, tell=lambda *texts: told.append(texts))
+    assert found == silent
+    assert len(told) == (24 if apart else 12)
+    for side, whole in enumerate((found.trained_response, found.reference_response)):
+        texts = [each[side] for each in told]
+        assert all(whole.startswith(text.strip()) for text in texts)
+        assert texts == sorted(texts, key=len), "a text only grows"
+        assert texts[-1].strip() == whole
 
 
 def test_an_adapter_without_effect_is_told(pair: ModelPair) -> None:
@@ -211,3 +231,14 @@ def test_texts_are_compared_in_composed_form() -> None:
     answers = {"trained_response": "مدر\u0651\u064eس", "reference_response": "مدر\u064e\u0651س"}
     made = comparison.Comparison("س", **answers, preference_score=0.6, seed=None, proof=None)  # type: ignore[arg-type]
     assert made.texts_differ is False
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 24), (8, 24), (1, 3, 24), (1, 24), (9, 24), (24,)])
+def test_linear_layers_over_a_few_rows_compute_the_same(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(1)
+    rows = torch.randn(*shape)
+    for layer in (torch.nn.Linear(24, 50), torch.nn.Linear(24, 50, bias=False), torch.nn.Linear(24, 50).double()):
+        one = rows.to(layer.weight.dtype)
+        with torch.no_grad(), SmallBatches():
+            found = layer(one)
+        torch.testing.assert_close(found, layer(one).detach())

@@ -60,9 +60,10 @@ def stock_losses(method: str, settings: Any, rows: list[dict[str, Any]], folder:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+@pytest.mark.parametrize("acceleration", ["auto", "off"])
 @pytest.mark.parametrize("use_lora", [True, False])
 @pytest.mark.parametrize("method", METHODS)
-def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, tmp_path: Path) -> None:
+def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, acceleration: str, tmp_path: Path) -> None:
     rows = some_rows(method, ROWS)
     settings = config(
         method,
@@ -71,6 +72,7 @@ def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, tmp_pat
         # Text without a template is what both render the same way: TRL learns the line break after a template's end token.
         apply_chat_template=False,
         use_lora=use_lora,
+        acceleration=acceleration,
         max_steps=None,
         num_train_epochs=2 if method == "kto" else 1,
         per_device_train_batch_size=4,

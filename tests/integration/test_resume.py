@@ -287,7 +287,7 @@ except DiskFull as error:
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    """A small file system of its own, with room for two checkpoints and a half."""
+    """A small file system of its own, with room for one checkpoint and a half: the second one finds no older to prune."""
     make_model(tmp_path / "model")
     rows = some_rows("ipo", ROWS + 8)
     write_rows(tmp_path / "rows.jsonl", rows[:ROWS])
@@ -300,16 +300,16 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     size = PreferenceTrainer(settings("ipo", tmp_path, output_dir=str(tmp_path / "probe"), max_steps=2))
     size.train()
     checkpoint_bytes = sum(p.stat().st_size for p in (tmp_path / "probe" / "checkpoint-2").rglob("*"))
-    mount = f"mount -t tmpfs -o size={int(checkpoint_bytes * 2.5)} tmpfs {tmp_path / 'out'}"
+    mount = f"mount -t tmpfs -o size={int(checkpoint_bytes * 1.5)} tmpfs {tmp_path / 'out'}"
     script = f'{mount} && {sys.executable} -c "$1" {tmp_path} && cp -r {tmp_path / "out"} {tmp_path / "kept"}'
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root)}
     command = [*namespace, script, "sh", FULL]
     result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert "the disk is full: the checkpoint of step 6" in result.stdout, result.stderr
+    assert "the disk is full: the checkpoint of step 4" in result.stdout, result.stderr
     kept = newest_verified([tmp_path / "kept"])
     assert kept is not None
-    assert kept.name == "checkpoint-4"
-    assert json.loads((kept / "trainer_state.json").read_text())["global_step"] == 4
+    assert kept.name == "checkpoint-2"
+    assert json.loads((kept / "trainer_state.json").read_text())["global_step"] == 2
     assert not list((tmp_path / "kept").glob(".staging-*"))
     assert DiskFull.code == "disk_full"

@@ -285,3 +285,27 @@ def test_held_out_rows_share_no_prompt_with_training_rows() -> None:
 
     assert not prompts("pairs_train.jsonl", "ipo") & prompts("pairs_held_out.jsonl", "ipo")
     assert not prompts("kto_train.jsonl", "kto") & prompts("kto_held_out.jsonl", "kto")
+
+
+@pytest.mark.parametrize("piece", [1, 7, 2**16])
+def test_a_document_that_is_too_deep_is_refused_early(piece: int) -> None:
+    data = b"[" * 100_000
+
+    def read() -> None:
+        checker = RowChecker()
+        for start in range(0, min(len(data), 300 * piece), piece):
+            checker.feed(data[start : start + piece])
+        checker.close()
+
+    with pytest.raises(DataInvalid, match="deeper than 200 levels"):
+        read()
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 1000])
+def test_brackets_in_strings_are_no_nesting(piece: int) -> None:
+    tricky = 'a"]\\' + "[{" * 300 + '\\"'
+    data = json.dumps([{"prompt": tricky, "chosen": "a", "rejected": "b"}] * 3).encode()
+    checker = RowChecker()
+    for start in range(0, len(data), piece):
+        checker.feed(data[start : start + piece])
+    assert checker.close().train_rows == 3

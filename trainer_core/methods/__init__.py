@@ -33,6 +33,8 @@ class MethodModule(Protocol):
     """What of a row the TRL trainer gets."""
     ANSWERS: tuple[str, ...]
     """The answers of a row that metrics are computed from."""
+    REFERENCE_COLUMNS: tuple[str, ...]
+    """TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference."""
     NULLABLE: tuple[str, ...]
     """Metrics that some batches cannot have: they are told as null then."""
 

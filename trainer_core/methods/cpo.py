@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from trainer_core.acceleration import is_accelerated
 from trainer_core.config import CPOSettings
 from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
 from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
@@ -31,6 +32,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from trl.experimental.cpo import CPOConfig as TRLConfig
     from trl.experimental.cpo import CPOTrainer
+
+REFERENCE_COLUMNS = ()
 
 __all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
@@ -47,6 +50,26 @@ class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
             columns[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
             columns[f"{name}_labels"] = [-100] * len(prompt) + answer
         return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+    def concatenated_forward(self, model: Any, batch: Any) -> tuple[Tensor, ...]:
+        """As TRL's, but of the logits only their mean at each answer position, of which TRL takes the mean again."""
+        if not is_accelerated(model):
+            return super().concatenated_forward(model, batch)
+        device = self.accelerator.device
+        padding: Any = self.pad_token_id
+        inputs = self.concatenated_inputs(batch, padding_value=padding, device=device)
+        labels = inputs["concatenated_labels"]
+        outputs = model(
+            input_ids=inputs["concatenated_input_ids"],
+            attention_mask=inputs["concatenated_attention_mask"],
+            labels=labels,
+            fused_lm_head=True,
+        )
+        logps = outputs.log_probs.sum(dim=1).chunk(2)
+        is_answer = (labels[:, 1:] != -100).chunk(2)
+        mean_logits = [of[mask] for of, mask in zip(outputs.mean_logits.chunk(2), is_answer, strict=True)]
+        nll = -logps[0].sum() / is_answer[0].sum() if self.cpo_alpha else torch.zeros((), device=device)
+        return (*logps, *mean_logits, nll)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # TRL prepares the dataset of its constructor only.

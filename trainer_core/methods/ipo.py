@@ -24,6 +24,8 @@ from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
 from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+
 __all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
 

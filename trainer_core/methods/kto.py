@@ -11,15 +11,15 @@ Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within t
 confidence is ours.
 """
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from trl import KTOConfig as TRLConfig
 from trl import KTOTrainer
-from trl.trainer.utils import add_fused_lm_head
 
+from trainer_core.acceleration import Behind, is_accelerated
 from trainer_core.comparison import Comparison
 from trainer_core.config import KTOSettings
 from trainer_core.methods.tokenized import TokenizedTrainer
@@ -30,6 +30,7 @@ from trainer_core.scoring import Scores
 LABEL_NAMES = ["completion_labels"]
 COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "loss_weight")
 ANSWERS = ("completion", "KL_completion")
+REFERENCE_COLUMNS = ("ref_logps", "ref_KL_logps")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
 NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy", "eval_mean_kl")
 """Metrics that batches of one label, or a training without a reference copy, cannot have."""
@@ -38,16 +39,21 @@ NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_unde
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
     """TRL's KTO trainer on tokenised, planned rows, which may have a `loss_weight` each."""
 
-    @contextmanager
-    def lent(self, reference: Any) -> Generator[None]:
-        """Lends a reference to a trainer that computed its log-probabilities before the first step, and holds none."""
-        held = self.ref_model, self.precompute_ref_logps
-        add_fused_lm_head(reference)
-        self.ref_model, self.precompute_ref_logps = reference, False
-        try:
-            yield
-        finally:
-            self.ref_model, self.precompute_ref_logps = held
+    def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
+        """As TRL's; the rows' own completions are scored on the way, for the call that TRL makes next."""
+        if not is_accelerated(model):
+            return super()._compute_kl_logps(model, batch)
+        behind = Behind(batch["KL_input_ids"], batch["KL_attention_mask"], _labels(batch, "KL_"))
+        model(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            labels=_labels(batch, ""),
+            fused_lm_head=True,
+            behind=behind,
+        )
+        assert behind.log_probs is not None
+        self.check_finite(behind.log_probs)
+        return behind.log_probs.sum(dim=1)
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         weights = inputs.pop("loss_weight", None)
@@ -61,6 +67,10 @@ class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
             return super()._compute_loss(model, inputs, return_outputs)
         finally:
             self.desirable_weight, self.undesirable_weight = by_label
+
+
+def _labels(batch: Any, prefix: str) -> Tensor:
+    return batch[f"{prefix}input_ids"].masked_fill(batch[f"{prefix}completion_mask"] == 0, -100)
 
 
 def trainer_class() -> type[Any]:

@@ -2,14 +2,18 @@
 
 import json
 import random
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import Sampler, get_worker_info
+from trl.trainer.utils import add_fused_lm_head
 
+from trainer_core.acceleration import Savings
 from trainer_core.checkpoints import StagedCheckpoints
 from trainer_core.errors import Detail, NonfiniteLoss
 from trainer_core.observer import Observer
@@ -31,16 +35,38 @@ class TokenizedTrainer(StagedCheckpoints):
     """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
     identity: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole
     """What must be the same for a training to go on from a checkpoint; kept with it."""
+    savings: Savings
+    """Counts the tokens that acceleration saves."""
     _rows: Any = ()
     _partners: Any = ()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.savings = Savings()
         trainer: Any = self
         trainer.data_collator = _WithOwnColumns(trainer.data_collator)
         for model in (trainer.model, getattr(trainer, "ref_model", None)):
             if model is not None:
                 model.register_forward_hook(self._check_forward)
+
+    @contextmanager
+    def live_reference(self, reference: Any) -> Generator[None]:
+        """Asks the reference itself, where the log-probabilities of the training's rows were computed before the first step.
+
+        Args:
+            reference: lent to a trainer that holds none.
+        """
+        trainer: Any = self
+        held = trainer.ref_model, trainer.precompute_ref_logps
+        if isinstance(reference, torch.nn.Module) and reference is not trainer.ref_model:
+            lent: Any = reference
+            add_fused_lm_head(lent)
+            trainer.ref_model = lent
+        trainer.precompute_ref_logps = False
+        try:
+            yield
+        finally:
+            trainer.ref_model, trainer.precompute_ref_logps = held
 
     # -- metrics between two log entries, which transformers and TRL forget when a training is resumed
 
@@ -52,6 +78,8 @@ class TokenizedTrainer(StagedCheckpoints):
             "tokens": getattr(trainer, "_total_train_tokens", 0),
             "metrics": dict(self._collected()),
             "identity": self.identity,
+            "tokens_computed": self.savings.computed,
+            "tokens_plain": self.savings.plain,
         }
         (staged / _PENDING).write_text(json.dumps(pending), encoding="utf-8")
 
@@ -64,6 +92,8 @@ class TokenizedTrainer(StagedCheckpoints):
         trainer._total_loss_scalar = -pending["loss"]
         trainer._globalstep_last_logged = pending["last_logged_step"]
         trainer._total_train_tokens = pending["tokens"]
+        self.savings.computed += pending["tokens_computed"]
+        self.savings.plain += pending["tokens_plain"]
         self._collected().update(pending["metrics"])
 
     def read_identity(self, checkpoint: Path) -> dict[str, Any]:
@@ -95,8 +125,11 @@ class TokenizedTrainer(StagedCheckpoints):
     def _check_forward(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Finds the very rows: KTO's mean leaves out rows that are NaN, so its loss alone would not tell."""
         log_probs: Tensor | None = getattr(outputs, "log_probs", None)
-        if log_probs is None:
-            return
+        if log_probs is not None:
+            self.check_finite(log_probs)
+
+    def check_finite(self, log_probs: Tensor) -> None:
+        """Raises `NonfiniteLoss` with the numbers of the rows whose log-probabilities, (rows, tokens), are not finite."""
         broken = ~torch.isfinite(log_probs).all(dim=1)
         if broken.any():
             # A batch of pairs is [chosen, rejected].
@@ -169,5 +202,8 @@ class _WithOwnColumns:
         self._collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if get_worker_info() is not None:
+            # Who ends a training by a TERM for all its processes wants a checkpoint, not a loader that is gone.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         own = {name: torch.tensor([example[name] for example in examples]) for name in _OWN_COLUMNS if name in examples[0]}
         return {**self._collator(examples), **own}

@@ -1,0 +1,159 @@
+"""The forward pass that TRL's trainers call, on packed rows."""
+
+import functools
+import types
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.utils import FusedCausalLMOutput
+
+from trainer_core.acceleration import attention
+from trainer_core.acceleration.head import score_tokens
+from trainer_core.acceleration.packing import Packed, pack, pack_behind
+
+# Models whose attention layers take what `attention.install` gives them: tested with these, on every path.
+MODEL_TYPES = ("qwen2", "qwen3")
+
+
+@dataclass
+class Savings:
+    """Tokens that went through the layers of a model, and how many the plain path would have sent: rows with padding."""
+
+    computed: int = 0
+    plain: int = 0
+
+
+@dataclass
+class Behind:
+    """A second batch that is scored without gradients, and without computing again what its rows share with the first's.
+
+    Attributes:
+        input_ids, attention_mask, labels: (rows, width), row i with the beginning of the first batch's row i.
+        log_probs: (rows, width - 1), filled in.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    log_probs: Tensor | None = None
+
+
+def refusal(model: Any) -> str | None:
+    """Why a model takes the plain path; None when it need not."""
+    causal = causal_of(model)
+    kind = getattr(causal.config, "model_type", "")
+    if kind not in MODEL_TYPES:
+        return f"models of type {kind} are not among those that are known to allow it: {', '.join(MODEL_TYPES)}"
+    others = set(getattr(causal.config, "layer_types", None) or ()) - {"full_attention"}
+    if others:
+        return f"the model has layers of {', '.join(sorted(others))}, whose masks do not allow it"
+    if getattr(causal.config, "attention_dropout", 0):
+        return "the model drops attention weights at random (attention_dropout)"
+    if causal.config._attn_implementation != "sdpa":
+        return f"the model's attention is {causal.config._attn_implementation}"
+    head = causal.get_output_embeddings()
+    if type(head) is not nn.Linear or not head.weight.is_floating_point():
+        return f"the output layer is a {type(head).__name__}"
+    return None
+
+
+def causal_of(model: Any) -> Any:
+    """The causal language model inside a LoRA model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def is_accelerated(model: Any) -> bool:
+    return hasattr(causal_of(model), "_tafdil_savings")
+
+
+def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) -> None:
+    """Makes `model(..., labels=labels, fused_lm_head=True)`, TRL's call for log-probabilities, take packed rows.
+
+    Every other call of the model is as before. With `behind`, a `Behind`, the call scores that batch too, and the next call
+    with the same `input_ids` gives the first batch's result without computing it again: TRL asks for both, one after the
+    other.
+
+    Args:
+        savings: counts tokens.
+        only_log_probs: leave out what only the metrics of a policy need.
+    """
+    causal = causal_of(model)
+    attention.install(causal.base_model)
+    answer = _Answer(causal, savings, only_log_probs)
+    original = causal.forward
+
+    # The original signature: `generate` validates its arguments against it.
+    @functools.wraps(type(causal).forward)
+    def forward(self: Any, *args: Any, fused_lm_head: bool = False, behind: Behind | None = None, **kwargs: Any) -> Any:
+        if not fused_lm_head:
+            return original(*args, **kwargs)
+        return answer(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], behind)
+
+    causal.forward = types.MethodType(forward, causal)
+    causal._tafdil_savings = savings
+
+
+class _Answer:
+    def __init__(self, causal: Any, savings: Savings, only_log_probs: bool) -> None:
+        self._causal, self._savings, self._only_log_probs = causal, savings, only_log_probs
+        self._ahead: tuple[Tensor, Any] | None = None
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, behind: Behind | None) -> Any:
+        ahead, self._ahead = self._ahead, None
+        if behind is None and ahead is not None and ahead[0] is input_ids:
+            return ahead[1]
+        packed = pack(input_ids, attention_mask)
+        self._savings.plain += input_ids.numel()
+        if behind is not None:
+            packed.kept = {}
+        hidden = self._hidden(packed)
+        output = self._scored(hidden, packed.places, labels)
+        if behind is not None:
+            self._score_behind(behind, packed, hidden.detach(), input_ids, attention_mask)
+            packed.kept = None
+            self._ahead = input_ids, output
+        return output
+
+    def _hidden(self, packed: Packed) -> Tensor:
+        """(T, size)."""
+        self._savings.computed += packed.tokens
+        # No mask at all: a segment knows what it attends to.
+        states = self._causal.base_model(
+            input_ids=packed.ids,
+            attention_mask={"full_attention": None},
+            position_ids=packed.positions,
+            use_cache=False,
+            packed=packed,
+        )
+        return states.last_hidden_state[0]
+
+    @torch.no_grad()
+    def _score_behind(self, behind: Behind, packed: Packed, hidden: Tensor, ids: Tensor, mask: Tensor) -> None:
+        second = pack_behind(behind.input_ids, behind.attention_mask, packed, ids, mask)
+        self._savings.plain += behind.input_ids.numel()
+        if second.tokens:
+            hidden = torch.cat([hidden, self._hidden(second)])
+        behind.log_probs = self._scored(hidden, second.places, behind.labels, only_log_probs=True).log_probs
+
+    def _scored(self, hidden: Tensor, places: Tensor, labels: Tensor, *, only_log_probs: bool = False) -> Any:
+        """As TRL's fused head: (rows, width - 1) of each next-token label, 0 where there is none."""
+        wanted = labels[:, 1:] != -100
+        states = hidden[places[:, :-1][wanted]]
+        # A reference inside a LoRA model is asked without gradients while its model is in training.
+        is_reference = self._causal.training and not torch.is_grad_enabled()
+        with_metrics = not (self._only_log_probs or only_log_probs or is_reference)
+        head = self._causal.get_output_embeddings()
+        scores = score_tokens(states, head, labels[:, 1:][wanted], with_metrics=with_metrics)
+
+        def spread(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.new_zeros(wanted.shape).masked_scatter(wanted, values)
+
+        return FusedCausalLMOutput(
+            log_probs=spread(scores.log_probs),
+            entropy=spread(scores.entropy),
+            mean_logits=spread(scores.mean_logits),
+            is_top1=spread(scores.is_top1),
+            label_mask=wanted,
+        )

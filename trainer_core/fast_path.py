@@ -1,0 +1,148 @@
+"""Which way a training computes its numbers: decided from its config, model, data and memory, and told in its metadata."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer_core import memory, reference_logps
+from trainer_core.acceleration import Savings, accelerate, refusal
+from trainer_core.config import PreferenceConfig
+from trainer_core.models import DTYPES, Precision, free_memory
+from trainer_core.observer import Observer
+from trainer_core.plan import batch_tokens
+from trainer_core.plan import fingerprint as fingerprint_of_plan
+from trainer_core.row_rules import Row
+
+
+class FastPath:
+    """The ways of one training.
+
+    Args:
+        columns: TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference.
+        reference_fingerprint: of the reference's live weights; only asked where something is kept under its name.
+    """
+
+    def __init__(
+        self,
+        config: PreferenceConfig,
+        observer: Observer,
+        columns: tuple[str, ...],
+        reference_fingerprint: Callable[[], str | None],
+    ) -> None:
+        self._config, self._observer = config, observer
+        self._columns, self._reference_fingerprint = columns, reference_fingerprint
+        self._savings: Savings | None = None
+        self._plain_because: dict[str, str] = {}
+        self._reference_passes: str | None = None
+        self._checkpointing: memory.Decision | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        """Which path ran, why, and the tokens that the layers computed next to those of the plain path."""
+        savings = self._savings or Savings()
+        path = "plain" if "model" in self._plain_because else "shared_prompt"
+        return {
+            "path": path if self._savings else None,
+            "plain_because": self._plain_because,
+            "reference_passes": self._reference_passes,
+            "gradient_checkpointing": self._checkpointing.as_dict() if self._checkpointing else None,
+            "tokens_computed": savings.computed,
+            "tokens_plain": savings.plain,
+        }
+
+    def checkpointing(self, model: Any, rows: Sequence[Row], precision: Precision) -> bool:
+        """Whether activations are computed again in the backward pass instead of kept.
+
+        Args:
+            rows: in training order.
+        """
+        self._checkpointing = self._decide(model, rows, precision)
+        return self._checkpointing.checkpointing
+
+    def _decide(self, model: Any, rows: Sequence[Row], precision: Precision) -> memory.Decision:
+        config = self._config
+        if config.gradient_checkpointing != "auto":
+            return memory.Decision(config.gradient_checkpointing, "the config says so")
+        try:
+            shape = memory.Shape.of(model.config.to_dict())
+        except KeyError as error:
+            return memory.Decision(True, f"the model's configuration has no {error}, so that nothing can be estimated")
+        is_packed = config.acceleration != "off" and refusal(model) is None
+        size = config.per_device_train_batch_size
+        tokens = max(batch_tokens(rows[start : start + size], is_packed) for start in range(0, len(rows), size))
+        kept = memory.activation_bytes(shape, tokens, torch.finfo(DTYPES[precision]).bits // 8, has_adapters=config.use_lora)
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        # float32 gradients and the two moments of AdamW come to be after the first forward pass.
+        return memory.decide(kept + 12 * trained, free_memory())
+
+    def take(self, trainer: Any, model: Any, reference: Any) -> None:
+        """Puts the models of a TRL trainer on the fast path, each where it allows it, and keeps why not.
+
+        Args:
+            reference: a model of its own; anything else is part of `model`.
+        """
+        self._savings, self._plain_because = trainer.savings, {}
+        models = {"model": model} | ({"reference": reference} if isinstance(reference, torch.nn.Module) else {})
+        for name, one in models.items():
+            reason = "acceleration is off" if self._config.acceleration == "off" else refusal(one)
+            if reason is None:
+                accelerate(one, trainer.savings, only_log_probs=name == "reference")
+                continue
+            self._plain_because[name] = reason
+            if self._config.acceleration != "off":
+                self._observer.warning("plain_path", f"the {name} takes TRL's own path, which is slower: {reason}")
+
+    def ask_reference_once(self, trainer: Any, rows: int, precision: Precision) -> None:
+        """Spares the reference's pass at each step where rows train more than once, or what it says is known.
+
+        Args:
+            rows: training rows.
+        """
+        self._reference_passes = "every step" if self._columns else None
+        if self._config.acceleration == "off" or not self._columns or trainer.precompute_ref_logps:
+            return
+        sizes = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
+        caches = [self._cache(size, precision) for size in sizes]
+        train = self._known(trainer.train_dataset, caches[0])
+        if train is None and self._passes(rows) <= 1:
+            return
+        self._reference_passes = "once" if train is None else "known before"
+        for name, size, cache in zip(("train_dataset", "eval_dataset"), sizes, caches, strict=True):
+            dataset = getattr(trainer, name)
+            if dataset is None:
+                continue
+            columns = train if train and name == "train_dataset" else self._known(dataset, cache)
+            if columns is None:
+                self._observer.phase("reference")
+                columns = reference_logps.compute(trainer, dataset, self._columns, size, self._observer.alive)
+                if cache:
+                    cache.store(fingerprint_of_plan(dataset), columns)
+            setattr(trainer, name, reference_logps.with_columns(dataset, columns))
+        trainer.precompute_ref_logps = True
+
+    def _passes(self, rows: int) -> float:
+        """How often a row trains."""
+        config = self._config
+        if config.max_steps is None:
+            return config.num_train_epochs
+        return config.max_steps * config.per_device_train_batch_size * config.gradient_accumulation_steps / rows
+
+    def _known(self, dataset: Any, cache: reference_logps.Cache | None) -> reference_logps.Columns | None:
+        if cache is None:
+            return None
+        return cache.load(fingerprint_of_plan(dataset), self._columns, len(dataset))
+
+    def _cache(self, batch_size: int, precision: Precision) -> reference_logps.Cache | None:
+        """The place for what this reference says of rows in batches of a size; None where the config names no directory."""
+        if self._config.cache_dir is None:
+            return None
+        identity = {
+            "reference": self._reference_fingerprint(),
+            "precision": precision,
+            "plain path": sorted(self._plain_because),
+            "batch size": batch_size,
+            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "torch": torch.__version__,
+        }
+        return reference_logps.Cache(Path(self._config.cache_dir) / "reference_logps", identity)

@@ -1,0 +1,30 @@
+"""Linear layers over a few rows on a CPU, as generation for a few prompts has them at every token."""
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_MOST_ROWS = 8
+
+
+class SmallBatches(TorchFunctionMode):
+    """Inside it, a few rows times a large weight are computed as the weight times a few columns.
+
+    The CPU libraries below torch read the weight several times for two to eight rows, once the other way round: two rows by
+    Qwen's vocabulary take a quarter of the time (`python -m benchmarks.compare_latency`). One row, which has a path of its
+    own there, other devices and other types stay as they are. Results differ by rounding.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear and not kwargs and self._suits(*args[:2]):
+            rows, weight = args[0], args[1]
+            bias = args[2] if len(args) > 2 else None
+            found = torch.mm(weight, rows.reshape(-1, rows.shape[-1]).t()).t().reshape(*rows.shape[:-1], len(weight))
+            return found if bias is None else found + bias
+        return func(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _suits(rows: torch.Tensor, weight: torch.Tensor) -> bool:
+        is_plain = weight.device.type == "cpu" and rows.dtype == weight.dtype == torch.float32 and weight.dim() == 2
+        return is_plain and 1 < rows.numel() // rows.shape[-1] <= _MOST_ROWS

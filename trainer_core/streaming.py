@@ -1,0 +1,43 @@
+"""Answers while they grow."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from trainer_core.samples import up_to_end
+
+Tell = Callable[[list[str]], None]
+"""Gets the text so far of each row."""
+
+_TELL_EVERY_S = 0.2
+
+
+class TextStreamer(BaseStreamer):
+    """For `generate`: tells the text of all rows of a batch, at most five times a second. The end is not told."""
+
+    def __init__(self, tokenizer: Any, tell: Tell) -> None:
+        self._tokenizer, self._tell = tokenizer, tell
+        self._rows: list[list[int]] | None = None
+        self._told_at = time.monotonic()
+
+    def put(self, value: Tensor) -> None:
+        """Takes the prompt, (rows, tokens), first, then a token of each row, (rows,)."""
+        if self._rows is None:
+            self._rows = [[] for _ in range(len(value))]
+            return
+        for row, token in zip(self._rows, value.tolist(), strict=True):
+            row.append(token)
+        if time.monotonic() - self._told_at >= _TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            self._tell([self._text(row) for row in self._rows])
+
+    def end(self) -> None:
+        """Nothing: the whole answer arrives by another way."""
+
+    def _text(self, ids: list[int]) -> str:
+        text = self._tokenizer.decode(up_to_end(ids, self._tokenizer.eos_token_id), skip_special_tokens=True)
+        # A letter whose bytes have not all come yet.
+        return text.rstrip("\ufffd").lstrip()
