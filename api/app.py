@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from api import errors
-from api.limits import BodyLimit
+from api.limits import BodyLimit, ReadLimit
 from api.routes import comparisons, datasets, health, jobs
 from api.sse import Waker
 from jobs.database import Database
@@ -51,7 +51,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
             database.dispose()
 
     app = FastAPI(title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
+    app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
     errors.install(app)
     app.include_router(health.router)
     for router in (jobs.router, comparisons.router, datasets.router):

@@ -27,7 +27,7 @@ STATUS: dict[str, int] = {
     "forbidden": 403,
     "too_large": 413,
     "rate_limited": 429,
-    "timeout": 504,
+    "timeout": 408,
 }
 _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "rate_limited"}
 _TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}

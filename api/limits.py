@@ -1,40 +1,94 @@
-"""The limit on request bodies, kept while the body arrives and not by what its length header claims."""
+"""Limits on how much a client sends and how slowly it sends and reads, kept while bytes move, whatever it claims."""
 
+import asyncio
+import logging
+
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
+from jobs.errors import ClientTooSlow
 from trainer_core.errors import error_dict
 
 UPLOAD_PATH = "/v1/datasets"
 
+log = logging.getLogger(__name__)
+
 
 class BodyLimit:
-    """ASGI middleware. Bodies are small JSON, so each is read whole, up to the limit, before the route sees it.
+    """ASGI middleware. Bodies are small JSON, so each is read whole, up to the limits, before the route sees it.
 
-    Uploads pass: their route streams, with a limit of its own.
+    Uploads pass, as long as they move: their route streams, with a limit of its own on their size.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
+        self._app, self._max_bytes, self._timeout_s = app, max_bytes, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "POST" and scope["path"].rstrip("/") == UPLOAD_PATH):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
+        elif scope["method"] == "POST" and scope["path"].rstrip("/") == UPLOAD_PATH:
+            await self._app(scope, self._moving(receive), send)
+        else:
+            await self._whole(scope, receive, send)
+
+    def _moving(self, receive: Receive) -> Receive:
+        """A `receive` that gives up on a client that sends nothing for too long."""
+
+        async def receive_in_time() -> Message:
+            try:
+                return await asyncio.wait_for(receive(), self._timeout_s)
+            except TimeoutError as error:
+                raise ClientTooSlow(f"nothing arrived for {self._timeout_s:g} s; the upload was given up") from error
+
+        return receive_in_time
+
+    async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         messages: list[Message] = []
         size = 0
-        while not messages or messages[-1].get("more_body", False):
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self._max_bytes:
-                error = error_dict("too_large", f"the body is larger than {self._max_bytes:,} bytes")
-                response = error_response(error)
-                # What is still on its way is not read, so the connection cannot be used again.
-                response.headers["connection"] = "close"
-                await response(scope, receive, send)
-                return
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while not messages or messages[-1].get("more_body", False):
+                    messages.append(await receive())
+                    size += len(messages[-1].get("body", b""))
+                    if size > self._max_bytes:
+                        await self._refuse(scope, receive, send, "too_large", f"larger than {self._max_bytes:,} bytes")
+                        return
+        except TimeoutError:
+            await self._refuse(scope, receive, send, "timeout", f"not complete after {self._timeout_s:g} s")
+            return
 
         async def replay() -> Message:
             return messages.pop(0) if messages else await receive()
 
         await self._app(scope, replay, send)
+
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, code: str, what: str) -> None:
+        response = error_response(error_dict(code, f"the body is {what}"))
+        # What is still on its way is not read, so the connection cannot be used again.
+        response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+
+class ReadLimit:
+    """ASGI middleware. Gives up on a client that does not read what it asked for."""
+
+    def __init__(self, app: ASGIApp, timeout_s: float) -> None:
+        self._app, self._timeout_s = app, timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_in_time(message: Message) -> None:
+            try:
+                await asyncio.wait_for(send(message), self._timeout_s)
+            except TimeoutError as error:
+                # As a client that is gone; streams know what to do then.
+                raise OSError("the client does not read") from error
+
+        try:
+            await self._app(scope, receive, send_in_time)
+        except ClientDisconnect:
+            log.info("%s: the client left, or did not read for %g s", scope["path"], self._timeout_s)

@@ -3,10 +3,12 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.records import ComparisonRecord, DatasetRecord, JobRecord, MetricRecord
-from jobs.states import ComparisonState, JobState, Phase
+from jobs.curves import CurvePoint
+from jobs.records import AttemptRecord, ComparisonRecord, DatasetRecord, JobRecord
+from jobs.service import QueuePlace
+from jobs.states import Cause, ComparisonState, JobState, Phase, Request
 from trainer_core.config import Method
 
 
@@ -29,9 +31,15 @@ class Job(BaseModel):
     total_steps: int | None
     percent: float = Field(description="Share of the steps done, 0 to 100.")
     seconds_left: float | None = Field(description="Estimate for the training steps; null when not known.")
+    priority: int
+    gpu_class: str | None
     queue_position: int | None = Field(description="1: next to be claimed; null unless queued.")
+    seconds_until_start: float | None = Field(description="Estimate for a queued job; null when not known.")
+    requested: Request | None = Field(description="What was asked of the running attempt and is not done yet.")
     attempt: int
-    cancel_requested: bool
+    checkpoint_step: int = Field(description="The newest checkpoint's step; 0 without one.")
+    rerun_of: str | None = Field(description="The job that this one runs again.")
+    start_from: str | None = Field(description="The job whose newest checkpoint this one started from.")
     warnings: list[dict[str, Any]]
     error: dict[str, Any] | None
     spec: dict[str, Any] = Field(description="The spec with every default filled in.")
@@ -40,15 +48,15 @@ class Job(BaseModel):
     finished_at: datetime | None
 
     @classmethod
-    def of(cls, job: JobRecord, queue_position: int | None = None) -> "Job":
+    def of(cls, job: JobRecord, place: QueuePlace | None = None) -> "Job":
         done = 100.0 if job.state == JobState.SUCCEEDED else 100.0 * job.step / (job.total_steps or 1)
         created_at = instant(job.created_at)
         assert created_at is not None
         return cls(
             **{name: getattr(job, name) for name in _SAME_NAMES},
             percent=round(min(done, 100.0), 2),
-            queue_position=queue_position,
-            cancel_requested=job.cancel_requested_at is not None,
+            queue_position=place.position if place else None,
+            seconds_until_start=place.seconds_until_start if place else None,
             spec=job.resolved_spec,
             created_at=created_at,
             started_at=instant(job.started_at),
@@ -67,7 +75,13 @@ _SAME_NAMES = (
     "step",
     "total_steps",
     "seconds_left",
+    "priority",
+    "gpu_class",
+    "requested",
     "attempt",
+    "checkpoint_step",
+    "rerun_of",
+    "start_from",
     "warnings",
     "error",
 )
@@ -78,6 +92,66 @@ class JobPage(BaseModel):
 
     jobs: list[Job]
     next_cursor: str | None = Field(description="Send as `cursor` for the next page; null on the last.")
+
+
+class CancelOptions(BaseModel):
+    """How to cancel."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    save_checkpoint: bool = Field(False, description="Save a checkpoint at the next step boundary first.")
+
+
+class RerunOptions(BaseModel):
+    """How to run a job again."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    from_checkpoint: bool = Field(False, description="Start from the old job's newest checkpoint.")
+
+
+class DeviceReport(BaseModel):
+    """What was seen on the device around an attempt."""
+
+    name: str
+    memory_before_bytes: int | None = Field(description="In use before the training process; null on a CPU.")
+    memory_after_bytes: int | None = Field(description="In use after it was gone.")
+    processes_left: list[int] = Field(description="Processes of the attempt that were still there; none as a rule.")
+
+
+class Attempt(BaseModel):
+    """One try of a job on one worker."""
+
+    number: int
+    worker: str
+    device: str = Field(description="The GPU's unique id, or `cpu`.")
+    device_report: DeviceReport | None
+    started_at: datetime
+    ended_at: datetime | None
+    outcome: Cause | None = Field(description="What ended it; null while it runs.")
+    reason: str | None = Field(description="Why, in words.")
+    first_step: int | None = Field(description="Steps done when it began to train; null when it did not get that far.")
+    last_step: int | None = Field(description="Steps done when it was last heard of.")
+
+    @classmethod
+    def of(cls, record: AttemptRecord) -> "Attempt":
+        started_at = instant(record.started_at)
+        assert started_at is not None
+        same = ("number", "worker", "outcome", "reason", "first_step", "device_report")
+        return cls(
+            **{name: getattr(record, name) for name in same},
+            device=record.device or "cpu",
+            started_at=started_at,
+            ended_at=instant(record.ended_at),
+            last_step=None if record.first_step is None else max(record.first_step, record.last_step or 0),
+        )
+
+
+class AttemptList(BaseModel):
+    """Every try of a job, the first one first."""
+
+    job_id: str
+    attempts: list[Attempt]
 
 
 class MetricPoint(BaseModel):
@@ -93,7 +167,7 @@ class Metrics(BaseModel):
     series: dict[str, list[MetricPoint]]
 
     @classmethod
-    def of(cls, job_id: str, points: list[MetricRecord]) -> "Metrics":
+    def of(cls, job_id: str, points: list[CurvePoint]) -> "Metrics":
         series: dict[str, list[MetricPoint]] = {}
         for point in points:
             series.setdefault(point.name, []).append(MetricPoint(attempt=point.attempt, step=point.step, value=point.value))

@@ -4,34 +4,42 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.schemas import Comparison
 from jobs.queue import events_channel
 from jobs.repository import events
 from jobs.service import JobService
 from jobs.settings import Settings
-from jobs.states import JobState
+from jobs.states import ComparisonState, JobState
 
 log = logging.getLogger(__name__)
 
-_LOOK_EVERY_S = 2.0
+# A stream looks by itself rarely while wake-ups arrive, and often while they do not.
+_LOOK_EVERY_S = 10.0
+_LOOK_EVERY_UNHEARD_S = 2.0
+_LOOK_EVERY_GROWING_S = 0.5
 _PING_EVERY_S = 15.0
 _RETRY_S = 2.0
 
 
 class Waker:
-    """Wakes coroutines that wait for news of a job or comparison. One subscription a process."""
+    """Wakes coroutines that wait for news of a job or comparison, and lets them share reads. One subscription a process."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url.get_secret_value()
         self._channel = events_channel(settings)
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
+        self._reads: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self.is_listening = False
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._listen())
@@ -41,6 +49,16 @@ class Waker:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+
+    async def shared(self, key: tuple[str, int], read: Callable[[], Any]) -> Any:
+        """What `read` returns, in a thread. Streams that ask for the same at the same time share one read."""
+        task = self._reads.get(key)
+        if task is None:
+            task = asyncio.create_task(run_in_threadpool(read))
+            self._reads[key] = task
+            task.add_done_callback(lambda _: self._reads.pop(key))
+        # A stream that is cancelled must not cancel the others' read.
+        return await asyncio.shield(task)
 
     async def wait(self, subject_id: str, seconds: float) -> None:
         """Returns on news of the subject, and after `seconds` at the latest."""
@@ -61,11 +79,13 @@ class Waker:
                 client: Redis = Redis.from_url(self._url, socket_connect_timeout=5, health_check_interval=20)
                 async with client, client.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
+                    self.is_listening = True
                     async for message in subscription.listen():
                         if message["type"] == "message":
                             for event in self._waiting.get(message["data"].decode(), ()):
                                 event.set()
             except (RedisError, OSError) as error:
+                self.is_listening = False
                 log.debug("no wake-ups for now: %s", error)
                 await asyncio.sleep(_RETRY_S)
 
@@ -75,7 +95,7 @@ async def job_events(service: JobService, waker: Waker, job_id: str, after: int)
     loop = asyncio.get_running_loop()
     pinged_at = loop.time()
     while True:
-        state, found = await run_in_threadpool(_read, service, job_id, after)
+        state, found = await waker.shared((job_id, after), lambda after=after: _read(service, job_id, after))
         for sequence, text in found:
             after = sequence
             yield text
@@ -86,16 +106,45 @@ async def job_events(service: JobService, waker: Waker, job_id: str, after: int)
         if loop.time() - pinged_at >= _PING_EVERY_S:
             pinged_at = loop.time()
             yield ": ping\n\n"
-        await waker.wait(job_id, _LOOK_EVERY_S)
+        await waker.wait(job_id, _LOOK_EVERY_S if waker.is_listening else _LOOK_EVERY_UNHEARD_S)
+
+
+async def comparison_events(service: JobService, waker: Waker, job_id: str, comparison_id: str) -> AsyncIterator[str]:
+    """A comparison's texts as they grow, then its result or error, as SSE text."""
+    loop = asyncio.get_running_loop()
+    pinged_at = loop.time()
+    told: dict[str, Any] | None = None
+    while True:
+        record = await run_in_threadpool(service.comparison, job_id, comparison_id)
+        if record.error:
+            yield _format(None, "error", record.error)
+            return
+        if record.state == ComparisonState.SUCCEEDED:
+            yield _format(None, "result", Comparison.of(record).model_dump(mode="json"))
+            return
+        if record.partial and record.partial != told:
+            told = record.partial
+            yield _format(None, "partial", told)
+        elif loop.time() - pinged_at >= _PING_EVERY_S:
+            pinged_at = loop.time()
+            yield ": ping\n\n"
+        await waker.wait(comparison_id, _LOOK_EVERY_UNHEARD_S if waker.is_listening else _LOOK_EVERY_GROWING_S)
+
+
+def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
+    """Events as a reply that no proxy holds back or keeps."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def _read(service: JobService, job_id: str, after: int) -> tuple[str, list[tuple[int, str]]]:
     # The state is read before the events: a final state then means that the last event is among those found.
     state = service.job(job_id).state
-    with service.database.transaction() as session:
+    with service.database.reading() as session:
         found = events.after(session, job_id, after)
         return state, [(event.sequence, _format(event.sequence, event.type, event.data)) for event in found]
 
 
-def _format(sequence: int, kind: str, data: object) -> str:
-    return f"id: {sequence}\nevent: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+def _format(sequence: int | None, kind: str, data: object) -> str:
+    number = "" if sequence is None else f"id: {sequence}\n"
+    return f"{number}event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"

@@ -1,5 +1,6 @@
 """The database: engine, sessions, its clock, migrations. SQLite (one host) or PostgreSQL."""
 
+import socket
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,17 @@ from sqlalchemy import Engine, Float, create_engine, event
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
+
+_POSTGRES_OPTIONS = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+
+
+_READS_ONLY = "tafdil_reads_only"
 
 
 class db_now(FunctionElement[float]):  # noqa: N801  # used like an SQL function
@@ -30,6 +42,14 @@ def _postgresql_now(element: Any, compiler: Any, **options: Any) -> str:
     return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
+def this_host() -> str:
+    """A name of this machine that its containers share; another one after each boot."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
+
+
 class Database:
     """An engine and its transactions.
 
@@ -40,8 +60,11 @@ class Database:
     def __init__(self, url: str) -> None:
         if url.startswith(("postgresql://", "postgres://")):
             url = "postgresql+psycopg://" + url.partition("://")[2]
-        self.engine: Engine = create_engine(url, pool_pre_ping=True)
-        if self.engine.dialect.name == "sqlite":
+        # A server that vanishes without a word is given up within half a minute.
+        options = {"connect_args": _POSTGRES_OPTIONS} if url.startswith("postgresql") else {}
+        self.engine: Engine = create_engine(url, pool_pre_ping=True, **options)
+        self.serves_one_host = self.engine.dialect.name == "sqlite"
+        if self.serves_one_host:
             _prepare_sqlite(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -49,6 +72,13 @@ class Database:
     def transaction(self) -> Generator[Session]:
         """A session that commits at the end, or rolls back when an exception leaves the block."""
         with self._sessions() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def reading(self) -> Generator[Session]:
+        """A session that only reads. On SQLite it waits for no writer and stops none."""
+        with self._sessions() as session, session.begin():
+            session.connection(execution_options={_READS_ONLY: True})
             yield session
 
     def migrate(self) -> None:
@@ -63,19 +93,21 @@ class Database:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    """Write-ahead log, and transactions that take the write lock at their start.
+    """Write-ahead log, and transactions that take the write lock at their start, unless they only read.
 
-    A deferred transaction that reads and then writes fails with SQLITE_BUSY whatever the timeout.
+    Each commit is synced: with less, a power failure takes the last ones back, and accepted jobs with them. A deferred
+    transaction that reads and then writes fails with SQLITE_BUSY whatever the timeout.
     """
 
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=15000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=15000"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads_only = connection.get_execution_options().get(_READS_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

@@ -4,15 +4,21 @@ TafdilError
 ├── NotFound               no such job, dataset or comparison
 ├── StateConflict          the action does not apply to the current state
 ├── TooLarge               a body or file over its limit
+├── ClientTooSlow          a client that sends, but not fast enough
+├── IdempotencyConflict    a known Idempotency-Key with another request
 └── (the library's errors, raised as they are)
 """
 
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from trainer_core.errors import TafdilError
 
 # What any statement may raise; named here so that other rooms need not know the library.
 DatabaseError = SQLAlchemyError
+# Of these: what the database answers, or its absence causes; what no repetition helps; what a unique key refuses.
+StatementError = DBAPIError
+BadStatement = (DataError, IntegrityError)
+DuplicateKey = IntegrityError
 
 
 class NotFound(TafdilError):
@@ -25,3 +31,11 @@ class StateConflict(TafdilError):
 
 class TooLarge(TafdilError):
     code = "too_large"
+
+
+class ClientTooSlow(TafdilError):
+    code = "timeout"
+
+
+class IdempotencyConflict(TafdilError):
+    code = "idempotency_conflict"

@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 class JobQueue(Protocol):
     """What the service needs of a queue. No method raises."""
 
-    def publish_training(self, job_id: str) -> bool:
-        """Wakes a train worker. False when it could not be sent."""
+    def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
+        """Wakes a train worker, of the class if one is given. False when it could not be sent."""
         ...
 
     def publish_comparison(self, comparison_id: str) -> bool:
         """Wakes a generation worker. False when it could not be sent."""
+        ...
+
+    def waiting(self, gpu_class: str | None) -> int:
+        """How many messages for train workers of the class nobody has taken yet; 0 when the broker does not say."""
         ...
 
     def nudge(self, subject_id: str) -> None:
@@ -94,6 +98,11 @@ def make_celery(settings: Settings) -> Celery:
     return app
 
 
+def train_queue(gpu_class: str | None) -> str:
+    """The queue of a class of workers; that of all train workers for None."""
+    return f"{TRAIN_QUEUE}.{gpu_class}" if gpu_class else TRAIN_QUEUE
+
+
 def events_channel(settings: Settings) -> str:
     """The pub/sub channel of wake-ups."""
     return f"{settings.redis_prefix}events"
@@ -104,14 +113,20 @@ class CeleryQueue:
 
     def __init__(self, settings: Settings, app: Celery | None = None) -> None:
         self._app = app or make_celery(settings)
-        self._channel = events_channel(settings)
+        self._channel, self._prefix = events_channel(settings), settings.redis_prefix
         self._redis: Any = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2)
 
-    def publish_training(self, job_id: str) -> bool:
-        return self._send(TRAIN_TASK, job_id, TRAIN_QUEUE)
+    def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
+        return self._send(TRAIN_TASK, job_id, train_queue(gpu_class))
 
     def publish_comparison(self, comparison_id: str) -> bool:
         return self._send(COMPARE_TASK, comparison_id, COMPARE_QUEUE)
+
+    def waiting(self, gpu_class: str | None) -> int:
+        try:
+            return int(self._redis.llen(f"{self._prefix}{train_queue(gpu_class)}"))
+        except RedisError:
+            return 0
 
     def nudge(self, subject_id: str) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite makes a row id of INTEGER primary keys only.
@@ -14,7 +14,7 @@ class Record(DeclarativeBase):
 
 
 class JobRecord(Record):
-    """A job: what was asked, where it stands, and which attempt may write."""
+    """A job: what was asked, where it stands, and which attempt may write. Its tries are `AttemptRecord`s."""
 
     __tablename__ = "jobs"
 
@@ -29,7 +29,20 @@ class JobRecord(Record):
     resolved_spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     """With every default filled in."""
 
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    """Higher is claimed first."""
+    gpu_class: Mapped[str | None] = mapped_column(String(32))
+    """Which workers may claim it; NULL: all."""
+    rerun_of: Mapped[str | None] = mapped_column(String(32))
+    start_from: Mapped[str | None] = mapped_column(String(32))
+    """The job whose newest checkpoint this one starts from."""
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    request_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Of the request that came with the key."""
+
     state: Mapped[str] = mapped_column(String(16))
+    requested: Mapped[str | None] = mapped_column(String(16))
+    """What a person asked of the running attempt; a `Request`."""
     phase: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(Integer, default=0)
     total_steps: Mapped[int | None] = mapped_column(Integer)
@@ -42,20 +55,74 @@ class JobRecord(Record):
 
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     losses: Mapped[int] = mapped_column(Integer, default=0)
-    """Workers lost since the job last got beyond `progress_step`."""
-    progress_step: Mapped[int] = mapped_column(Integer, default=0)
+    """Workers lost since `checkpoint_step` last rose."""
+    checkpoint_step: Mapped[int] = mapped_column(Integer, default=0)
+    """The highest step that a checkpoint of any attempt holds."""
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
-    worker: Mapped[str | None] = mapped_column(Text)
+    reported: Mapped[int] = mapped_column(Integer, default=0)
+    """Reports of the current attempt that are stored; one that arrives again is not stored again."""
     event_count: Mapped[int] = mapped_column(Integer, default=0)
 
     created_at: Mapped[float] = mapped_column(Float)
     published_at: Mapped[float | None] = mapped_column(Float)
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
-    cancel_requested_at: Mapped[float | None] = mapped_column(Float)
 
-    __table_args__ = (Index("jobs_state_number", "state", "number"), Index("jobs_method_number", "method", "number"))
+    __table_args__ = (
+        Index("jobs_state_number", "state", "number"),
+        Index("jobs_method_number", "method", "number"),
+        Index("jobs_method_state_number", "method", "state", "number"),
+        Index("jobs_state_priority_number", "state", priority.desc(), "number"),
+        Index("jobs_idempotency_key", "idempotency_key", unique=True),
+    )
+
+
+class AttemptRecord(Record):
+    """One try of a job on one worker: from its claim to its end."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker: Mapped[str] = mapped_column(Text)
+    gpu_class: Mapped[str | None] = mapped_column(String(32))
+    """The worker's."""
+    device: Mapped[str | None] = mapped_column(String(100))
+    """The GPU's unique id; NULL on a CPU."""
+    started_at: Mapped[float] = mapped_column(Float)
+    ended_at: Mapped[float | None] = mapped_column(Float)
+    outcome: Mapped[str | None] = mapped_column(String(16))
+    """The `Cause` that ended it."""
+    reason: Mapped[str | None] = mapped_column(Text)
+    first_step: Mapped[int | None] = mapped_column(Integer)
+    """Steps that were done when it began to train: those of the checkpoint it started from."""
+    last_step: Mapped[int | None] = mapped_column(Integer)
+    device_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+
+    __table_args__ = (
+        # Two live attempts never share a GPU, whatever workers believe.
+        Index(
+            "attempts_live_device",
+            "device",
+            unique=True,
+            sqlite_where=text("ended_at IS NULL"),
+            postgresql_where=text("ended_at IS NULL"),
+        ),
+        Index("attempts_outcome_started", "outcome", "started_at"),
+    )
+
+
+class DispatchRecord(Record):
+    """The one row in which dispatchers tell each other when they last looked."""
+
+    __tablename__ = "dispatch"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    host: Mapped[str] = mapped_column(Text)
+    round_at: Mapped[float] = mapped_column(Float)
+    reap_from: Mapped[float] = mapped_column(Float)
+    """Before this instant no lease is taken back: after an absence of the database its holders may renew first."""
 
 
 class EventRecord(Record):
@@ -114,6 +181,8 @@ class ComparisonRecord(Record):
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
+    partial: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The answers so far, while they are generated."""
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)

@@ -1,25 +1,29 @@
 """What the service does with jobs, datasets and comparisons: checks, one transaction each, then a wake-up."""
 
 import hashlib
+import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from jobs.curves import CurvePoint, downsample
 from jobs.database import Database
-from jobs.errors import NotFound, StateConflict, TooLarge
+from jobs.errors import DuplicateKey, IdempotencyConflict, NotFound, StateConflict, TooLarge
+from jobs.estimates import seconds_until_start
 from jobs.places import attempt_dir, data_file, dataset_file, find_model
 from jobs.queue import JobQueue
-from jobs.records import ComparisonRecord, DatasetRecord, JobRecord, MetricRecord
-from jobs.repository import comparisons, datasets, jobs, metrics
+from jobs.records import AttemptRecord, ComparisonRecord, DatasetRecord, JobRecord
+from jobs.repository import attempts, comparisons, datasets, jobs, metrics
 from jobs.settings import Settings
 from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText
-from jobs.states import JobState
+from jobs.states import JobState, Request
 from trainer_core.rows import Kind, RowChecker, check_file, peek_kind, require_kind
 
 Found = TypeVar("Found")
@@ -56,6 +60,14 @@ class ComparisonRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
 
 
+@dataclass(frozen=True)
+class QueuePlace:
+    """Where a queued job stands: its place (1: next to be claimed) and an estimate of when it starts."""
+
+    position: int
+    seconds_until_start: float | None
+
+
 class JobService:
     """The service behind the API. Its methods raise `TafdilError`s and return records that no session holds any more."""
 
@@ -64,28 +76,79 @@ class JobService:
 
     # -- jobs
 
-    def submit(self, spec: AnySpec, sent: dict[str, Any]) -> JobRecord:
-        """Stores a job and wakes a worker.
+    def submit(self, spec: AnySpec, sent: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
+        """Stores a job and wakes a worker. A request that is repeated with its key returns the job of the first one.
 
         Raises:
             ModelNotFound, DataInvalid, NotFound: what the spec names is not there or does not fit the method.
+            IdempotencyConflict: the key came with another request before.
         """
+        key = _Key.of(idempotency_key, "submit", sent)
+        if known := self._known(key):
+            return known
         for name in (spec.model_name, spec.ref_model_name, spec.adapter_name):
             if name:
                 find_model(self.settings, name)
         with self.database.transaction() as session:
             self._check_data(session, spec, "dataset")
             self._check_data(session, spec, "eval_dataset")
-            fields = {
-                "name": spec.name,
-                "method": spec.method,
-                "model_name": spec.model_name,
-                "dataset_id": spec.dataset_id,
-                "spec": sent,
-                "resolved_spec": spec.model_dump(mode="json"),
-            }
-            job_id = jobs.insert(session, fields)
-        self.queue.publish_training(job_id)
+        fields = {
+            "name": spec.name,
+            "method": spec.method,
+            "model_name": spec.model_name,
+            "dataset_id": spec.dataset_id,
+            "priority": spec.priority,
+            "gpu_class": spec.gpu_class,
+            "spec": sent,
+            "resolved_spec": spec.model_dump(mode="json"),
+        }
+        return self._store(fields, key)
+
+    def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> JobRecord:
+        """A new job with the spec of one that is over. The old one stays as it is.
+
+        Args:
+            from_checkpoint: start from the old job's newest checkpoint, not from the first step.
+
+        Raises:
+            StateConflict: the job is not over, or has no checkpoint to start from.
+            IdempotencyConflict: the key came with another request before.
+        """
+        key = _Key.of(idempotency_key, "rerun", {"job_id": job_id, "from_checkpoint": from_checkpoint})
+        if known := self._known(key):
+            return known
+        old = self.job(job_id)
+        if not JobState(old.state).is_final:
+            raise StateConflict(f"job {job_id} is {old.state}; only a job that is over can be run again")
+        start_from = (old.id if old.checkpoint_step else old.start_from) if from_checkpoint else None
+        if from_checkpoint and start_from is None:
+            raise StateConflict(f"job {job_id} has saved no checkpoint; rerun it without from_checkpoint")
+        same = ("name", "method", "model_name", "dataset_id", "priority", "gpu_class", "spec", "resolved_spec")
+        fields = {name: getattr(old, name) for name in same}
+        new = {"rerun_of": old.id, "start_from": start_from}
+        return self._store({**fields, **new}, key, {"rerun_of": old.id, "from_checkpoint": from_checkpoint})
+
+    def _known(self, key: "_Key") -> JobRecord | None:
+        """The job that was stored with the key. Raises `IdempotencyConflict`."""
+        if key.text is None:
+            return None
+        with self.database.reading() as session:
+            job = jobs.by_key(session, key.text)
+        if job is not None and job.request_sha256 != key.request_sha256:
+            raise IdempotencyConflict(f"the Idempotency-Key {key.text!r} came before with another request (job {job.id})")
+        return job
+
+    def _store(self, fields: dict[str, Any], key: "_Key", data: dict[str, Any] | None = None) -> JobRecord:
+        keys = {"idempotency_key": key.text, "request_sha256": key.request_sha256}
+        try:
+            with self.database.transaction() as session:
+                job_id = jobs.insert(session, {**fields, **keys}, data)
+        except DuplicateKey:
+            # The same request, sent twice at once: the other one was first.
+            if known := self._known(key):
+                return known
+            raise
+        self.queue.publish_training(job_id, fields["gpu_class"])
         self.queue.nudge(job_id)
         return self.job(job_id)
 
@@ -105,27 +168,58 @@ class JobService:
             require_kind(spec.method, kind)
 
     def job(self, job_id: str) -> JobRecord:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             return _found(jobs.get(session, job_id), "job", job_id)
 
     def jobs(
         self, limit: int, cursor: str | None = None, state: str | None = None, method: str | None = None
-    ) -> tuple[list[JobRecord], dict[str, int]]:
-        """A page of jobs, newest first, beyond the job `cursor`, with the queue positions of the queued ones."""
-        with self.database.transaction() as session:
+    ) -> list[JobRecord]:
+        """A page of jobs, newest first, beyond the job `cursor`."""
+        with self.database.reading() as session:
             before = _found(jobs.get(session, cursor), "job", cursor).number if cursor else None
-            found = list(jobs.page(session, limit, before, state, method))
-            return found, jobs.queue_positions(session, found)
+            return list(jobs.page(session, limit, before, state, method))
 
-    def queue_position(self, job: JobRecord) -> int | None:
-        """1 for the job that is claimed next; None unless the job is queued."""
-        with self.database.transaction() as session:
-            return jobs.queue_positions(session, [job]).get(job.id)
+    def queue_places(self, found: Sequence[JobRecord]) -> dict[str, QueuePlace]:
+        """By job id, where those of the jobs stand that are queued."""
+        with self.database.reading() as session:
+            positions = jobs.queue_positions(session, found)
+            if not positions:
+                return {}
+            durations = attempts.last_durations_s(session)
+            classes = {job.gpu_class for job in found}
+            running = {gpu_class: attempts.busy_seconds_left(session, gpu_class) for gpu_class in classes}
+        return {
+            job.id: QueuePlace(place, seconds_until_start(place, running[job.gpu_class], durations))
+            for job in found
+            if (place := positions.get(job.id))
+        }
 
-    def metrics(self, job_id: str, names: list[str] | None = None) -> list[MetricRecord]:
-        with self.database.transaction() as session:
+    def attempts(self, job_id: str) -> list[AttemptRecord]:
+        """Every try of a job, the first one first."""
+        with self.database.reading() as session:
             _found(jobs.get(session, job_id), "job", job_id)
-            return list(metrics.series(session, job_id, names))
+            return list(attempts.of_job(session, job_id))
+
+    def metrics(
+        self, job_id: str, names: list[str] | None = None, *, only_current: bool = False, max_points: int | None = None
+    ) -> list[CurvePoint]:
+        """Metric points by name, attempt and step.
+
+        Args:
+            only_current: leave out what a later attempt trained again, so that no step comes twice.
+            max_points: of each curve, the fewest that keep its shape; None: all.
+        """
+        with self.database.reading() as session:
+            _found(jobs.get(session, job_id), "job", job_id)
+            points = metrics.series(session, job_id, names)
+            begun = [(each.number, each.first_step) for each in attempts.of_job(session, job_id)]
+        if only_current:
+            points = [
+                point
+                for point in points
+                if all(first is None or number <= point.attempt or point.step <= first for number, first in begun)
+            ]
+        return downsample(points, max_points) if max_points else points
 
     def metadata(self, job_id: str) -> dict[str, Any]:
         """The metadata file of the trained model and the job's specs; before the end what is known, `complete` False."""
@@ -156,17 +250,40 @@ class JobService:
         return existing
 
     def oldest_expired_lease_s(self) -> float:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             return jobs.oldest_expired_lease_s(session)
 
-    def cancel(self, job_id: str) -> JobRecord:
-        """Cancels a queued job at once, or asks a running one's worker to stop. Raises `StateConflict` otherwise."""
+    def cancel(self, job_id: str, save_checkpoint: bool = False) -> JobRecord:
+        """Cancels a job that no worker has at once, or asks the worker of a running one. Raises `StateConflict` otherwise.
+
+        Args:
+            save_checkpoint: a running training saves one at its next step boundary first.
+        """
+        what = Request.CANCEL_SAVING if save_checkpoint else Request.CANCEL
+        return self._change(
+            job_id, "cancelled", lambda session: jobs.cancel_idle(session, job_id) or jobs.request(session, job_id, what)
+        )
+
+    def pause(self, job_id: str) -> JobRecord:
+        """Pauses a queued job at once; a running one saves a checkpoint at its next step first. Raises `StateConflict`."""
+        return self._change(
+            job_id,
+            "paused",
+            lambda session: jobs.pause_queued(session, job_id) or jobs.request(session, job_id, Request.PAUSE),
+        )
+
+    def resume(self, job_id: str) -> JobRecord:
+        """Queues a paused job again; it goes on from its checkpoint. Raises `StateConflict` unless it is paused."""
+        job = self._change(job_id, "resumed", lambda session: jobs.resume(session, job_id))
+        self.queue.publish_training(job_id, job.gpu_class)
+        return job
+
+    def _change(self, job_id: str, action: str, change: Callable[[Session], bool]) -> JobRecord:
         with self.database.transaction() as session:
-            changed = jobs.cancel_queued(session, job_id) or jobs.request_cancel(session, job_id)
+            changed = change(session)
             job = _found(jobs.get(session, job_id), "job", job_id)
             if not changed:
-                state = "being cancelled already" if job.state == JobState.RUNNING else f"{job.state} already"
-                raise StateConflict(f"job {job_id} is {state}")
+                raise StateConflict(f"job {job_id} is {_standing(job)}; it cannot be {action}")
         self.queue.nudge(job_id)
         return job
 
@@ -183,7 +300,7 @@ class JobService:
         return self.comparison(job_id, comparison_id)
 
     def comparison(self, job_id: str, comparison_id: str) -> ComparisonRecord:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             record = comparisons.get(session, comparison_id)
             if record is not None and record.job_id != job_id:
                 record = None
@@ -192,12 +309,12 @@ class JobService:
     # -- datasets
 
     def dataset(self, dataset_id: str) -> DatasetRecord:
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             return _found(datasets.get(session, dataset_id), "dataset", dataset_id)
 
     def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
         """A page of datasets, newest first, beyond the dataset `cursor`."""
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             before = _found(datasets.get(session, cursor), "dataset", cursor).number if cursor else None
             return list(datasets.page(session, limit, before))
 
@@ -209,6 +326,21 @@ class JobService:
         with self.database.transaction() as session:
             datasets.insert(session, fields)
         return self.dataset(fields["id"])
+
+
+@dataclass(frozen=True)
+class _Key:
+    """An Idempotency-Key and the hash of the request that it came with."""
+
+    text: str | None
+    request_sha256: str | None
+
+    @classmethod
+    def of(cls, text: str | None, action: str, request: dict[str, Any]) -> "_Key":
+        if text is None:
+            return cls(None, None)
+        canonical = json.dumps([action, request], ensure_ascii=False, sort_keys=True)
+        return cls(text, hashlib.sha256(canonical.encode()).hexdigest())
 
 
 class DatasetUpload:
@@ -266,6 +398,13 @@ class DatasetUpload:
         self._file.close()
         with suppress(FileNotFoundError):
             self._path.unlink()
+
+
+def _standing(job: JobRecord) -> str:
+    """A job's state in words, for a person whose action does not apply to it."""
+    if job.requested:
+        return "being paused already" if job.requested == Request.PAUSE else "being cancelled already"
+    return f"{job.state} already" if JobState(job.state).is_final else job.state
 
 
 def _found(record: Found | None, kind: str, subject_id: str) -> Found:

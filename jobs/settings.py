@@ -1,20 +1,23 @@
 """Settings of the service, from environment variables prefixed `TAFDIL_`. Each process reads them once, at start."""
 
 import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 # The small model that ships; looked for after the user's own models. A path, not an import: jobs knows no other room.
 SHIPPED_MODELS_DIR = Path(__file__).resolve().parent.parent / "tafdil" / "shipped" / "models"
+GpuClass = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 
 
 class Settings(BaseSettings):
     """Where things are and how long they may take."""
 
-    model_config = SettingsConfigDict(env_prefix="TAFDIL_", extra="ignore", protected_namespaces=())
+    model_config = SettingsConfigDict(env_prefix="TAFDIL_", env_ignore_empty=True, extra="ignore", protected_namespaces=())
 
     data_dir: Path = Field(Path("tafdil-data"), description="Datasets, runs, logs, and the SQLite database by default.")
     models_dir: Path | None = Field(None, description="Models by name: `<models_dir>/Qwen/Qwen2.5-0.5B-Instruct`.")
@@ -25,17 +28,54 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest JSON body.")
     max_upload_bytes: int = Field(4 * 2**30, ge=1024, description="Largest dataset.")
+    body_timeout_s: float = Field(
+        30, gt=0, description="A JSON body must be complete after so long; an upload may stand still for so long."
+    )
+    read_timeout_s: float = Field(60, gt=0, description="A client that reads nothing of a reply for so long is given up.")
     max_wait_s: float = Field(120, gt=0, description="Longest `wait_s` of a comparison.")
 
     lease_s: float = Field(60, gt=0, description="A running attempt that is not renewed for so long is lost.")
     heartbeat_s: float = Field(10, gt=0, description="Time between two renewals.")
     dispatch_s: float = Field(5, gt=0, description="Time between two rounds of the dispatcher.")
     republish_s: float = Field(30, gt=0, description="A queued job that nobody claimed is published again after so long.")
-    cancel_poll_s: float = Field(0.5, gt=0, description="Time between two looks for a cancel.")
-    term_grace_s: float = Field(5, gt=0, description="From TERM to KILL on a cancel.")
-    drain_grace_s: float = Field(60, gt=0, description="Time to save a checkpoint when the worker shuts down.")
-    max_losses: int = Field(3, ge=1, description="Lost workers without progress, after which a job is poisoned.")
-    warm_models: int = Field(3, ge=1, description="Models that a generation worker keeps loaded.")
+    request_poll_s: float = Field(0.5, gt=0, description="Time between two looks for a cancel or a pause.")
+    cancel_grace_s: float = Field(5, gt=0, description="From the interrupt to KILL on a cancel.")
+    drain_grace_s: float = Field(
+        60, gt=0, description="Time to reach a step boundary and save, on a pause or when the worker shuts down."
+    )
+    step_limit_s: float = Field(
+        300, gt=0, description="A training or evaluation that shows no sign of life for so long hangs."
+    )
+    quiet_limit_s: float = Field(1800, gt=0, description="The same while preparing, loading and saving, which tell nothing.")
+    max_losses: int = Field(3, ge=1, description="Attempts lost without a new checkpoint, after which a job is poisoned.")
+    gpu_class: GpuClass | None = Field(None, description="This worker's class; it also takes jobs that name no class.")
+    lock_dir: Path | None = Field(
+        None, description="Where a GPU's lock is, the same for all workers of a host; default the temporary directory."
+    )
+    generation_device: Literal["cpu", "own_gpu", "shared_gpu"] = Field(
+        "cpu",
+        description="Where comparisons are answered: `cpu`, a GPU of its `own_gpu`, or one `shared_gpu` with training.",
+    )
+    warm_models_gib: float | None = Field(
+        None,
+        ge=0,
+        description="Memory of the models that a generation worker keeps loaded, in GiB; default half of what is free when "
+        "it answers first. Trainings on one base share its weights.",
+    )
+
+    @model_validator(mode="after")
+    def _lease_outlasts_heartbeats(self) -> Self:
+        if self.heartbeat_s * 4 > self.lease_s:
+            raise ValueError("TAFDIL_HEARTBEAT_S must be at most a quarter of TAFDIL_LEASE_S, so that one may be missed")
+        return self
+
+    @property
+    def silence_s(self) -> float:
+        """A training that does not hear of its supervisor for so long leaves, before the lease can run out.
+
+        The lease has at least three quarters of its time left when the supervisor falls silent.
+        """
+        return 0.65 * self.lease_s
 
     @property
     def database(self) -> str:
@@ -50,8 +90,17 @@ class Settings(BaseSettings):
         return [*([self.models_dir] if self.models_dir else []), SHIPPED_MODELS_DIR]
 
     @property
+    def gpu_lock_dir(self) -> Path:
+        return self.lock_dir or Path(tempfile.gettempdir())
+
+    @property
     def datasets_dir(self) -> Path:
         return self.data_dir / "datasets"
+
+    @property
+    def cache_dir(self) -> Path:
+        """What trainings compute once for each other. Anything in it may be deleted."""
+        return self.data_dir / "cache"
 
     @property
     def runs_dir(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
+from jobs.settings import GpuClass
 from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
 
 _ID = r"^[0-9a-f]{32}$"
@@ -15,13 +16,15 @@ _ID = r"^[0-9a-f]{32}$"
 _MODEL = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
 
 
-def _without_nul(text: str) -> str:
+def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not contain a NUL character, which databases cannot store")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("must not contain half of a surrogate pair, which is no character")
     return text
 
 
-PlainText = Annotated[str, AfterValidator(_without_nul)]
+PlainText = Annotated[str, AfterValidator(_storable)]
 
 
 class _JobFields(BaseModel):
@@ -41,6 +44,10 @@ class _JobFields(BaseModel):
         pattern=_MODEL,
         description="A LoRA adapter below the models directory to go on from; its own rank, alpha and modules are used.",
     )
+    priority: int = Field(0, ge=-100, le=100, description="Jobs of higher priority are claimed first; then the oldest.")
+    gpu_class: GpuClass | None = Field(
+        None, description="Only workers of this class (`TAFDIL_GPU_CLASS`) train it, e.g. `a100`; `null`: any worker."
+    )
     dataset_id: str | None = Field(None, pattern=_ID, description="Training data: an uploaded dataset.")
     dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Training data: a file, relative to the data directory."
@@ -49,6 +56,18 @@ class _JobFields(BaseModel):
     eval_dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Validation data: a file, relative to the data directory."
     )
+
+    @model_validator(mode="after")
+    def _all_storable(self) -> Self:
+        for name, value in self:
+            if name.endswith("_path"):
+                continue  # a place in the data directory, which is looked at as such
+            for text in value if isinstance(value, list) else [value]:
+                try:
+                    _storable(text if isinstance(text, str) else "")
+                except ValueError as error:
+                    raise ValueError(f"{name} {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -95,7 +114,9 @@ JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpe
 _CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 
-def library_config(spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path) -> PreferenceConfig:
+def library_config(
+    spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path, cache_dir: Path
+) -> PreferenceConfig:
     """The library's config of a resolved spec, with the places that the service chose."""
     config = _CONFIGS[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}
@@ -103,5 +124,6 @@ def library_config(spec: dict[str, Any], dataset: Path, eval_dataset: Path | Non
         "dataset_path": str(dataset),
         "eval_dataset_path": str(eval_dataset) if eval_dataset else None,
         "output_dir": str(output_dir),
+        "cache_dir": str(cache_dir),
     }
     return config(**{**fields, **paths})

@@ -1,11 +1,4 @@
-"""A job's states, and every way from one to another with its cause.
-
-          claim                      finish
-queued ──────────► running ──────────────────► succeeded
-  ▲  │               │  │ └──── fail ────────► failed
-  │  └─ cancel ──►   │  └────── cancel ──────► cancelled
-  └── preempt, lose ◄┘
-"""
+"""A job's states, and every way from one to another with its cause. `docs/states.md` draws it for users."""
 
 from enum import StrEnum
 
@@ -13,6 +6,7 @@ from enum import StrEnum
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -27,9 +21,19 @@ class Phase(StrEnum):
 
     PREPARING = "preparing"
     LOADING = "loading"
+    REFERENCE = "reference"
     TRAINING = "training"
     EVALUATING = "evaluating"
     SAVING = "saving"
+
+
+class Request(StrEnum):
+    """What a person asked of a running job and its worker has not done yet."""
+
+    PAUSE = "pause"
+    CANCEL_SAVING = "cancel_saving"
+    """Cancel after a checkpoint at the next step boundary."""
+    CANCEL = "cancel"
 
 
 class ComparisonState(StrEnum):
@@ -46,6 +50,8 @@ class Cause(StrEnum):
     FINISH = "succeeded"
     FAIL = "failed"
     CANCEL = "cancelled"
+    PAUSE = "paused"
+    RESUME = "resumed"
     PREEMPT = "preempted"
     LOSE = "worker_lost"
 
@@ -56,7 +62,16 @@ TRANSITIONS: dict[Cause, tuple[frozenset[JobState], JobState]] = {
     Cause.CLAIM: (frozenset({JobState.QUEUED}), JobState.RUNNING),
     Cause.FINISH: (frozenset({JobState.RUNNING}), JobState.SUCCEEDED),
     Cause.FAIL: (frozenset({JobState.RUNNING}), JobState.FAILED),
-    Cause.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.CANCELLED),
+    Cause.CANCEL: (frozenset({JobState.QUEUED, JobState.RUNNING, JobState.PAUSED}), JobState.CANCELLED),
+    Cause.PAUSE: (frozenset({JobState.QUEUED, JobState.RUNNING}), JobState.PAUSED),
+    Cause.RESUME: (frozenset({JobState.PAUSED}), JobState.QUEUED),
     Cause.PREEMPT: (frozenset({JobState.RUNNING}), JobState.QUEUED),
     Cause.LOSE: (frozenset({JobState.RUNNING}), JobState.QUEUED),
+}
+
+# Which requests a later one replaces: a cancel overtakes a pause, and a plain cancel one that would wait for a checkpoint.
+REPLACES: dict[Request, frozenset[Request]] = {
+    Request.PAUSE: frozenset(),
+    Request.CANCEL_SAVING: frozenset({Request.PAUSE}),
+    Request.CANCEL: frozenset({Request.PAUSE, Request.CANCEL_SAVING}),
 }

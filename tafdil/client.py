@@ -41,9 +41,9 @@ class Client:
 
     # -- jobs
 
-    def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Queues a job and returns it."""
-        return self._json("POST", "/v1/jobs", json=spec)
+    def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
+        """Queues a job and returns it. Sent again with the same key, it returns the first one's job."""
+        return self._json("POST", "/v1/jobs", json=spec, headers=_key_header(idempotency_key))
 
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{job_id}")
@@ -58,8 +58,24 @@ class Client:
             if not query["cursor"]:
                 return
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel")
+    def cancel(self, job_id: str, save_checkpoint: bool = False) -> dict[str, Any]:
+        return self._json("POST", f"/v1/jobs/{job_id}/cancel", json={"save_checkpoint": save_checkpoint})
+
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Asks for a pause; the job is `paused` once its checkpoint is saved and its process gone."""
+        return self._json("POST", f"/v1/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        return self._json("POST", f"/v1/jobs/{job_id}/resume")
+
+    def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> dict[str, Any]:
+        """A new job with the spec of one that is over."""
+        headers = _key_header(idempotency_key)
+        return self._json("POST", f"/v1/jobs/{job_id}/rerun", json={"from_checkpoint": from_checkpoint}, headers=headers)
+
+    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+        """Every try of a job, the first one first."""
+        return self._json("GET", f"/v1/jobs/{job_id}/attempts")["attempts"]
 
     def wait(self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5) -> dict[str, Any]:
         """The job once it is over, whatever its end. Raises `TimeoutError` after `timeout_s`."""
@@ -72,9 +88,17 @@ class Client:
                 raise TimeoutError(f"job {job_id} is still {job['state']} after {timeout_s:g} s")
             time.sleep(every_s)
 
-    def metrics(self, job_id: str) -> dict[str, list[dict[str, Any]]]:
-        """Series by metric name; each point has attempt, step and value."""
-        return self._json("GET", f"/v1/jobs/{job_id}/metrics")["series"]
+    def metrics(
+        self, job_id: str, *, only_current: bool = False, max_points: int | None = None
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Series by metric name; each point has attempt, step and value.
+
+        Args:
+            only_current: no step comes twice.
+            max_points: of a curve, the fewest that keep its shape.
+        """
+        wanted = {"only_current": only_current} | ({"max_points": max_points} if max_points else {})
+        return self._json("GET", f"/v1/jobs/{job_id}/metrics", params=wanted)["series"]
 
     def metadata(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{job_id}/metadata")
@@ -85,15 +109,9 @@ class Client:
     def events(self, job_id: str, after: int = 0) -> Generator[dict[str, Any]]:
         """Events as they happen, each with `id`, `event` and `data`, until the job is over."""
         headers = {"Last-Event-ID": str(after)}
-        with self._stream("GET", f"/v1/jobs/{job_id}/events", headers) as response:
-            fields: dict[str, str] = {}
-            for line in response.iter_lines():
-                name, _, value = line.partition(": ")
-                if line and name:
-                    fields[name] = value
-                elif fields:
-                    yield {"id": int(fields["id"]), "event": fields["event"], "data": json.loads(fields["data"])}
-                    fields = {}
+        with self._stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
+            for fields in _fields(response):
+                yield {"id": int(fields["id"]), "event": fields["event"], "data": json.loads(fields["data"])}
 
     def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
         """A comparison. `options`: max_length, temperature, top_p, seed. Its `result` is None if `wait_s` was too short."""
@@ -104,6 +122,13 @@ class Client:
             json={"prompt": prompt, **options},
             timeout=wait_s + self._timeout_s,
         )
+
+    def compare_events(self, job_id: str, prompt: str, **options: Any) -> Generator[dict[str, Any]]:
+        """A comparison as it grows: events `partial` with both texts, then `result` with the comparison, or `error`."""
+        body, wanted = {"prompt": prompt, **options}, {"stream": True}
+        with self._stream("POST", f"/v1/jobs/{job_id}/compare", params=wanted, json=body) as response:
+            for fields in _fields(response):
+                yield {"event": fields["event"], "data": json.loads(fields["data"])}
 
     # -- datasets
 
@@ -140,16 +165,28 @@ class Client:
     def _json(self, method: str, path: str, **options: Any) -> Any:
         return self._request(method, path, **options).json()
 
-    def _stream(self, method: str, path: str, headers: dict[str, str]) -> "_Stream":
-        return _Stream(self._http, method, path, headers)
+    def _stream(self, method: str, path: str, **options: Any) -> "_Stream":
+        return _Stream(self._http, method, path, options)
+
+
+def _fields(response: httpx.Response) -> Generator[dict[str, str]]:
+    """The fields of each server-sent event."""
+    fields: dict[str, str] = {}
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if line and name:
+            fields[name] = value
+        elif fields:
+            yield fields
+            fields = {}
 
 
 class _Stream:
     """A streamed reply whose errors are read and raised like any other's."""
 
-    def __init__(self, http: httpx.Client, method: str, path: str, headers: dict[str, str]) -> None:
+    def __init__(self, http: httpx.Client, method: str, path: str, options: dict[str, Any]) -> None:
         # The server pings every 15 s; a minute of silence means that it is gone.
-        self._context = http.stream(method, path, headers=headers, timeout=60)
+        self._context = http.stream(method, path, timeout=60, **options)
 
     def __enter__(self) -> httpx.Response:
         try:
@@ -164,6 +201,10 @@ class _Stream:
 
     def __exit__(self, *arguments: Any) -> None:
         self._context.__exit__(*arguments)
+
+
+def _key_header(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key} if idempotency_key else {}
 
 
 def _raise_for(response: httpx.Response) -> None:

@@ -28,7 +28,7 @@ _START_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 75.0
 _RESTART_AFTER_S = 2.0
 # An open event stream must not hold up the end.
-_API_OPTIONS = ["--log-level", "warning", "--timeout-graceful-shutdown", "3"]
+_API_OPTIONS = ["--log-level", "warning", "--timeout-graceful-shutdown", "3", "--limit-concurrency", "2000"]
 _CELERY = ["-m", "celery", "-A"]
 _QUIET = ["--without-gossip", "--without-mingle", "-P", "prefork", "-c", "1", "-l", "INFO"]
 
@@ -160,7 +160,7 @@ class LocalStack:
         if self.models_dir:
             environment["TAFDIL_MODELS_DIR"] = str(self.models_dir.resolve())
         serve = ["-m", "uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
-        train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "1", *_QUIET]
+        train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "100", *_QUIET]
         compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),

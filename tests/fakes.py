@@ -15,7 +15,7 @@ class FakeQueue:
         self.nudges: list[str] = []
         self.is_broken = False
 
-    def publish_training(self, job_id: str) -> bool:
+    def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
         if not self.is_broken:
             self.trainings.append(job_id)
         return not self.is_broken
@@ -24,6 +24,9 @@ class FakeQueue:
         if not self.is_broken:
             self.comparisons.append(comparison_id)
         return not self.is_broken
+
+    def waiting(self, gpu_class: str | None) -> int:
+        return 0
 
     def nudge(self, subject_id: str) -> None:
         self.nudges.append(subject_id)

@@ -68,7 +68,14 @@ class StackUnderTest(LocalStack):
 
 def alive(pids: set[int]) -> set[int]:
     """Those that still run; a zombie does not."""
-    return {p for p in pids if psutil.pid_exists(p) and psutil.Process(p).status() != psutil.STATUS_ZOMBIE}
+
+    def lives(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    return {pid for pid in pids if lives(pid)}
 
 
 def until(what: Callable[[], Any], seconds: float = 60, every_s: float = 0.1) -> Any:

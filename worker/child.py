@@ -1,27 +1,45 @@
 """The training process of one attempt: `python -m worker.child ATTEMPT_DIR REPORT_FD PARENT_PID`.
 
 Reads `attempt.json`, trains with `trainer_core`, and reports JSON lines on the given file descriptor. A line `stop` on
-standard input asks for a checkpoint at the next step boundary. It dies with its supervisor: by the parent-death signal on
-Linux, and by the end of standard input anywhere.
+standard input, or SIGTERM, asks for a checkpoint at the next step boundary; SIGINT ends it without one. It dies with its
+supervisor: by the parent-death signal on Linux, by the end of standard input anywhere, and when the supervisor has not been
+heard of for so long that its lease may soon be another's.
 """
 
 import ctypes
-import errno
+import faulthandler
 import hashlib
 import json
 import logging
 import os
+import resource
+import select
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from trainer_core.observer import Observer, Phase
+from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE, is_disk_full
+
 _PR_SET_PDEATHSIG = 1
 _OOM_SCORE = "500"
+_ALIVE_EVERY_S = 1.0
+_SECOND_LOOK_S = 0.25
+# What CUDA says when the device is at fault, not the program.
+_GPU_LOST = (
+    "fallen off the bus",
+    "ECC error",
+    "no CUDA-capable device",
+    "unspecified launch failure",
+    "devices unavailable",
+)
 
 
 def die_with_parent(parent: int) -> None:
@@ -48,65 +66,168 @@ class Reports:
             self._file.write(line.encode())
 
 
-def listen(stop: threading.Event) -> None:
-    """Reads standard input in the background: `stop` sets the event, the end of input ends this process."""
+def listen(stop: threading.Event, silence_s: float) -> None:
+    """Reads standard input in the background.
+
+    A line `stop` sets the event. The end of input ends this process, and so does silence: the supervisor sends a line every
+    second, and when it stands still another worker will get the job.
+    """
 
     def read() -> None:
-        for line in sys.stdin:
-            if line.strip() == "stop":
+        buffer = b""
+        while True:
+            ready, _, _ = select.select([0], [], [], silence_s)
+            # Looked at once more: when this whole process stood still, lines may have arrived meanwhile.
+            if not ready and not select.select([0], [], [], _SECOND_LOOK_S)[0]:
+                os._exit(EXIT_SUPERVISOR_SILENT)
+            data = os.read(0, 2**12)
+            if not data:
+                os._exit(EXIT_SUPERVISOR_SILENT)
+            *lines, buffer = (buffer + data).split(b"\n")
+            if b"stop" in lines:
                 stop.set()
-        os._exit(1)
 
     threading.Thread(target=read, daemon=True, name="supervisor-input").start()
+
+
+def obey_signals(stop: threading.Event) -> None:
+    """SIGTERM sets the event, as process managers send it to every process; a crash writes where it happened to the log."""
+    main_process = os.getpid()
+
+    def on_term(number: int, _: Any) -> None:
+        if os.getpid() == main_process:
+            stop.set()
+        else:
+            # A forked data-loader process: it has nothing to save.
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    signal.signal(signal.SIGTERM, on_term)
+    # Celery's pool processes ignore SIGINT, and what is ignored stays so in the processes they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+class StartClock:
+    """Where the seconds go between the start of the process and its first optimizer step."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._part, self._since = "process", time.monotonic() - _process_age_s()
+
+    def begins(self, part: str) -> None:
+        """What takes the time from now on."""
+        now = time.monotonic()
+        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
+        self._part, self._since = part, now
+
+    def stopped(self) -> dict[str, float]:
+        """Seconds by part."""
+        self.begins("")
+        return {part: round(seconds, 3) for part, seconds in self._seconds.items()}
+
+
+def _process_age_s() -> float:
+    """By the kernel, to a hundredth of a second; 0 where it does not tell."""
+    try:
+        started_after_boot = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started_after_boot / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        return 0.0
+
+
+# What a phase is called when its seconds are told. The model is loaded, and then the trainer made around it.
+_PARTS = {"preparing": "data", "loading": "model", "reference": "reference", "training": "first_step"}
+
+
+class Reporter(Observer):
+    """Passes the training's life on as reports."""
+
+    def __init__(self, reports: Reports, stop: threading.Event, clock: StartClock) -> None:
+        self._reports, self._stop, self._told_at = reports, stop, 0.0
+        self._clock: StartClock | None = clock
+        self._has_begun = False
+
+    def alive(self) -> None:
+        if time.monotonic() - self._told_at >= _ALIVE_EVERY_S:
+            self._told_at = time.monotonic()
+            self._reports.send("alive")
+
+    def phase(self, phase: Phase) -> None:
+        if self._clock:
+            self._clock.begins(_PARTS.get(phase, phase))
+        self._reports.send("phase", phase=phase)
+
+    def progress(self, step: int, total_steps: int) -> None:
+        if self._clock and self._has_begun:
+            self._reports.send("first_step", step=step, seconds=self._clock.stopped())
+            self._clock = None
+        # The first report tells where training begins, the second one of its first step.
+        self._has_begun = True
+        self._reports.send("progress", step=step, total_steps=total_steps)
+
+    def metrics(self, step: int, values: dict[str, float | None]) -> None:
+        self._reports.send("metrics", step=step, values=values)
+
+    def data(self, report: dict[str, Any]) -> None:
+        self._reports.send("data", report=report)
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        self._reports.send("samples", step=step, samples=samples)
+
+    def warning(self, code: str, message: str) -> None:
+        print(f"warning: {message}", flush=True)  # standard output is the job's log
+        self._reports.send("warning", code=code, message=message)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        self._reports.send("checkpoint", step=step)
+
+    def should_stop(self) -> bool:
+        return self._stop.is_set()
 
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    clock = StartClock()
+    clock.begins("imports")
+    import torch
+
     from jobs.spec import library_config
-    from trainer_core.checkpoints import newest_verified, verified_step
-    from trainer_core.observer import Observer, Phase
+    from trainer_core.checkpoints import verified_step
     from trainer_core.preference_trainer import PreferenceTrainer
 
     keep_log_readable()
-
-    class Reporter(Observer):
-        def phase(self, phase: Phase) -> None:
-            reports.send("phase", phase=phase)
-
-        def progress(self, step: int, total_steps: int) -> None:
-            reports.send("progress", step=step, total_steps=total_steps)
-
-        def metrics(self, step: int, values: dict[str, float | None]) -> None:
-            reports.send("metrics", step=step, values=values)
-
-        def data(self, report: dict[str, Any]) -> None:
-            reports.send("data", report=report)
-
-        def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-            reports.send("samples", step=step, samples=samples)
-
-        def warning(self, code: str, message: str) -> None:
-            print(f"warning: {message}", flush=True)  # standard output is the job's log
-            reports.send("warning", code=code, message=message)
-
-        def checkpoint(self, step: int, path: Path) -> None:
-            reports.send("checkpoint", step=step)
-
-        def should_stop(self) -> bool:
-            return stop.is_set()
+    wanted = os.environ.get(GPU_VARIABLE)
+    if wanted and not torch.cuda.is_available():
+        # Days on a CPU in the place of hours are no service.
+        raise RuntimeError(f"no CUDA-capable device for torch, although the GPU {wanted} is there")
 
     dataset = Path(plan["dataset"])
     eval_dataset = Path(plan["eval_dataset"]) if plan["eval_dataset"] else None
-    config = library_config(plan["spec"], dataset, eval_dataset, Path(plan["output_dir"]))
-    trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=Reporter())
-    checkpoint = newest_verified(sorted(Path(plan["run_dir"]).glob("attempt-*/output")))
+    config = library_config(plan["spec"], dataset, eval_dataset, Path(plan["output_dir"]), Path(plan["cache_dir"]))
+    trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=Reporter(reports, stop, clock))
+    checkpoint = newest_checkpoint(plan)
     if checkpoint:
-        reports.send("resumed", step=verified_step(checkpoint))
+        reports.send("checkpoint_loaded", step=verified_step(checkpoint), job_id=checkpoint.parents[2].name)
+    elif plan["start_from"]:
+        reports.send("warning", code="checkpoint_gone", message="the checkpoint to start from is gone; training starts anew")
     trainer.train(resume_from_checkpoint=checkpoint)
     data = {"dataset_sha256": sha256(dataset)} | ({"eval_dataset_sha256": sha256(eval_dataset)} if eval_dataset else {})
     saved = json.loads((Path(plan["output_dir"]) / f"{trainer.preference_method}_metadata.json").read_text(encoding="utf-8"))
     reports.send("finished", metadata={**saved, **data, "attempt": plan["attempt"]})
+
+
+def newest_checkpoint(plan: dict[str, Any]) -> Path | None:
+    """The newest whole checkpoint of this job's attempts, else of the job that it starts from."""
+    from trainer_core.checkpoints import newest_verified
+
+    for run in filter(None, (plan["run_dir"], plan["start_from"])):
+        found = newest_verified(sorted(Path(run).glob("attempt-*/output")))
+        if found:
+            return found
+    return None
 
 
 def keep_log_readable() -> None:
@@ -135,26 +256,35 @@ def describe(error: Exception) -> dict[str, Any]:
         return error_dict("oom_gpu", str(error).splitlines()[0])
     if isinstance(error, MemoryError):
         return error_dict("oom_host", "the training ran out of memory")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if is_disk_full(error):
         return error_dict("disk_full", "the disk is full")
+    if any(text in str(error) for text in _GPU_LOST):
+        return error_dict("gpu_lost", str(error).splitlines()[0])
     return error_dict("internal", f"{type(error).__name__}: {error}")
 
 
-def main() -> int:
+def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = train) -> int:
+    """Runs the attempt and reports its end. Returns the exit code."""
     folder, descriptor, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
     stop = threading.Event()
-    listen(stop)
-    reports = Reports(descriptor)
     plan = json.loads((folder / "attempt.json").read_text(encoding="utf-8"))
+    listen(stop, plan["silence_s"])
+    obey_signals(stop)
+    reports = Reports(descriptor)
     try:
         train(plan, reports, stop)
+    except KeyboardInterrupt:
+        print("interrupted: the job was cancelled, or its worker shut down before there was anything to save", flush=True)
+        return 130
     except Exception as error:
         if type(error).__name__ == "Stopped":
             reports.send("stopped")
             return 0
-        traceback.print_exc()
         reports.send("failed", error=describe(error))
+        # The log is on a disk that may be what is full.
+        with suppress(OSError):
+            traceback.print_exc()
         return 1
     return 0
 

@@ -8,33 +8,59 @@ import signal
 import threading
 from typing import Any
 
-from jobs.database import Database
+from sqlalchemy.orm import Session
+
+from jobs.database import Database, this_host
 from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
-from jobs.repository import comparisons, jobs
+from jobs.repository import comparisons, dispatch, jobs
 from jobs.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
 
 
+def warn_of_other_host(session: Session, database: Database, settings: Settings) -> None:
+    """Says so when SQLite, which serves one machine, is used from two."""
+    other = dispatch.other_host(session, this_host(), settings.lease_s) if database.serves_one_host else None
+    if other:
+        log.error("another machine (boot id %s) uses this SQLite database; several machines need PostgreSQL", other)
+
+
 def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
     """One round: reap, then publish. Raises what the database raises."""
     with database.transaction() as session:
-        reaped = [*jobs.reap(session, settings.max_losses), *comparisons.poison(session, settings.max_losses)]
+        warn_of_other_host(session, database, settings)
+        gap_s = settings.dispatch_s + settings.heartbeat_s
+        may_reap = dispatch.begin_round(session, gap_s, settings.heartbeat_s, this_host())
+        jobs.shorten_leases(session, settings.lease_s)
+        comparisons.shorten_leases(session, settings.lease_s)
+    reaped: list[str] = []
+    if may_reap:
+        with database.transaction() as session:
+            reaped = [*jobs.reap(session, settings.max_losses), *comparisons.poison(session, settings.max_losses)]
     for job_id in reaped:
         log.warning("%s: its worker's lease ran out", job_id)
         queue.nudge(job_id)
-    with database.transaction() as session:
+    with database.reading() as session:
         waiting_jobs = list(jobs.unclaimed(session, settings.republish_s))
+        queued = jobs.queued_by_class(session)
         waiting_comparisons = list(comparisons.unclaimed(session, settings.republish_s))
-    for job_id in waiting_jobs:
-        if queue.publish_training(job_id):
-            with database.transaction() as session:
-                jobs.mark_published(session, job_id)
+    # A broker that does not take one message will not take the next; the next round tries again. Any message wakes a worker
+    # for the best job, so while as many wait as jobs do, more of them would only fill the broker.
+    waiting = {gpu_class: queue.waiting(gpu_class) for gpu_class in {job.gpu_class for job in waiting_jobs}}
+    for job in waiting_jobs:
+        # A worker may have claimed the last one of a class between the two reads.
+        if waiting[job.gpu_class] < queued.get(job.gpu_class, 0):
+            if not queue.publish_training(job.id, job.gpu_class):
+                return
+            waiting[job.gpu_class] += 1
+        with database.transaction() as session:
+            jobs.mark_published(session, job.id)
     for comparison_id in waiting_comparisons:
-        if queue.publish_comparison(comparison_id):
-            with database.transaction() as session:
-                comparisons.mark_published(session, comparison_id)
+        if not queue.publish_comparison(comparison_id):
+            return
+        with database.transaction() as session:
+            comparisons.mark_published(session, comparison_id)
 
 
 def main() -> None:
@@ -57,6 +83,9 @@ def main() -> None:
             run_round(database, queue, settings)
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
+        except Exception:
+            # Without a dispatcher nothing is taken back; the next round may do what this one could not.
+            log.exception("this round failed")
 
 
 if __name__ == "__main__":

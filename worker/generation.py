@@ -1,13 +1,13 @@
 """The generation worker: `celery -A worker.generation worker -Q compare`. Answers comparisons and keeps models warm."""
 
 import logging
+import os
 import threading
-from collections import OrderedDict
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from celery.signals import worker_process_init
+from celery.signals import worker_init, worker_process_init
 
 from jobs.database import Database
 from jobs.errors import DatabaseError
@@ -17,38 +17,55 @@ from jobs.records import ComparisonRecord
 from jobs.repository import comparisons, jobs
 from jobs.settings import Settings, get_settings
 from trainer_core.errors import ModelNotFound, TafdilError, error_dict
+from worker import gpu
 from worker.celery_app import app
+
+if TYPE_CHECKING:
+    from trainer_core.warm import WarmPairs
 
 log = logging.getLogger(__name__)
 
 
-class WarmModels:
-    """The models of the last jobs that were asked, least recently used first."""
+def _warm_pairs(settings: Settings) -> "WarmPairs":
+    """The cache of this process, made at the first question."""
+    global _warm  # noqa: PLW0603  # the process's cache
+    from trainer_core.models import free_memory
+    from trainer_core.warm import WarmPairs
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._pairs: OrderedDict[str, tuple[str, Any]] = OrderedDict()
-
-    def get(self, job_id: str, artifact_path: str) -> tuple[str, Any]:
-        """The method and the models of a job. Raises `ModelNotFound`."""
-        from trainer_core.comparison import load_pair
-
-        if job_id not in self._pairs:
-            directory = self._settings.runs_dir.resolve() / artifact_path
-            if not directory.is_dir():
-                raise ModelNotFound(f"the trained model of job {job_id} is gone from the data directory")
-            while len(self._pairs) >= self._settings.warm_models:
-                self._pairs.popitem(last=False)
-            self._pairs[job_id] = load_pair(directory, lambda name: find_model(self._settings, name))
-        self._pairs.move_to_end(job_id)
-        return self._pairs[job_id]
-
-    def forget(self, job_id: str) -> None:
-        """Drops the models of a job."""
-        self._pairs.pop(job_id, None)
+    if _warm is None:
+        # The other half is for the pair that is loaded before an older one goes, and for answering.
+        asked = settings.warm_models_gib
+        limit = free_memory() // 2 if asked is None else int(asked * 2**30)
+        _warm = WarmPairs(limit, lambda name: find_model(settings, name))
+    return _warm
 
 
-_warm: WarmModels | None = None
+_warm: "WarmPairs | None" = None
+_lock: gpu.GpuLock | None = None
+
+
+@worker_init.connect
+def _choose_device(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Comparisons take no GPU from a training unless they are told to. A GPU of their own is held as a training holds it."""
+    global _lock  # noqa: PLW0603  # held until this process ends
+    settings = get_settings()
+    if settings.generation_device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        return
+    try:
+        device = gpu.visible_gpu()
+    except gpu.GpuUnknown as error:
+        raise SystemExit(f"TAFDIL_GENERATION_DEVICE is {settings.generation_device}, but {error}") from error
+    if device is None:
+        raise SystemExit(f"TAFDIL_GENERATION_DEVICE is {settings.generation_device}, but this worker sees no GPU")
+    os.environ["CUDA_VISIBLE_DEVICES"] = device.uuid
+    if settings.generation_device == "own_gpu":
+        _lock = gpu.GpuLock.take(device, settings.gpu_lock_dir)
+        if _lock is None:
+            raise SystemExit(
+                f"{device.uuid} ({device.name}) is in use by another worker of this host; give this one another GPU, or set "
+                "TAFDIL_GENERATION_DEVICE to cpu or shared_gpu"
+            )
 
 
 @worker_process_init.connect
@@ -60,10 +77,8 @@ def _import_early(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 @app.task(name=COMPARE_TASK)
 def compare(comparison_id: str) -> None:
     """Answers the oldest waiting comparison; the id in the message only wakes."""
-    global _warm  # noqa: PLW0603  # the process's cache
     settings = get_settings()
-    _warm = _warm or WarmModels(settings)
-    database = Database(settings.database)
+    database, queue = Database(settings.database), CeleryQueue(settings, app)
     try:
         with database.transaction() as session:
             comparison = comparisons.claim_next(session, settings.lease_s)
@@ -71,10 +86,10 @@ def compare(comparison_id: str) -> None:
             log.info("woken for comparison %s, but none is waiting", comparison_id)
             return
         with _kept(database, comparison, settings):
-            result, error = _answer(database, _warm, comparison)
+            result, error = _answer(database, settings, comparison, queue)
         with database.transaction() as session:
             comparisons.finish(session, comparison, result, error)
-        CeleryQueue(settings, app).nudge(comparison.id)
+        queue.nudge(comparison.id)
     finally:
         database.dispose()
 
@@ -102,16 +117,29 @@ def _kept(database: Database, comparison: ComparisonRecord, settings: Settings) 
 
 
 def _answer(
-    database: Database, warm: WarmModels, comparison: ComparisonRecord
+    database: Database, settings: Settings, comparison: ComparisonRecord, queue: CeleryQueue
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     from trainer_core.methods import MODULES
 
+    def tell(trained: str, reference: str) -> None:
+        texts = {"trained_model_response": trained, "reference_model_response": reference}
+        try:
+            with database.transaction() as session:
+                comparisons.tell(session, comparison, texts)
+        except DatabaseError as error:
+            log.warning("the database is away: %s", str(error).splitlines()[0])
+        queue.nudge(comparison.id)
+
+    warm = _warm_pairs(settings)
     try:
         with database.transaction() as session:
             job = jobs.get(session, comparison.job_id)
         if job is None or job.artifact_path is None:
             raise ModelNotFound(f"job {comparison.job_id} has no trained model")
-        method, pair = warm.get(job.id, job.artifact_path)
+        directory = settings.runs_dir.resolve() / job.artifact_path
+        if not directory.is_dir():
+            raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
+        method, pair = warm.get(job.id, directory)
         request = comparison.request
         sampling = {"top_p": request["top_p"]} if request["temperature"] > 0 else {}
         answer = pair.compare(
@@ -119,6 +147,7 @@ def _answer(
             max_new_tokens=request["max_length"],
             temperature=request["temperature"],
             seed=request["seed"],
+            tell=tell,
             **sampling,
         )
         return MODULES[method].reply(answer), None  # pyright: ignore[reportArgumentType]

@@ -1,103 +1,200 @@
-"""From a training process's reports to the job's record, fenced, in order, and patient with the database.
+"""Between one attempt and the database: reports go in, fenced and in order; what people ask comes out.
 
-A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`, `samples`, `warning`, `checkpoint`,
-`resumed`, and at the end one of `finished`, `failed` and `stopped`.
+A thread of its own does it, so that a database that is slow or away stops neither the training nor its watch. Meanwhile
+reports wait here, and are stored once. A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`,
+`samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `alive`, and at the end one of `finished`, `failed`
+and `stopped`.
 """
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
+from jobs.errors import BadStatement, StatementError
 from jobs.queue import JobQueue
 from jobs.repository import jobs, metrics
 from jobs.repository.jobs import Fence
+from jobs.settings import Settings
+from jobs.states import Request
 
 log = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+_TICK_S = 0.1
+_RETRY_S = 1.0
 _PROGRESS_EVERY_S = 0.5
-_FINAL_TRIES = 60
+_LAST = ("finished", "failed", "stopped")
 
 
 class AttemptReporter:
-    """Collects reports and writes them. While the database is away they wait here.
+    """Stores the reports of an attempt, renews its lease and learns what is asked of it.
 
     Attributes:
-        last: the newest report that tells of the end, or an empty dict.
+        last: the report that tells of the end, or an empty dict.
+        phase: what the attempt is doing.
+        checkpoint_step: the newest checkpoint's step of this attempt; None without one.
+        requested: what a person asked, if anything.
+        is_fenced: the attempt is not the job's any more; nothing that it does counts.
     """
 
-    def __init__(self, database: Database, queue: JobQueue, fence: Fence) -> None:
-        self._database, self._queue, self._fence = database, queue, fence
-        self._waiting: deque[dict[str, Any]] = deque()
+    def __init__(self, database: Database, queue: JobQueue, settings: Settings, fence: Fence) -> None:
+        self._database, self._queue, self._settings, self._fence = database, queue, settings, fence
+        self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
+        self._count = 0
         self._progress: dict[str, Any] | None = None
-        self._progress_at = 0.0
-        self._first_step: tuple[float, int] | None = None
+        self._stored_progress_at = 0.0
+        self._first: tuple[float, int] | None = None
+        self._is_first_step_stored = False
+        self._renew_at = 0.0
+        self._look_at = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="attempt-reporter")
         self.last: dict[str, Any] = {}
+        self.phase = "preparing"
+        self.checkpoint_step: int | None = None
+        self.requested: Request | None = None
+        self.is_fenced = False
+
+    def start(self) -> None:
+        self._thread.start()
 
     def receive(self, report: dict[str, Any]) -> None:
         """Takes a report from the training process."""
-        if report["type"] in ("finished", "failed", "stopped"):
+        kind = report["type"]
+        if kind in _LAST:
             self.last = report
-        elif report["type"] == "progress":
+        elif kind == "progress":
             self._progress = {**report, "seconds_left": self._seconds_left(report["step"], report["total_steps"])}
-        else:
-            self._waiting.append(report)
+        elif kind != "alive":
+            if kind == "phase":
+                self.phase = report["phase"]
+            elif kind == "checkpoint":
+                self.checkpoint_step = report["step"]
+            self._count += 1
+            self._waiting.append((self._count, report))
 
-    def flush(self, everything: bool = False) -> None:
-        """Writes what waits. With `everything`, tries for a minute before giving up on an absent database."""
-        for _ in range(_FINAL_TRIES if everything else 1):
-            if self._flush_once(everything):
-                return
-            time.sleep(1 if everything else 0)
+    def close(self, give_up: Callable[[], bool]) -> None:
+        """Stores what waits, however long the database is away, unless `give_up` says otherwise. The lease is kept."""
+        self.stop()
+        while (self._waiting or self._progress) and not self.is_fenced and not give_up():
+            self._round(everything=True)
 
-    def try_write(self, write: Callable[[Session], Any]) -> Any:
-        """The result of a transaction, or None when the database is away."""
+    def stop(self) -> None:
+        """Renews and stores nothing any more."""
+        self._closing.set()
+        self._thread.join()
+
+    def insist(self, write: Callable[[Session], Result], give_up: Callable[[], bool]) -> Result | None:
+        """The result of a transaction, tried until the database takes it; None when `give_up` said so first."""
+        while True:
+            try:
+                with self._database.transaction() as session:
+                    return write(session)
+            except BadStatement:
+                raise
+            except StatementError as error:
+                _tell(error)
+                if give_up():
+                    return None
+                time.sleep(_RETRY_S)
+
+    def _run(self) -> None:
         try:
-            with self._database.transaction() as session:
-                return write(session)
-        except OperationalError as error:
-            log.warning("the database is away: %s", str(error).splitlines()[0])
-            return None
+            while not self._closing.wait(_TICK_S):
+                self._round()
+        except Exception:
+            # Nothing renews the lease from here on, so the training must not go on as if it were held.
+            log.exception("job %s attempt %d: its reports cannot be stored", self._fence.job_id, self._fence.attempt)
+            self.is_fenced = True
 
-    def _flush_once(self, everything: bool) -> bool:
-        wrote = False
-        while self._waiting:
-            report = self._waiting[0]
-            if self.try_write(lambda session, report=report: (self._write(session, report),)) is None:
-                return False
+    def _round(self, everything: bool = False) -> None:
+        try:
+            self._renew()
+            self._look()
+            self._flush(everything)
+        except StatementError as error:
+            _tell(error)
+            # The lease is renewed first when the database is back.
+            self._renew_at = 0.0
+            time.sleep(_RETRY_S)
+
+    def _renew(self) -> None:
+        now = time.monotonic()
+        if now < self._renew_at:
+            return
+        with self._database.transaction() as session:
+            held = jobs.renew(session, self._fence, self._settings.lease_s)
+        self._renew_at = now + self._settings.heartbeat_s
+        self.is_fenced = self.is_fenced or not held
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        if now < self._look_at:
+            return
+        with self._database.reading() as session:
+            asked = jobs.requested(session, self._fence)
+        self._look_at = now + self._settings.request_poll_s
+        self.is_fenced = self.is_fenced or asked is None
+        self.requested = Request(asked) if asked else None
+
+    def _flush(self, everything: bool) -> None:
+        stored = False
+        while self._waiting and not self.is_fenced:
+            number, report = self._waiting[0]
+            try:
+                with self._database.transaction() as session:
+                    self._write(session, number, report)
+            except BadStatement:
+                log.exception("job %s: a report of type %s cannot be stored", self._fence.job_id, report["type"])
             self._waiting.popleft()
-            wrote = True
-        due = time.monotonic() - self._progress_at >= _PROGRESS_EVERY_S
-        if self._progress and (due or everything):
-            progress = self._progress
-            if self.try_write(lambda session: (self._write_progress(session, progress),)) is None:
-                return False
-            self._progress, self._progress_at, wrote = None, time.monotonic(), True
-        if wrote:
+            stored = True
+            # After hours without a database many wait; the lease must not run out among them, nor a request go unheard.
+            self._renew()
+            self._look()
+        progress = self._progress
+        is_due = everything or time.monotonic() - self._stored_progress_at >= _PROGRESS_EVERY_S
+        if progress and is_due and not self.is_fenced:
+            with self._database.transaction() as session:
+                self._write_progress(session, progress)
+            self._stored_progress_at, stored, self._is_first_step_stored = time.monotonic(), True, True
+            if self._progress is progress:
+                self._progress = None
+        if stored:
             self._queue.nudge(self._fence.job_id)
-        return True
 
-    def _write(self, session: Session, report: dict[str, Any]) -> None:
+    def _write(self, session: Session, number: int, report: dict[str, Any]) -> None:
         kind = report["type"]
         data = {name: value for name, value in report.items() if name != "type"}
         if kind == "warning":
-            jobs.add_warning(session, self._fence, data)
-        elif kind == "phase":
-            jobs.record(session, self._fence, "phase", data, {"phase": data["phase"]})
-        elif jobs.record(session, self._fence, kind, data) and kind == "metrics":
+            jobs.add_warning(session, self._fence, data, number)
+            return
+        values = {"phase": data["phase"]} if kind == "phase" else None
+        if not jobs.record(session, self._fence, kind, data, values, report=number):
+            return
+        if kind == "metrics":
             metrics.add(session, self._fence.job_id, self._fence.attempt, data["step"], data["values"])
+        elif kind == "checkpoint" or (kind == "checkpoint_loaded" and data["job_id"] == self._fence.job_id):
+            # One that was loaded may be of an attempt that died before it could tell of it.
+            jobs.keep_checkpoint(session, self._fence, data["step"])
 
     def _write_progress(self, session: Session, progress: dict[str, Any]) -> None:
+        if not self._is_first_step_stored and self._first:
+            jobs.set_first_step(session, self._fence, self._first[1])
         jobs.set_progress(session, self._fence, progress["step"], progress["total_steps"], progress["seconds_left"])
 
     def _seconds_left(self, step: int, total_steps: int) -> float | None:
         now = time.monotonic()
-        if self._first_step is None:
-            self._first_step = (now, step)
-        started, first = self._first_step
+        if self._first is None:
+            self._first = (now, step)
+        started, first = self._first
         return (now - started) / (step - first) * (total_steps - step) if step > first else None
+
+
+def _tell(error: Exception) -> None:
+    log.warning("the database is away: %s", str(error).splitlines()[0])

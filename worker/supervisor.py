@@ -5,68 +5,101 @@ Knows no torch. The training is a process of its own (`worker.child`), so that i
 
 import json
 import logging
-import os
-import select
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+from sqlalchemy.orm import Session
 
 from jobs.database import Database
 from jobs.errors import NotFound
-from jobs.places import attempt_dir, data_file, dataset_file, find_model
+from jobs.places import attempt_dir, data_file, dataset_file, find_model, run_dir
 from jobs.queue import JobQueue
 from jobs.records import JobRecord
-from jobs.repository import jobs
+from jobs.repository import attempts, jobs
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
-from jobs.states import Cause
+from jobs.states import Cause, Phase, Request
 from trainer_core.errors import DataInvalid, TafdilError, error_dict
+from worker import gpu
+from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_by_exit
+from worker.gpu import Gpu, GpuLock
 from worker.reporter import AttemptReporter
+from worker.training_process import TrainingProcess
 
 log = logging.getLogger(__name__)
 
+TRAINER = (sys.executable, "-m", "worker.child")
 _TICK_S = 0.2
+_ABORT_GRACE_S = 5.0
+# How long a killed process may take to go before it is left to the kernel.
+_UNKILLABLE_S = 60.0
 _LOG_TAIL_LINES = 20
-# The training process needs neither; what it does not have it cannot leak into a log or an artifact.
-_SECRETS = ("TAFDIL_DATABASE_URL", "TAFDIL_REDIS_URL")
+# In these nothing is there to be saved, so a training that is asked to stop need not be waited for.
+_NOTHING_TO_SAVE = (Phase.PREPARING, Phase.LOADING)
+# Phases that tell of themselves step by step; the others may be silent for long.
+_TELLING = (Phase.TRAINING, Phase.EVALUATING)
 
 
 class Supervisor:
     """Runs one job at a time.
 
     Args:
-        worker: this worker's name in the job's record.
+        worker: this worker's name in the job's attempts.
         is_draining: whether the worker is shutting down.
+        trainer: the command of the training process.
     """
 
     def __init__(
-        self, database: Database, queue: JobQueue, settings: Settings, worker: str, is_draining: Callable[[], bool]
+        self,
+        database: Database,
+        queue: JobQueue,
+        settings: Settings,
+        *,
+        worker: str,
+        is_draining: Callable[[], bool],
+        trainer: Sequence[str] = TRAINER,
     ) -> None:
-        self._database, self._queue, self._settings = database, queue, settings
-        self._worker, self._is_draining = worker, is_draining
+        self.database, self.queue, self.settings = database, queue, settings
+        self.is_draining, self.trainer = is_draining, trainer
+        self._worker = worker
 
     def run_next(self) -> bool:
-        """Claims the best queued job and runs one attempt of it. False: none is queued."""
-        with self._database.transaction() as session:
-            job = jobs.claim_next(session, self._worker, self._settings.lease_s)
-        if job is None:
+        """Claims the best queued job and runs one attempt of it. False: none is queued, or the GPU is in use or not told."""
+        try:
+            device = gpu.visible_gpu()
+        except gpu.GpuUnknown as error:
+            log.error("nothing is claimed: %s", error)
             return False
-        assert job.lease_token is not None
-        fence = Fence(job.id, job.attempt, job.lease_token)
-        log.info("job %s attempt %d: claimed", job.id, job.attempt)
-        self._queue.nudge(job.id)
-        Attempt(self, job, fence).run()
-        self._queue.nudge(job.id)
+        lock = GpuLock.take(device, self.settings.gpu_lock_dir) if device else None
+        if device and lock is None:
+            log.warning("%s (%s) is in use by another worker of this host; nothing is claimed", device.uuid, device.name)
+            return False
+        with lock or nullcontext():
+            job = self._claim(device)
+            if job is None:
+                return False
+            Attempt(self, job, device, lock).run()
         return True
+
+    def _claim(self, device: Gpu | None) -> JobRecord | None:
+        with self.database.transaction() as session:
+            job = jobs.claim_next(
+                session, self._worker, self.settings.lease_s, device.uuid if device else None, self.settings.gpu_class
+            )
+        if job is not None:
+            log.info("job %s attempt %d: claimed", job.id, job.attempt)
+            self.queue.nudge(job.id)
+        return job
 
     def prepare(self, job: JobRecord) -> Path:
         """The attempt's directory, with what the training process reads. Raises `TafdilError`."""
         spec = job.resolved_spec
-        settings = self._settings
+        settings = self.settings
         # A job that was stored before a field existed does without it.
         named = [spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")]
         names = {name for name in named if name}
@@ -80,7 +113,10 @@ class Supervisor:
             "eval_dataset": str(self._data(spec, "eval_dataset") or "") or None,
             "models": {name: find_model(settings, name) for name in names},
             "output_dir": str(folder / "output"),
+            "cache_dir": str(settings.cache_dir.resolve()),
             "run_dir": str(folder.parent),
+            "start_from": str(run_dir(settings, job.start_from)) if job.start_from else None,
+            "silence_s": settings.silence_s,
         }
         (folder / "attempt.json").write_text(json.dumps(plan, ensure_ascii=False), encoding="utf-8")
         return folder
@@ -88,167 +124,204 @@ class Supervisor:
     def _data(self, spec: dict[str, Any], field: str) -> Path | None:
         if spec[f"{field}_id"]:
             try:
-                return dataset_file(self._settings, spec[f"{field}_id"])
+                return dataset_file(self.settings, spec[f"{field}_id"])
             except NotFound as error:
                 raise DataInvalid(error.message) from error
         path = spec[f"{field}_path"]
-        return data_file(self._settings, path, f"{field}_path") if path else None
+        return data_file(self.settings, path, f"{field}_path") if path else None
 
 
 class Attempt:
     """One training process and what becomes of it."""
 
-    def __init__(self, supervisor: Supervisor, job: JobRecord, fence: Fence) -> None:
-        self._supervisor, self._job, self._fence = supervisor, job, fence
-        self._settings = supervisor._settings
-        self._database = supervisor._database
-        self._reporter = AttemptReporter(supervisor._database, supervisor._queue, fence)
+    def __init__(self, supervisor: Supervisor, job: JobRecord, device: Gpu | None, lock: GpuLock | None) -> None:
+        assert job.lease_token is not None
+        self._supervisor, self._job, self._device, self._lock = supervisor, job, device, lock
+        self._settings = supervisor.settings
+        self._fence = Fence(job.id, job.attempt, job.lease_token)
+        self._reporter = AttemptReporter(supervisor.database, supervisor.queue, self._settings, self._fence)
         self._is_cancelled = False
         self._is_stopping = False
-        self._is_fenced = False
+        self._is_hung = False
         self._kill_at: float | None = None
+        self._drain_ends_at: float | None = None
+        self._oom_watch = OomWatch()
 
     def run(self) -> None:
         """Runs to the end of the attempt, whatever that is."""
+        self._reporter.start()
+        try:
+            self._run()
+        finally:
+            # Whatever went wrong here, the lease must not be renewed for a training that nobody watches.
+            self._reporter.stop()
+
+    def _run(self) -> None:
+        memory_before = gpu.memory_used_bytes(self._device) if self._device else None
+        lock = self._lock.descriptor if self._lock else None
         try:
             folder = self._supervisor.prepare(self._job)
-        except TafdilError as error:
-            self._finish(Cause.FAIL, {"error": error.as_dict()})
+            process = TrainingProcess(self._supervisor.trainer, folder, self._environment(), lock)
+        except (TafdilError, OSError, ValueError) as error:
+            if isinstance(error, FileNotFoundError | PermissionError):
+                # This worker cannot start a training; another one may.
+                raise
+            code = "disk_full" if is_disk_full(error) else "internal"
+            known = error.as_dict() if isinstance(error, TafdilError) else error_dict(code, str(error))
+            self._reporter.close(self._gives_up)
+            self._fail(known, {}, attempt_dir(self._settings, self._job.id, self._job.attempt))
             return
-        process, reports = self._start(folder)
         try:
-            with reports:
-                self._watch(process, reports)
+            self._watch(process)
         finally:
-            # Whatever the process left behind in its session goes with it. After an error here nobody would watch the
-            # training, so it ends too, and the lease brings the job back.
-            _signal_group(process.pid, signal.SIGKILL)
-        self._end(process.wait(), folder)
-
-    def _start(self, folder: Path) -> tuple["subprocess.Popen[bytes]", BinaryIO]:
-        """The training process, and the end of the pipe that its reports come from."""
-        report_read, report_write = os.pipe()
-        with (folder / "log.txt").open("ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker.child", str(folder), str(report_write), str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(report_write,),
-                start_new_session=True,
-                env=self._environment(),
-            )
-        os.close(report_write)
-        return process, os.fdopen(report_read, "rb", buffering=0)
+            # Whatever the process left behind goes with it. After an error here nobody would watch the training, so it
+            # ends too, and the lease brings the job back.
+            exit_code, left = process.end()
+        was_oom_killed = self._oom_watch.has_risen()
+        if exit_code is None:
+            # Stuck in the kernel. Nothing of it counts; the lease runs out and brings the job back, and a GPU that it holds
+            # stays locked as long as it lives.
+            log.error("job %s attempt %d: process %d cannot be killed", self._job.id, self._job.attempt, process.pid)
+            return
+        report = {
+            "name": self._device.name if self._device else "cpu",
+            "memory_before_bytes": memory_before,
+            "memory_after_bytes": gpu.memory_after_bytes(self._device, memory_before) if self._device else None,
+            "processes_left": left,
+        }
+        self._reporter.close(self._gives_up)
+        self._end(exit_code, was_oom_killed, folder, report)
 
     def _environment(self) -> dict[str, str]:
-        environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+        environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         if not self._settings.allow_hub:
             environment["HF_HUB_OFFLINE"] = "1"
-        return {**environment, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        if self._device:
+            # The GPU whose lock is held, and no other.
+            environment["CUDA_VISIBLE_DEVICES"] = self._device.uuid
+            environment[GPU_VARIABLE] = self._device.uuid
+        return environment
 
-    def _watch(self, process: "subprocess.Popen[bytes]", reports: BinaryIO) -> None:
-        """Until the process ends: its reports, the lease, cancels and the worker's shutdown."""
-        renew_at = cancel_poll_at = 0.0
-        buffer = b""
+    def _watch(self, process: TrainingProcess) -> None:
+        """Until the process ends: its reports, its signs of life, requests and the worker's shutdown."""
         while True:
-            ready, _, _ = select.select([reports], [], [], _TICK_S)
-            data = os.read(reports.fileno(), 2**16) if ready else None
-            if data:
-                *lines, buffer = (buffer + data).split(b"\n")
-                for line in lines:
-                    self._reporter.receive(json.loads(line))
-            self._reporter.flush()
+            reports = process.hear(_TICK_S)
+            if reports is None:
+                return
+            for report in reports:
+                self._reporter.receive(report)
+            self._obey(process)
+            self._oom_watch.look()
             now = time.monotonic()
-            if now >= renew_at:
-                renew_at = now + self._settings.heartbeat_s
-                self._renew()
-            if now >= cancel_poll_at:
-                cancel_poll_at = now + self._settings.cancel_poll_s
-                self._look_for_cancel(process)
-            if self._supervisor._is_draining() and not self._is_stopping and not self._is_cancelled:
-                self._stop(process)
+            limit = self._settings.step_limit_s if self._reporter.phase in _TELLING else self._settings.quiet_limit_s
+            if now - process.heard_at > limit and not self._is_hung and self._kill_at is None:
+                log.warning("job %s: no sign of life for %g s while %s", self._job.id, limit, self._reporter.phase)
+                self._is_hung = True
+                self._kill_at = now + _ABORT_GRACE_S
+                process.abort()
             if self._kill_at is not None and now >= self._kill_at:
-                _signal_group(process.pid, signal.SIGKILL)
-                self._kill_at = None
-            if data == b"" or (data is None and process.poll() is not None):
-                break
-        # The end of the reports comes before the end of the process by a moment; a training that hangs there is killed.
-        try:
-            process.wait(self._settings.drain_grace_s)
-        except subprocess.TimeoutExpired:
-            _signal_group(process.pid, signal.SIGKILL)
-        self._reporter.flush(everything=True)
+                process.kill()
+            if process.killed_at is not None and now >= process.killed_at + _UNKILLABLE_S:
+                return
 
-    def _renew(self) -> None:
-        def renew(session: Any) -> bool:
-            return jobs.renew(session, self._fence, self._settings.lease_s)
-
-        if self._reporter.try_write(renew) is False:
-            self._is_fenced = True
-
-    def _look_for_cancel(self, process: "subprocess.Popen[bytes]") -> None:
-        if self._is_cancelled:
+    def _obey(self, process: TrainingProcess) -> None:
+        """Does what people and the worker's shutdown ask, once each."""
+        if self._reporter.is_fenced:
+            process.kill()
             return
-        answer = self._reporter.try_write(lambda session: (jobs.is_cancel_requested(session, self._fence),))
-        requested = answer[0] if isinstance(answer, tuple) else False
-        self._is_fenced = self._is_fenced or requested is None
-        if requested or self._is_fenced:
+        asked, is_draining = self._reporter.requested, self._supervisor.is_draining()
+        now = time.monotonic()
+        if is_draining and self._drain_ends_at is None:
+            self._drain_ends_at = now + self._settings.drain_grace_s
+        wants_stop = asked in (Request.PAUSE, Request.CANCEL_SAVING) or is_draining
+        if (asked is not None or is_draining) and self._reporter.phase in _NOTHING_TO_SAVE:
             self._is_cancelled = True
-            _signal_group(process.pid, signal.SIGTERM)
-            self._kill_at = time.monotonic() + self._settings.term_grace_s
+            process.kill()
+        elif asked is Request.CANCEL and not self._is_cancelled:
+            self._is_cancelled = True
+            self._kill_at = now + self._settings.cancel_grace_s
+            process.interrupt()
+        elif wants_stop and not self._is_stopping and not self._is_cancelled:
+            self._is_stopping = True
+            self._kill_at = now + self._settings.drain_grace_s
+            process.ask_to_stop()
 
-    def _stop(self, process: "subprocess.Popen[bytes]") -> None:
-        """Asks the training to checkpoint at its next step boundary and leave."""
-        self._is_stopping = True
-        self._kill_at = time.monotonic() + self._settings.drain_grace_s
-        assert process.stdin is not None
-        try:
-            process.stdin.write(b"stop\n")
-            process.stdin.flush()
-        except BrokenPipeError:
-            log.info("job %s: the training has ended already", self._job.id)
+    def _gives_up(self) -> bool:
+        """Whether an absent database is not waited for any longer: the worker has to go."""
+        if self._supervisor.is_draining() and self._drain_ends_at is None:
+            self._drain_ends_at = time.monotonic() + self._settings.drain_grace_s
+        return self._drain_ends_at is not None and time.monotonic() > self._drain_ends_at
 
-    def _end(self, exit_code: int, folder: Path) -> None:
-        last = self._reporter.last
+    def _end(self, exit_code: int, was_oom_killed: bool, folder: Path, report: dict[str, Any]) -> None:
+        last, requested = self._reporter.last, self._reporter.requested
         log.info("job %s attempt %d: exit code %d, %s", self._job.id, self._job.attempt, exit_code, last.get("type"))
-        if self._is_fenced:
+        stopped = last.get("type") == "stopped"
+        # A TERM for every process may come before the training has learnt to obey it.
+        was_terminated = exit_code == -signal.SIGTERM and self._supervisor.is_draining()
+        left_on_request = stopped or self._is_stopping or self._is_cancelled or was_terminated
+        saved = {"checkpoint": stopped, "checkpoint_step": self._reporter.checkpoint_step}
+        if self._reporter.is_fenced:
             log.warning("job %s attempt %d is not the job's any more", self._job.id, self._job.attempt)
         elif last.get("type") == "finished":
             artifact = (folder / "output").relative_to(self._settings.runs_dir.resolve())
-            self._finish(Cause.FINISH, {"artifact_path": str(artifact), "metadata_": last["metadata"]})
-        elif self._is_cancelled:
+            self._finish(Cause.FINISH, report, {"artifact_path": str(artifact), "metadata_": last["metadata"]})
+        elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
             # The process and its group are gone by now, and what they held with them.
-            self._finish(Cause.CANCEL, {"error": error_dict("cancelled", "cancelled while running")})
+            error = error_dict("cancelled", "cancelled while running")
+            self._finish(Cause.CANCEL, report, {"error": error}, saved, reason="cancelled on request")
+        elif last.get("type") == "failed" and last["error"]["code"] not in LOSSES:
+            self._fail(last["error"], report, folder)
+        elif left_on_request and requested is Request.PAUSE:
+            self._finish(Cause.PAUSE, report, {}, saved, reason="paused on request")
+        elif left_on_request:
+            self._finish(Cause.PREEMPT, report, {}, saved, reason="the worker was shut down")
+        elif was_oom_killed and exit_code < 0:
+            message = "the machine or its memory limit had no memory left, and the kernel ended the training"
+            self._fail(error_dict("oom_host", message), report, folder)
+        elif self._is_hung:
+            self._lose(f"hung: no sign of life while {self._reporter.phase}", report)
         elif last.get("type") == "failed":
-            self._finish(Cause.FAIL, {"error": {**last["error"], "log_tail": _tail(folder / "log.txt")}})
-        elif self._is_stopping:
-            self._finish(Cause.PREEMPT, {"published_at": None})
-        elif exit_code < 0:
-            name = signal.Signals(-exit_code).name
-            log.warning("job %s attempt %d: the training was killed by %s", self._job.id, self._job.attempt, name)
-            with self._database.transaction() as session:
-                jobs.lose(session, self._fence, self._settings.max_losses)
+            self._lose(last["error"]["message"], report)
         else:
-            error = error_dict("internal", f"the training ended with exit code {exit_code} and no result")
-            self._finish(Cause.FAIL, {"error": {**error, "log_tail": _tail(folder / "log.txt")}})
+            self._lose(told_by_exit(exit_code), report)
 
-    def _finish(self, cause: Cause, values: dict[str, Any]) -> None:
-        error = values.get("error")
-        data = {"error": {name: error[name] for name in ("code", "message")}} if error else {}
-        with self._database.transaction() as session:
-            jobs.finish(session, self._fence, cause, values, data)
+    def _lose(self, reason: str, report: dict[str, Any]) -> None:
+        log.warning("job %s attempt %d: %s", self._job.id, self._job.attempt, reason)
 
+        def lose(session: Session) -> bool:
+            attempts.set_device_report(session, self._job.id, self._job.attempt, report)
+            return jobs.lose(session, self._fence, self._settings.max_losses, reason)
 
-def _signal_group(pid: int, number: signal.Signals) -> None:
-    """Signals the training's own process group; the child leads it from its start."""
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        log.debug("process group %d is gone", pid)
+        self._reporter.insist(lose, self._gives_up)
+        self._supervisor.queue.nudge(self._job.id)
+
+    def _fail(self, error: dict[str, Any], report: dict[str, Any], folder: Path) -> None:
+        told = {"error": {name: error[name] for name in ("code", "message")}}
+        values = {"error": {**error, "log_tail": _tail(folder / "log.txt")}}
+        self._finish(Cause.FAIL, report, values, told, reason=error["message"])
+
+    def _finish(
+        self,
+        cause: Cause,
+        report: dict[str, Any],
+        values: dict[str, Any],
+        data: dict[str, Any] | None = None,
+        *,
+        reason: str | None = None,
+    ) -> None:
+        def finish(session: Session) -> bool:
+            if report:
+                attempts.set_device_report(session, self._job.id, self._job.attempt, report)
+            event = {**(data or {}), **({"device": report} if report else {})}
+            return jobs.finish(session, self._fence, cause, values, event, reason=reason)
+
+        self._reporter.insist(finish, self._gives_up)
+        self._supervisor.queue.nudge(self._job.id)
 
 
 def _tail(path: Path) -> list[str]:
+    if not path.exists():
+        return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 16_384))
         return file.read().decode("utf-8", errors="replace").splitlines()[-_LOG_TAIL_LINES:]

@@ -1,16 +1,31 @@
-"""The train worker: `celery -A worker.tasks worker -Q train --max-tasks-per-child 1`."""
+"""The train worker: `celery -A worker.tasks worker -Q train`."""
 
 import logging
 import os
+import signal
 import socket
+import threading
+from typing import Any
+
+from celery.signals import celeryd_after_setup
 
 from jobs.database import Database
-from jobs.queue import TRAIN_TASK, CeleryQueue
+from jobs.queue import TRAIN_TASK, CeleryQueue, train_queue
 from jobs.settings import get_settings
+from worker import supervisor
 from worker.celery_app import app, is_draining
+from worker.dispatcher import warn_of_other_host
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+
+@celeryd_after_setup.connect
+def _serve_own_class(instance: Any, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    """A worker of a class listens to that class's queue too."""
+    gpu_class = get_settings().gpu_class
+    if gpu_class:
+        instance.app.amqp.queues.select_add(train_queue(gpu_class))
 
 
 @app.task(name=TRAIN_TASK)
@@ -18,14 +33,27 @@ def train(job_id: str) -> None:
     """Runs the best queued job. The id in the message only wakes: which job is best, SQL knows."""
     if is_draining():
         return
+    asked_to_end = threading.Event()
+    # A process manager may tell every process of the worker to end, not the main one alone. This one then asks its training
+    # for a checkpoint, as it does when the main process tells it.
+    before = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
     settings = get_settings()
     settings.make_directories()
     database = Database(settings.database)
     queue = CeleryQueue(settings, app)
     try:
-        worker = f"{socket.gethostname()}:{os.getppid()}"
-        supervisor = Supervisor(database, queue, settings, worker, is_draining)
-        if not supervisor.run_next():
-            log.info("woken for job %s, but nothing is queued", job_id)
+        with database.transaction() as session:
+            warn_of_other_host(session, database, settings)
+        runner = Supervisor(
+            database,
+            queue,
+            settings,
+            worker=f"{socket.gethostname()}:{os.getppid()}",
+            is_draining=lambda: is_draining() or asked_to_end.is_set(),
+            trainer=supervisor.TRAINER,
+        )
+        if not runner.run_next():
+            log.info("woken for job %s, but nothing was claimed", job_id)
     finally:
         database.dispose()
+        signal.signal(signal.SIGTERM, before)

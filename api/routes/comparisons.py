@@ -5,10 +5,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
 from api.dependencies import Id, Service, Wake
 from api.errors import error_response, responses
 from api.schemas import Comparison
+from api.sse import comparison_events, event_stream
 from jobs.service import ComparisonRequest
 from jobs.states import ComparisonState
 
@@ -23,10 +25,17 @@ async def compare(
     request: Annotated[ComparisonRequest, Body()],
     service: Service,
     waker: Wake,
+    *,
     wait_s: Annotated[float, Query(ge=0, description="How long to wait for the answer.")] = 60,
+    stream: Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")] = False,
 ) -> Response:
-    """Asks both models. 200 with the answers, or 202 with a `Location` to poll when they take longer than `wait_s`."""
+    """Asks both models. 200 with the answers, or 202 with a `Location` to poll when they take longer than `wait_s`.
+
+    With `stream` the reply is that of `/comparisons/{comparison_id}/events`.
+    """
     record = await run_in_threadpool(service.compare, job_id, request)
+    if stream:
+        return event_stream(comparison_events(service, waker, job_id, record.id))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
     while record.state in (ComparisonState.QUEUED, ComparisonState.RUNNING) and loop.time() < deadline:
@@ -38,6 +47,17 @@ async def compare(
     location = {} if is_done else {"Location": f"/v1/jobs/{job_id}/comparisons/{record.id}"}
     body = Comparison.of(record).model_dump_json()
     return Response(body, 200 if is_done else 202, location, "application/json")
+
+
+@router.get(
+    "/comparisons/{comparison_id}/events",
+    response_class=StreamingResponse,
+    responses={**responses(404), 200: {"content": {"text/event-stream": {}}, "description": "Events"}},
+)
+async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake) -> Response:
+    """Server-sent events: `partial` with both texts so far, as often as they grew, then `result` or `error`, and the end."""
+    await run_in_threadpool(service.comparison, job_id, comparison_id)
+    return event_stream(comparison_events(service, waker, job_id, comparison_id))
 
 
 @router.get("/comparisons/{comparison_id}", responses=responses(404))

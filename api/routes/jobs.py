@@ -1,4 +1,4 @@
-"""Jobs: submit, list, watch, cancel."""
+"""Jobs: submit, list, watch; pause, resume, cancel, run again."""
 
 import csv
 import io
@@ -11,8 +11,10 @@ from fastapi.responses import StreamingResponse
 
 from api.dependencies import Id, Service, Wake
 from api.errors import responses
-from api.schemas import Job, JobPage, Metrics
-from api.sse import job_events
+from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
+from api.sse import event_stream, job_events
+from jobs.records import JobRecord
+from jobs.service import JobService
 from jobs.spec import JobSpec
 from jobs.states import JobState
 from trainer_core.config import Method
@@ -63,12 +65,33 @@ _EXAMPLES = {
 }
 
 
-@router.post("", status_code=202, responses=responses(404, 413))
-def submit(spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)], service: Service, response: Response) -> Job:  # pyright: ignore[reportArgumentType]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        pattern=r"^[\x21-\x7e]+$",
+        description="Chosen by the client, unique to this request: sent again with it, the request makes no second job.",
+    ),
+]
+
+
+@router.post("", status_code=202, responses=responses(404, 409, 413))
+def submit(
+    spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)],  # pyright: ignore[reportArgumentType]
+    service: Service,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
     """Queues a training. The reply is sent after the job is stored; `Location` is where to watch it."""
-    job = service.submit(spec, spec.model_dump(mode="json", exclude_unset=True))
+    job = service.submit(spec, spec.model_dump(mode="json", exclude_unset=True), idempotency_key)
+    return _shown(service, response, job)
+
+
+def _shown(service: JobService, response: Response, job: JobRecord) -> Job:
+    """A job that was just stored or changed, with its place."""
     response.headers["Location"] = f"/v1/jobs/{job.id}"
-    return Job.of(job, service.queue_position(job))
+    return Job.of(job, service.queue_places([job]).get(job.id))
 
 
 @router.get("", responses=responses())
@@ -80,10 +103,11 @@ def list_jobs(
     cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
 ) -> JobPage:
     """Jobs, newest first."""
-    jobs, positions = service.jobs(limit + 1, cursor, state, method)
+    jobs = service.jobs(limit + 1, cursor, state, method)
     shown = jobs[:limit]
+    places = service.queue_places(shown)
     return JobPage(
-        jobs=[Job.of(job, positions.get(job.id)) for job in shown],
+        jobs=[Job.of(job, places.get(job.id)) for job in shown],
         next_cursor=shown[-1].id if len(jobs) > limit else None,
     )
 
@@ -92,13 +116,46 @@ def list_jobs(
 def show(job_id: Id, service: Service) -> Job:
     """A job and where it stands."""
     job = service.job(job_id)
-    return Job.of(job, service.queue_position(job))
+    return Job.of(job, service.queue_places([job]).get(job.id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=responses(404, 409))
-def cancel(job_id: Id, service: Service) -> Job:
-    """Cancels a job. A queued one is cancelled at once; a running one within seconds, when its process is gone."""
-    return Job.of(service.cancel(job_id))
+def cancel(job_id: Id, service: Service, options: CancelOptions | None = None) -> Job:
+    """Cancels a job. One that no worker has is cancelled at once; a running one within seconds, when its process is gone.
+
+    With `save_checkpoint` a running training first saves at its next step boundary. Sent again without it, it does not wait.
+    """
+    return Job.of(service.cancel(job_id, options is not None and options.save_checkpoint))
+
+
+@router.post("/{job_id}/pause", status_code=202, responses=responses(404, 409))
+def pause(job_id: Id, service: Service) -> Job:
+    """Pauses a job. A queued one at once; a running one saves a checkpoint at its next step and frees its device."""
+    return Job.of(service.pause(job_id))
+
+
+@router.post("/{job_id}/resume", status_code=202, responses=responses(404, 409))
+def resume(job_id: Id, service: Service, response: Response) -> Job:
+    """Queues a paused job again, at its old place. It goes on from its checkpoint, exactly as if it had never stopped."""
+    return _shown(service, response, service.resume(job_id))
+
+
+@router.post("/{job_id}/rerun", status_code=202, responses=responses(404, 409))
+def rerun(
+    job_id: Id,
+    service: Service,
+    response: Response,
+    options: RerunOptions | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Queues a new job with the spec of one that is over. The old one stays as it is; `rerun_of` names it."""
+    return _shown(service, response, service.rerun(job_id, options is not None and options.from_checkpoint, idempotency_key))
+
+
+@router.get("/{job_id}/attempts", responses=responses(404))
+def attempts(job_id: Id, service: Service) -> AttemptList:
+    """Every try of the job: its worker and device, start and end, why it ended, its first and last step."""
+    return AttemptList(job_id=job_id, attempts=[Attempt.of(record) for record in service.attempts(job_id)])
 
 
 @router.get(
@@ -109,11 +166,17 @@ def cancel(job_id: Id, service: Service) -> Job:
 def metrics(
     job_id: Id,
     service: Service,
+    *,
     name: Annotated[list[str] | None, Query(description="Only these metrics.")] = None,
+    only_current: Annotated[bool, Query(description="Leave out what a later attempt trained again.")] = False,
+    max_points: Annotated[
+        int | None,
+        Query(ge=4, le=100_000, description="At most so many a curve: its ends, and the lowest and highest between them."),
+    ] = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> Metrics | Response:
-    """Every metric point of a job. CSV has the columns name, attempt, step, value."""
-    points = service.metrics(job_id, name)
+    """Every metric point of a job, by attempt and step. CSV has the columns name, attempt, step, value."""
+    points = service.metrics(job_id, name, only_current=only_current, max_points=max_points)
     if form == "json":
         return Metrics.of(job_id, points)
     text = io.StringIO()
@@ -175,6 +238,4 @@ async def events(
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:
         return Response(status_code=204)
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    stream = job_events(service, waker, job_id, seen)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=headers)
+    return event_stream(job_events(service, waker, job_id, seen))

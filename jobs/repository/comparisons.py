@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import null, or_, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
@@ -70,6 +70,30 @@ def renew(session: Session, comparison: ComparisonRecord, lease_s: float) -> Non
     )
 
 
+def shorten_leases(session: Session, lease_s: float) -> None:
+    """Leases never end later than `lease_s` from now: those that do were written before the clock jumped back."""
+    session.execute(
+        update(ComparisonRecord)
+        .where(ComparisonRecord.state == ComparisonState.RUNNING, ComparisonRecord.lease_expires_at > db_now() + lease_s)
+        .values(lease_expires_at=db_now() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def tell(session: Session, comparison: ComparisonRecord, partial: dict[str, Any]) -> None:
+    """Stores the answers so far, for those who watch them grow."""
+    session.execute(
+        update(ComparisonRecord)
+        .where(
+            ComparisonRecord.id == comparison.id,
+            ComparisonRecord.lease_token == comparison.lease_token,
+            ComparisonRecord.state == ComparisonState.RUNNING,
+        )
+        .values(partial=partial)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def poison(session: Session, max_losses: int) -> list[str]:
     """Fails every comparison that lost `max_losses` workers. Returns their ids."""
     lost = (ComparisonRecord.state == ComparisonState.RUNNING) & (ComparisonRecord.lease_expires_at < db_now())
@@ -105,6 +129,7 @@ def finish(
         )
         .values(
             state=ComparisonState.FAILED if error else ComparisonState.SUCCEEDED,
+            partial=null(),
             result=result,
             error=error,
             lease_token=None,
@@ -120,7 +145,9 @@ def finish(
 def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequence[str]:
     """Comparisons whose message seems lost, or whose worker is."""
     lost = (ComparisonRecord.state == ComparisonState.RUNNING) & (ComparisonRecord.lease_expires_at < db_now())
-    late = (ComparisonRecord.published_at.is_(None)) | (ComparisonRecord.published_at < db_now() - older_than_s)
+    published = ComparisonRecord.published_at
+    # In the future: the clock jumped back.
+    late = published.is_(None) | (published < db_now() - older_than_s) | (published > db_now() + 1)
     queued = ComparisonRecord.state == ComparisonState.QUEUED
     query = select(ComparisonRecord.id).where((queued & late) | (lost & late))
     return session.scalars(query.order_by(ComparisonRecord.number).limit(limit)).all()

@@ -1,4 +1,4 @@
-"""Jobs. Each state change is one compare-and-set, in `_transition`, together with its event."""
+"""Jobs. Each state change is one compare-and-set, in `_transition`, together with its event and its attempt's row."""
 
 import uuid
 from collections.abc import Sequence
@@ -6,14 +6,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
 from jobs.records import EventRecord, JobRecord
-from jobs.states import TRANSITIONS, Cause, JobState
+from jobs.repository import attempts
+from jobs.states import REPLACES, TRANSITIONS, Cause, JobState, Request
 from trainer_core.errors import error_dict
 
-_CLAIM_TRIES = 8
+# Columns of an attempt that is over.
+_RELEASED: dict[str, Any] = {
+    "lease_token": None,
+    "lease_expires_at": None,
+    "phase": None,
+    "seconds_left": None,
+    "requested": None,
+}
 
 
 @dataclass(frozen=True)
@@ -33,20 +42,24 @@ class Fence:
         )
 
 
-def insert(session: Session, fields: dict[str, Any]) -> str:
-    """A new queued job with its first event; returns its id."""
+def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None = None) -> str:
+    """A new queued job with its first event; returns its id. Raises `IntegrityError` when its idempotency key exists."""
     job_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
     session.add(
         JobRecord(id=job_id, state=JobState.QUEUED, created_at=now, published_at=now, event_count=1, warnings=[], **fields)
     )
     session.flush()
-    session.add(EventRecord(job_id=job_id, sequence=1, type="queued", data={}, created_at=now))
+    session.add(EventRecord(job_id=job_id, sequence=1, type="queued", data=data or {}, created_at=now))
     return job_id
 
 
 def get(session: Session, job_id: str) -> JobRecord | None:
     return session.scalar(select(JobRecord).where(JobRecord.id == job_id))
+
+
+def by_key(session: Session, idempotency_key: str) -> JobRecord | None:
+    return session.scalar(select(JobRecord).where(JobRecord.idempotency_key == idempotency_key))
 
 
 def page(
@@ -64,17 +77,21 @@ def page(
 
 
 def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str, int]:
-    """The place of each queued job among `jobs` in the order of claims, from 1."""
+    """The place of each queued job among `jobs` in the order of claims, from 1.
+
+    It counts the jobs that a worker of the job's class would take first: those of that class and those of none.
+    """
+    positions: dict[str, int] = {}
     queued = [job for job in jobs if job.state == JobState.QUEUED]
-    if not queued:
-        return {}
-    ranked = (
-        select(JobRecord.id, func.row_number().over(order_by=JobRecord.number).label("place"))
-        .where(JobRecord.state == JobState.QUEUED)
-        .subquery()
-    )
-    rows = session.execute(select(ranked.c.id, ranked.c.place).where(ranked.c.id.in_([job.id for job in queued])))
-    return {row.id: row.place for row in rows}
+    # Once along the queue for each class that occurs, however many of its jobs are asked for.
+    for gpu_class in {job.gpu_class for job in queued}:
+        served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
+        place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.number)).label("place")
+        queue = select(JobRecord.id, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
+        ids = [job.id for job in queued if job.gpu_class == gpu_class]
+        rows = session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(ids)))
+        positions |= {row[0]: row[1] for row in rows}
+    return positions
 
 
 def _transition(
@@ -83,45 +100,80 @@ def _transition(
     where: ColumnElement[bool],
     values: dict[str, Any],
     data: dict[str, Any] | None = None,
+    *,
+    reason: str | None = None,
 ) -> str | None:
-    """The one way to change a state: compare-and-set with its event. Returns the job's id, or None if nothing matched."""
+    """The one way to change a state: compare-and-set with its event. Returns the job's id, or None if nothing matched.
+
+    A change that ends an attempt closes the attempt's row, with `reason`.
+    """
     sources, target = TRANSITIONS[cause]
+    if target.is_final:
+        values = {"finished_at": db_now(), **values}
     statement = (
         update(JobRecord)
         .where(where, JobRecord.state.in_(sources))
         .values(state=target, event_count=JobRecord.event_count + 1, **values)
-        .returning(JobRecord.id, JobRecord.event_count, JobRecord.attempt)
+        .returning(JobRecord.id, JobRecord.event_count, JobRecord.attempt, db_now().label("now"))
         .execution_options(synchronize_session=False)
     )
     row = session.execute(statement).one_or_none()
     if row is None:
         return None
-    now = session.scalar(select(db_now()))
     event = {"attempt": row.attempt, **(data or {})}
-    session.add(EventRecord(job_id=row.id, sequence=row.event_count, type=cause.value, data=event, created_at=now))
+    session.add(EventRecord(job_id=row.id, sequence=row.event_count, type=cause.value, data=event, created_at=row.now))
     session.flush()
+    if row.attempt and target is not JobState.RUNNING:
+        attempts.closed(session, row.id, row.attempt, cause=cause, now=row.now, reason=reason)
     session.expire_all()
     return row.id
 
 
-def claim_next(session: Session, worker: str, lease_s: float) -> JobRecord | None:
-    """Takes the best queued job (the oldest), with a new attempt and a lease of `lease_s` seconds."""
-    candidates = session.scalars(
-        select(JobRecord.id).where(JobRecord.state == JobState.QUEUED).order_by(JobRecord.number).limit(_CLAIM_TRIES)
-    ).all()
-    for job_id in candidates:
-        values = {
-            "attempt": JobRecord.attempt + 1,
-            "lease_token": uuid.uuid4().hex,
-            "lease_expires_at": db_now() + lease_s,
-            "worker": worker,
-            "phase": "preparing",
-            "started_at": func.coalesce(JobRecord.started_at, db_now()),
-            "seconds_left": None,
-        }
-        if _transition(session, Cause.CLAIM, JobRecord.id == job_id, values, {"worker": worker}):
-            return get(session, job_id)
-    return None
+def claim_next(
+    session: Session, worker: str, lease_s: float, device: str | None = None, gpu_class: str | None = None
+) -> JobRecord | None:
+    """Takes the best queued job (highest priority, then oldest), with a new attempt and a lease of `lease_s` seconds.
+
+    Args:
+        device: the GPU that the attempt will hold. None is returned while another live attempt holds it.
+        gpu_class: the worker's; it takes jobs of that class and jobs of none.
+    """
+    if device is not None and not attempts.is_device_free(session, device):
+        return None
+    served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
+    # A row that another worker is claiming at this moment is passed over (PostgreSQL; SQLite has one writer at a time).
+    job_id = session.scalar(
+        select(JobRecord.id)
+        .where(JobRecord.state == JobState.QUEUED, served)
+        .order_by(JobRecord.priority.desc(), JobRecord.number)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    values = {
+        "attempt": JobRecord.attempt + 1,
+        "lease_token": uuid.uuid4().hex,
+        "lease_expires_at": db_now() + lease_s,
+        "phase": "preparing",
+        "started_at": func.coalesce(JobRecord.started_at, db_now()),
+        "seconds_left": None,
+        "reported": 0,
+    }
+    data = {"worker": worker, "device": device or "cpu"}
+    if job_id is None or not _transition(session, Cause.CLAIM, JobRecord.id == job_id, values, data):
+        return None
+    job = get(session, job_id)
+    assert job is not None
+    try:
+        attempts.opened(session, job_id, job.attempt, worker=worker, gpu_class=gpu_class, device=device)
+    except IntegrityError:
+        # Another worker claimed with the same device since we looked; nothing of this claim may stay.
+        session.rollback()
+        return None
+    return job
+
+
+def _is_served_by(gpu_class: str) -> ColumnElement[bool]:
+    return or_(JobRecord.gpu_class.is_(None), JobRecord.gpu_class == gpu_class)
 
 
 def renew(session: Session, fence: Fence, lease_s: float) -> bool:
@@ -129,49 +181,81 @@ def renew(session: Session, fence: Fence, lease_s: float) -> bool:
     return _write(session, fence, {"lease_expires_at": db_now() + lease_s})
 
 
-def is_cancel_requested(session: Session, fence: Fence) -> bool | None:
-    """Whether the attempt should stop; None: it is not the job's attempt any more."""
-    row = session.execute(select(JobRecord.cancel_requested_at).where(fence.condition())).one_or_none()
-    return None if row is None else row.cancel_requested_at is not None
+def requested(session: Session, fence: Fence) -> str | None:
+    """What a person asked of the attempt (a `Request`), "" for nothing; None: it is not the job's attempt any more."""
+    row = session.execute(select(JobRecord.requested).where(fence.condition())).one_or_none()
+    return None if row is None else row.requested or ""
 
 
-def record(session: Session, fence: Fence, event: str, data: dict[str, Any], values: dict[str, Any] | None = None) -> bool:
-    """Writes columns and an event of a running attempt, in one. False: the attempt is stale and nothing was written."""
+def record(
+    session: Session,
+    fence: Fence,
+    event: str,
+    data: dict[str, Any],
+    values: dict[str, Any] | None = None,
+    *,
+    report: int | None = None,
+) -> bool:
+    """Writes columns and an event of a running attempt, in one. False: nothing was written.
+
+    Args:
+        report: the report's number in its attempt, from 1. One that is stored already is not stored again, so that a
+            write whose confirmation was lost can be repeated. None: not numbered.
+    """
+    condition = fence.condition()
+    values = dict(values or {})
+    if report is not None:
+        condition = and_(condition, JobRecord.reported < report)
+        values["reported"] = report
     statement = (
         update(JobRecord)
-        .where(fence.condition())
-        .values(event_count=JobRecord.event_count + 1, **(values or {}))
-        .returning(JobRecord.event_count)
+        .where(condition)
+        .values(event_count=JobRecord.event_count + 1, **values)
+        .returning(JobRecord.event_count, db_now().label("now"))
         .execution_options(synchronize_session=False)
     )
-    sequence = session.scalar(statement)
-    if sequence is None:
+    row = session.execute(statement).one_or_none()
+    if row is None:
         return False
-    now = session.scalar(select(db_now()))
     full = {"attempt": fence.attempt, **data}
-    session.add(EventRecord(job_id=fence.job_id, sequence=sequence, type=event, data=full, created_at=now))
+    session.add(EventRecord(job_id=fence.job_id, sequence=row.event_count, type=event, data=full, created_at=row.now))
     return True
 
 
 def set_progress(session: Session, fence: Fence, step: int, total_steps: int, seconds_left: float | None) -> bool:
-    """Steps done, without an event. A step beyond all earlier attempts clears the count of lost workers."""
+    """Steps done, without an event."""
+    if not _write(session, fence, {"step": step, "total_steps": total_steps, "seconds_left": seconds_left}):
+        return False
+    attempts.set_last_step(session, fence.job_id, fence.attempt, step)
+    return True
+
+
+def set_first_step(session: Session, fence: Fence, step: int) -> bool:
+    """Notes where the attempt began to train."""
+    held = session.scalar(select(JobRecord.number).where(fence.condition())) is not None
+    if held:
+        attempts.set_first_step(session, fence.job_id, fence.attempt, step)
+    return held
+
+
+def keep_checkpoint(session: Session, fence: Fence, step: int) -> None:
+    """Notes the step of a checkpoint. One beyond all earlier checkpoints clears the count of lost workers."""
     session.execute(
         update(JobRecord)
-        .where(fence.condition(), JobRecord.progress_step < step)
-        .values(progress_step=step, losses=0)
+        .where(fence.condition(), JobRecord.checkpoint_step < step)
+        .values(checkpoint_step=step, losses=0)
         .execution_options(synchronize_session=False)
     )
-    return _write(session, fence, {"step": step, "total_steps": total_steps, "seconds_left": seconds_left})
 
 
-def add_warning(session: Session, fence: Fence, warning: dict[str, Any]) -> bool:
+def add_warning(session: Session, fence: Fence, warning: dict[str, Any], report: int | None = None) -> bool:
     """Adds a warning to the job, once, with its event."""
     job = session.scalar(select(JobRecord).where(fence.condition()))
     if job is None:
         return False
     if warning in job.warnings:
         return True
-    return record(session, fence, "warning", warning, {"warnings": [*job.warnings, warning]})
+    return record(session, fence, "warning", warning, {"warnings": [*job.warnings, warning]}, report=report)
 
 
 def finish(
@@ -180,86 +264,127 @@ def finish(
     cause: Cause,
     values: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
+    *,
+    reason: str | None = None,
 ) -> bool:
-    """Ends an attempt: success, failure, cancel or preemption."""
-    ending: dict[str, Any] = {"lease_token": None, "lease_expires_at": None, "phase": None, "seconds_left": None}
-    if TRANSITIONS[cause][1].is_final:
-        ending["finished_at"] = db_now()
-    return _transition(session, cause, fence.condition(), {**ending, **(values or {})}, data) is not None
+    """Ends an attempt: success, failure, cancel, pause or preemption. False: it was not the job's attempt any more.
+
+    What a person asked in the last moment, after the worker looked, is done all the same where the job would go on.
+    """
+    if cause in (Cause.PREEMPT, Cause.PAUSE):
+        asked = session.scalar(select(JobRecord.requested).where(fence.condition()).with_for_update())
+        if asked in (Request.CANCEL, Request.CANCEL_SAVING):
+            cause, reason = Cause.CANCEL, "cancelled on request"
+            values = {**(values or {}), "error": error_dict("cancelled", "cancelled while running")}
+        elif asked == Request.PAUSE:
+            cause = Cause.PAUSE
+    unpublished = {"published_at": None} if cause is Cause.PREEMPT else {}
+    changed = {**_RELEASED, **unpublished, **(values or {})}
+    return _transition(session, cause, fence.condition(), changed, data, reason=reason) is not None
 
 
-def cancel_queued(session: Session, job_id: str) -> bool:
+def cancel_idle(session: Session, job_id: str) -> bool:
     """Cancels a job that no worker has."""
+    where = and_(JobRecord.id == job_id, JobRecord.state.in_((JobState.QUEUED, JobState.PAUSED)))
+    error = error_dict("cancelled", "cancelled while no worker had it")
+    return _transition(session, Cause.CANCEL, where, {"error": error}) is not None
+
+
+def pause_queued(session: Session, job_id: str) -> bool:
+    """Pauses a job that no worker has."""
     where = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
-    values = {
-        "finished_at": db_now(),
-        "cancel_requested_at": db_now(),
-        "error": error_dict("cancelled", "cancelled while queued"),
-    }
-    return _transition(session, Cause.CANCEL, where, values) is not None
+    return _transition(session, Cause.PAUSE, where, {}, {"checkpoint": False}) is not None
 
 
-def request_cancel(session: Session, job_id: str) -> bool:
-    """Asks the worker of a running job to stop. False: it does not run, or was asked before."""
+def resume(session: Session, job_id: str) -> bool:
+    """Queues a paused job again, at its old place."""
+    values = {"published_at": db_now(), "losses": 0}
+    return _transition(session, Cause.RESUME, JobRecord.id == job_id, values) is not None
+
+
+def request(session: Session, job_id: str, what: Request) -> bool:
+    """Asks the worker of a running job for something. False: it does not run, or was asked for as much before."""
+    replaced = or_(JobRecord.requested.is_(None), JobRecord.requested.in_([r.value for r in REPLACES[what]]))
     statement = (
         update(JobRecord)
-        .where(JobRecord.id == job_id, JobRecord.state == JobState.RUNNING, JobRecord.cancel_requested_at.is_(None))
-        .values(cancel_requested_at=db_now(), event_count=JobRecord.event_count + 1)
-        .returning(JobRecord.event_count)
+        .where(JobRecord.id == job_id, JobRecord.state == JobState.RUNNING, replaced)
+        .values(requested=what.value, event_count=JobRecord.event_count + 1)
+        .returning(JobRecord.event_count, db_now().label("now"))
         .execution_options(synchronize_session=False)
     )
-    sequence = session.scalar(statement)
-    if sequence is None:
+    row = session.execute(statement).one_or_none()
+    if row is None:
         return False
-    now = session.scalar(select(db_now()))
-    session.add(EventRecord(job_id=job_id, sequence=sequence, type="cancel_requested", data={}, created_at=now))
+    kind = "pause_requested" if what is Request.PAUSE else "cancel_requested"
+    data = {"save_checkpoint": True} if what is Request.CANCEL_SAVING else {}
+    session.add(EventRecord(job_id=job_id, sequence=row.event_count, type=kind, data=data, created_at=row.now))
     return True
 
 
 def reap(session: Session, max_losses: int) -> list[str]:
-    """Ends every attempt whose lease ran out: back to the queue, or failed or cancelled. Returns the jobs' ids."""
+    """Ends every attempt whose lease ran out: back to the queue, or as was asked of it. Returns the jobs' ids."""
     expired = and_(JobRecord.state == JobState.RUNNING, JobRecord.lease_expires_at < db_now())
-    found = session.scalars(select(JobRecord).where(expired)).all()
+    # Locked, so that a request that arrives meanwhile is either seen here or finds the job's new state (PostgreSQL).
+    found = session.scalars(select(JobRecord).where(expired).with_for_update(skip_locked=True)).all()
     return [
         job.id
         for job in found
-        if _lose(session, job, and_(JobRecord.id == job.id, JobRecord.attempt == job.attempt, expired), max_losses)
+        if _lose(
+            session,
+            job,
+            and_(JobRecord.id == job.id, JobRecord.attempt == job.attempt, expired),
+            max_losses,
+            "its lease ran out",
+        )
     ]
 
 
-def lose(session: Session, fence: Fence, max_losses: int) -> bool:
+def shorten_leases(session: Session, lease_s: float) -> None:
+    """Leases never end later than `lease_s` from now: those that do were written before the clock jumped back."""
+    session.execute(
+        update(JobRecord)
+        .where(JobRecord.state == JobState.RUNNING, JobRecord.lease_expires_at > db_now() + lease_s)
+        .values(lease_expires_at=db_now() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def lose(session: Session, fence: Fence, max_losses: int, reason: str) -> bool:
     """Ends an attempt whose training process died. False: the attempt was not the job's any more."""
-    job = session.scalar(select(JobRecord).where(fence.condition()))
-    return job is not None and _lose(session, job, fence.condition(), max_losses)
+    job = session.scalar(select(JobRecord).where(fence.condition()).with_for_update())
+    return job is not None and _lose(session, job, fence.condition(), max_losses, reason)
 
 
-def _lose(session: Session, job: JobRecord, where: ColumnElement[bool], max_losses: int) -> bool:
-    values: dict[str, Any] = {
-        "lease_token": None,
-        "lease_expires_at": None,
-        "phase": None,
-        "seconds_left": None,
-        "losses": JobRecord.losses + 1,
-    }
-    losses, worker = job.losses + 1, job.worker
-    if job.cancel_requested_at is not None:
+def _lose(session: Session, job: JobRecord, where: ColumnElement[bool], max_losses: int, reason: str) -> bool:
+    values: dict[str, Any] = {**_RELEASED, "losses": JobRecord.losses + 1}
+    losses = job.losses + 1
+    if job.requested in (Request.CANCEL, Request.CANCEL_SAVING):
         cause = Cause.CANCEL
-        values |= {"finished_at": db_now(), "error": error_dict("cancelled", "cancelled; its worker was lost")}
+        values |= {"error": error_dict("cancelled", f"cancelled; its worker was lost ({reason})")}
+    elif job.requested == Request.PAUSE:
+        cause = Cause.PAUSE
     elif losses >= max_losses:
         cause = Cause.FAIL
-        message = f"the worker was lost {losses} times without progress beyond step {job.progress_step}"
-        values |= {"finished_at": db_now(), "error": error_dict("poisoned", message)}
+        message = f"{losses} attempts were lost without a checkpoint beyond step {job.checkpoint_step}; the last: {reason}"
+        values |= {"error": error_dict("poisoned", message)}
     else:
         cause = Cause.LOSE
         values |= {"published_at": None}
-    return _transition(session, cause, where, values, {"worker": worker}) is not None
+    return _transition(session, cause, where, values, {"reason": reason}, reason=reason) is not None
 
 
-def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequence[str]:
-    """Queued jobs never published, or published so long ago that the message is taken for lost."""
-    late = or_(JobRecord.published_at.is_(None), JobRecord.published_at < db_now() - older_than_s)
-    query = select(JobRecord.id).where(JobRecord.state == JobState.QUEUED, late)
-    return session.scalars(query.order_by(JobRecord.number).limit(limit)).all()
+def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequence[JobRecord]:
+    """Queued jobs never published, or published so long ago (or in the future) that the message is taken for lost."""
+    published = JobRecord.published_at
+    late = or_(published.is_(None), published < db_now() - older_than_s, published > db_now() + 1)
+    query = select(JobRecord).where(JobRecord.state == JobState.QUEUED, late)
+    return session.scalars(query.order_by(published.asc().nulls_first(), JobRecord.number).limit(limit)).all()
+
+
+def queued_by_class(session: Session) -> dict[str | None, int]:
+    """How many queued jobs there are of each class."""
+    query = select(JobRecord.gpu_class, func.count()).where(JobRecord.state == JobState.QUEUED)
+    return {row[0]: row[1] for row in session.execute(query.group_by(JobRecord.gpu_class))}
 
 
 def mark_published(session: Session, job_id: str) -> None:

@@ -7,6 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from jobs.curves import CurvePoint
 from jobs.database import db_now
 from jobs.records import MetricRecord
 
@@ -23,9 +24,11 @@ def add(session: Session, job_id: str, attempt: int, step: int, values: dict[str
         session.execute(dialect.insert(MetricRecord).values(rows).on_conflict_do_nothing())
 
 
-def series(session: Session, job_id: str, names: Sequence[str] | None = None) -> Sequence[MetricRecord]:
+def series(session: Session, job_id: str, names: Sequence[str] | None = None) -> list[CurvePoint]:
     """All points of a job by name, then attempt and step."""
-    query = select(MetricRecord).where(MetricRecord.job_id == job_id)
+    columns = MetricRecord.name, MetricRecord.attempt, MetricRecord.step, MetricRecord.value
+    query = select(*columns).where(MetricRecord.job_id == job_id)
     if names:
         query = query.where(MetricRecord.name.in_(names))
-    return session.scalars(query.order_by(MetricRecord.name, MetricRecord.attempt, MetricRecord.step)).all()
+    rows = session.execute(query.order_by(MetricRecord.name, MetricRecord.attempt, MetricRecord.step))
+    return [CurvePoint._make(row) for row in rows]

@@ -4,56 +4,24 @@ import gzip
 import json
 import shutil
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from api.app import create_app
 from jobs.database import Database
 from jobs.repository import jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause
+from tests.api import client, database, error_of, queue, run
 from tests.conftest import DATA
 from tests.fakes import FakeQueue
-from trainer_core.errors import CODES, error_dict
+from trainer_core.errors import error_dict
 
-
-@pytest.fixture
-def queue() -> FakeQueue:
-    return FakeQueue()
-
-
-@pytest.fixture
-def client(settings: Settings, queue: FakeQueue) -> Generator[TestClient]:
-    with TestClient(create_app(settings, queue), raise_server_exceptions=False) as found:
-        yield found
-
-
-@pytest.fixture
-def database(client: TestClient) -> Database:
-    return client.app.state.service.database  # type: ignore[attr-defined]
-
-
-def error_of(response: Any, status: int, code: str) -> dict[str, Any]:
-    """The error of a reply, after checking that it has the one shape."""
-    assert response.status_code == status, response.text
-    error = response.json()["error"]
-    assert set(error) >= {"code", "message", "hint", "retryable", "user_fault", "details"}
-    assert error["code"] == code
-    assert error["hint"] == CODES[code].hint
-    assert "Traceback" not in response.text
-    return error
-
-
-def run(database: Database, client: TestClient, spec: dict[str, Any]) -> Fence:
-    client.post("/v1/jobs", json=spec)
-    with database.transaction() as session:
-        job = jobs.claim_next(session, "worker", 60)
-        assert job
-        return Fence(job.id, job.attempt, job.lease_token or "")
+__all__ = ["client", "database", "queue"]
 
 
 def test_a_job_is_stored_published_and_shown(client: TestClient, queue: FakeQueue, spec: dict[str, Any]) -> None:
@@ -120,6 +88,16 @@ def test_nan_and_infinity_are_refused(client: TestClient, spec: dict[str, Any], 
     body = json.dumps(spec)[:-1] + f', "beta": {value}}}'
     reply = client.post("/v1/jobs", content=body, headers={"content-type": "application/json"})
     assert error_of(reply, 422, "spec_invalid")["details"][0]["field"] == "beta"
+
+
+@pytest.mark.parametrize("field", ["name", "sample_prompts", "lora_target_modules", "dataset_path"])
+def test_half_a_surrogate_pair_is_refused(client: TestClient, spec: dict[str, Any], field: str) -> None:
+    """JSON can write it, and neither a database nor a file can hold it."""
+    value = "a\ud800b" if field in ("name", "dataset_path") else ["q_proj", "a\ud800b"]
+    body = json.dumps({**spec, field: value})
+    reply = client.post("/v1/jobs", content=body, headers={"content-type": "application/json", "Idempotency-Key": "k"})
+    assert reply.status_code == 422
+    assert field in reply.text
 
 
 def test_a_forgotten_content_type_is_named(client: TestClient, spec: dict[str, Any]) -> None:
@@ -343,22 +321,6 @@ def test_logs_of_every_attempt(client: TestClient, database: Database, settings:
     error_of(client.get(f"/v1/jobs/{fence.job_id}/logs", params={"attempt": 2}), 404, "not_found")
 
 
-def test_only_a_trained_job_can_be_compared(
-    client: TestClient, database: Database, queue: FakeQueue, spec: dict[str, Any]
-) -> None:
-    fence = run(database, client, spec)
-    path = f"/v1/jobs/{fence.job_id}/compare"
-    error_of(client.post(path, json={"prompt": "سؤال"}), 409, "state_conflict")
-    with database.transaction() as session:
-        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
-    reply = client.post(path, json={"prompt": "سؤال"}, params={"wait_s": 0})
-    assert (reply.status_code, reply.json()["state"]) == (202, "queued")
-    assert queue.comparisons == [reply.json()["id"]]
-    assert client.get(reply.headers["location"]).json()["request"]["prompt"] == "سؤال"
-    for body in ({}, {"prompt": ""}, {"prompt": "x", "temperature": -1}, {"prompt": "x", "typo": 1}, {"prompt": "\x00"}):
-        error_of(client.post(path, json=body), 422, "spec_invalid")
-
-
 def test_health(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/readyz").json() == {"ready": True, "database": "up", "broker": "up", "oldest_expired_lease_s": 0}
@@ -374,3 +336,121 @@ def test_every_documented_example_works_when_pasted(client: TestClient) -> None:
         body = about["example"] if isinstance(about["example"], str) else json.dumps(about["example"])
         assert client.post("/v1/datasets", content=body.encode(), headers={"content-type": kind}).status_code == 201
     assert client.get("/docs").status_code == 200
+
+
+def test_a_repeated_request_with_its_key_makes_one_job(client: TestClient, spec: dict[str, Any]) -> None:
+    key = {"Idempotency-Key": "order-1"}
+    first = client.post("/v1/jobs", json=spec, headers=key)
+    again = client.post("/v1/jobs", json=dict(reversed(spec.items())), headers=key)
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["Location"] == f"/v1/jobs/{first.json()['id']}"
+    other = client.post("/v1/jobs", json={**spec, "beta": 0.3}, headers=key)
+    assert "order-1" in error_of(other, 409, "idempotency_conflict")["message"]
+    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
+    assert client.post("/v1/jobs", json=spec).json()["id"] != first.json()["id"]
+
+
+def test_one_key_sent_twenty_times_at_once_makes_one_job(client: TestClient, spec: dict[str, Any]) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        replies = list(pool.map(lambda _: client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "k"}), range(20)))
+    assert {reply.status_code for reply in replies} == {202}
+    assert len({reply.json()["id"] for reply in replies}) == 1
+    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
+
+
+@pytest.mark.parametrize("key", ["", " ", "with space", "x" * 256, "\x7f"])
+def test_a_bad_key_is_refused(client: TestClient, spec: dict[str, Any], key: str) -> None:
+    error_of(client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": key}), 422, "spec_invalid")
+
+
+def test_pause_resume_cancel_of_a_queued_job(client: TestClient, spec: dict[str, Any], queue: FakeQueue) -> None:
+    job_id = client.post("/v1/jobs", json=spec).json()["id"]
+    path = f"/v1/jobs/{job_id}"
+    assert client.post(f"{path}/pause").json()["state"] == "paused"
+    assert "is paused; it cannot be paused" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
+    queue.trainings.clear()
+    resumed = client.post(f"{path}/resume").json()
+    assert (resumed["state"], resumed["queue_position"]) == ("queued", 1)
+    assert queue.trainings == [job_id]
+    error_of(client.post(f"{path}/resume"), 409, "state_conflict")
+    client.post(f"{path}/pause")
+    assert client.post(f"{path}/cancel", json={"save_checkpoint": True}).json()["state"] == "cancelled"
+    for action in ("pause", "resume", "cancel"):
+        assert "cancelled already" in error_of(client.post(f"{path}/{action}"), 409, "state_conflict")["message"]
+        error_of(client.post(f"/v1/jobs/{'0' * 32}/{action}"), 404, "not_found")
+    error_of(client.post(f"{path}/cancel", json={"save": True}), 422, "spec_invalid")
+    assert client.get(f"{path}/attempts").json() == {"job_id": job_id, "attempts": []}
+
+
+def test_requests_of_a_running_job(client: TestClient, spec: dict[str, Any], database: Database) -> None:
+    job_id = client.post("/v1/jobs", json=spec).json()["id"]
+    with database.transaction() as session:
+        jobs.claim_next(session, "host:1", 60, device="GPU-1")
+    path = f"/v1/jobs/{job_id}"
+    assert client.post(f"{path}/pause").json()["requested"] == "pause"
+    assert "being paused already" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
+    assert client.post(f"{path}/cancel", json={"save_checkpoint": True}).json()["requested"] == "cancel_saving"
+    assert client.post(f"{path}/cancel").json()["requested"] == "cancel"
+    assert "being cancelled already" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
+    (attempt,) = client.get(f"{path}/attempts").json()["attempts"]
+    assert (attempt["number"], attempt["worker"], attempt["device"], attempt["outcome"]) == (1, "host:1", "GPU-1", None)
+
+
+def test_a_rerun_is_a_new_job(client: TestClient, spec: dict[str, Any], database: Database) -> None:
+    old = client.post("/v1/jobs", json={**spec, "priority": 3, "gpu_class": "a100"}).json()
+    path = f"/v1/jobs/{old['id']}/rerun"
+    assert "only a job that is over" in error_of(client.post(path), 409, "state_conflict")["message"]
+    client.post(f"/v1/jobs/{old['id']}/cancel")
+    assert "no checkpoint" in error_of(client.post(path, json={"from_checkpoint": True}), 409, "state_conflict")["message"]
+    reply = client.post(path, headers={"Idempotency-Key": "again"})
+    new = reply.json()
+    assert reply.headers["Location"] == f"/v1/jobs/{new['id']}"
+    assert new["id"] != old["id"]
+    assert (new["rerun_of"], new["start_from"], new["state"]) == (old["id"], None, "queued")
+    assert (new["spec"], new["priority"], new["gpu_class"]) == (old["spec"], 3, "a100")
+    assert client.post(path, headers={"Idempotency-Key": "again"}).json()["id"] == new["id"]
+    error_of(client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "again"}), 409, "idempotency_conflict")
+    with database.transaction() as session:
+        job = jobs.claim_next(session, "w", 60, gpu_class="a100")
+        assert job
+        fence = Fence(job.id, job.attempt, job.lease_token or "")
+        jobs.keep_checkpoint(session, fence, 5)
+        jobs.finish(session, fence, Cause.FAIL, {"error": None})
+    third = client.post(f"/v1/jobs/{new['id']}/rerun", json={"from_checkpoint": True}).json()
+    assert (third["rerun_of"], third["start_from"]) == (new["id"], new["id"])
+    client.post(f"/v1/jobs/{third['id']}/cancel")
+    fourth = client.post(f"/v1/jobs/{third['id']}/rerun", json={"from_checkpoint": True}).json()
+    assert (fourth["rerun_of"], fourth["start_from"]) == (third["id"], new["id"]), "the checkpoint is still the first one's"
+
+
+def test_priorities_and_classes_are_checked(client: TestClient, spec: dict[str, Any]) -> None:
+    for fields in ({"priority": 101}, {"priority": 1.5}, {"gpu_class": "A 100"}, {"gpu_class": ""}):
+        error_of(client.post("/v1/jobs", json={**spec, **fields}), 422, "spec_invalid")
+    low = client.post("/v1/jobs", json={**spec, "priority": -1}).json()
+    high = client.post("/v1/jobs", json={**spec, "priority": 1}).json()
+    assert high["queue_position"] == 1
+    assert client.get(f"/v1/jobs/{low['id']}").json()["queue_position"] == 2
+    assert high["seconds_until_start"] is None
+
+
+def test_a_curve_does_not_fold_back(client: TestClient, spec: dict[str, Any], database: Database) -> None:
+    """Attempt 1 reached step 4 with a checkpoint at 2; attempt 2 died while loading; attempt 3 went on from 2."""
+    job_id = client.post("/v1/jobs", json=spec).json()["id"]
+    for attempt, first, steps in ((1, 0, range(1, 5)), (2, None, range(0)), (3, 2, range(3, 7))):
+        with database.transaction() as session:
+            job = jobs.claim_next(session, "w", 60)
+            assert job
+            fence = Fence(job_id, attempt, job.lease_token or "")
+            if first is not None:
+                jobs.set_first_step(session, fence, first)
+            for step in steps:
+                metrics.add(session, job_id, attempt, step, {"loss": step + attempt / 10})
+            assert jobs.lose(session, fence, 9, "x")
+    path = f"/v1/jobs/{job_id}/metrics"
+    every = client.get(path).json()["series"]["loss"]
+    assert [(point["attempt"], point["step"]) for point in every] == [(1, s) for s in range(1, 5)] + [
+        (3, s) for s in range(3, 7)
+    ]
+    current = client.get(path, params={"only_current": True}).json()["series"]["loss"]
+    assert [(point["attempt"], point["step"]) for point in current] == [(1, 1), (1, 2), (3, 3), (3, 4), (3, 5), (3, 6)]

@@ -5,11 +5,15 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from jobs.database import Database
-from jobs.repository import comparisons, events, jobs, metrics
+from jobs.database import Database, db_now
+from jobs.repository import attempts, comparisons, dispatch, events, jobs, metrics
 from jobs.repository.jobs import Fence
-from jobs.states import Cause, JobState
+from jobs.settings import Settings
+from jobs.states import Cause, JobState, Request
+from tests.fakes import FakeQueue
+from worker.dispatcher import run_round
 
 FIELDS: dict[str, Any] = {
     "name": None,
@@ -86,8 +90,8 @@ def test_a_stale_attempt_changes_nothing(database: Database) -> None:
         assert not jobs.set_progress(session, stale, 5, 10, None)
         assert not jobs.add_warning(session, stale, {"code": "x", "message": "y"})
         assert not jobs.finish(session, stale, Cause.FINISH, {"artifact_path": "stolen"})
-        assert not jobs.lose(session, stale, 3)
-        assert jobs.is_cancel_requested(session, stale) is None
+        assert not jobs.lose(session, stale, 3, "x")
+        assert jobs.requested(session, stale) is None
     job = state(database, job_id)
     assert (job.state, job.step, job.artifact_path, job.warnings) == (JobState.RUNNING, 0, None, [])
     assert event_types(database, job_id) == before
@@ -115,32 +119,42 @@ def test_a_job_that_loses_every_worker_is_poisoned(database: Database) -> None:
     assert (job.state, job.error["code"], job.attempt) == (JobState.FAILED, "poisoned", 3)
 
 
-def test_progress_forgives_losses(database: Database) -> None:
+def test_only_a_new_checkpoint_forgives_losses(database: Database) -> None:
     job_id = submit(database)
     for attempt in range(1, 6):
         fence = claim(database)
         assert fence
         with database.transaction() as session:
-            assert jobs.set_progress(session, fence, attempt * 10, 100, None)
-            assert jobs.lose(session, fence, max_losses=2)
-    assert state(database, job_id).state == JobState.QUEUED
+            jobs.keep_checkpoint(session, fence, attempt * 10)
+            assert jobs.lose(session, fence, 2, "x")
+    assert (state(database, job_id).state, state(database, job_id).losses) == (JobState.QUEUED, 1)
+    fence = claim(database)
+    assert fence
+    with database.transaction() as session:
+        assert jobs.set_progress(session, fence, 90, 100, None)
+        jobs.keep_checkpoint(session, fence, 50)
+        assert jobs.lose(session, fence, 2, "gone")
+    job = state(database, job_id)
+    assert (job.state, job.error["code"]) == (JobState.FAILED, "poisoned")
+    assert "beyond step 50; the last: gone" in job.error["message"]
 
 
 def test_cancel_while_queued_and_while_running(database: Database) -> None:
     queued, running = submit(database), submit(database)
     with database.transaction() as session:
-        assert jobs.cancel_queued(session, queued)
-        assert not jobs.cancel_queued(session, queued)
+        assert jobs.cancel_idle(session, queued)
+        assert not jobs.cancel_idle(session, queued)
     fence = claim(database)
     assert fence
     assert fence.job_id == running
     with database.transaction() as session:
-        assert not jobs.cancel_queued(session, running)
-        assert jobs.request_cancel(session, running)
-        assert not jobs.request_cancel(session, running)
-        assert jobs.is_cancel_requested(session, fence) is True
+        assert not jobs.cancel_idle(session, running)
+        assert jobs.requested(session, fence) == ""
+        assert jobs.request(session, running, Request.CANCEL)
+        assert not jobs.request(session, running, Request.CANCEL)
+        assert jobs.requested(session, fence) == Request.CANCEL
         assert jobs.finish(session, fence, Cause.CANCEL)
-        assert not jobs.request_cancel(session, running)
+        assert not jobs.request(session, running, Request.CANCEL)
     assert state(database, queued).state == state(database, running).state == JobState.CANCELLED
 
 
@@ -148,11 +162,193 @@ def test_a_cancelled_job_whose_worker_died_is_cancelled_not_queued(database: Dat
     job_id = submit(database)
     assert claim(database, lease_s=0)
     with database.transaction() as session:
-        assert jobs.request_cancel(session, job_id)
+        assert jobs.request(session, job_id, Request.CANCEL)
     time.sleep(0.05)
     with database.transaction() as session:
         assert jobs.reap(session, 3) == [job_id]
     assert state(database, job_id).state == JobState.CANCELLED
+
+
+def test_a_pausing_job_whose_worker_died_is_paused(database: Database) -> None:
+    job_id = submit(database)
+    fence = claim(database)
+    assert fence
+    with database.transaction() as session:
+        assert jobs.request(session, job_id, Request.PAUSE)
+        assert jobs.lose(session, fence, 1, "x")
+    assert state(database, job_id).state == JobState.PAUSED
+    with database.transaction() as session:
+        assert jobs.resume(session, job_id)
+        assert not jobs.resume(session, job_id)
+    assert [each.outcome for each in tries(database, job_id)] == ["paused"], "what ended an attempt stays"
+    again = claim(database)
+    assert again
+    with database.transaction() as session:
+        assert jobs.requested(session, again) == "", "a request is of the attempt that it was made to"
+
+
+def test_a_later_request_overtakes_a_milder_one(database: Database) -> None:
+    job_id = submit(database)
+    assert claim(database)
+    order = [Request.PAUSE, Request.CANCEL_SAVING, Request.CANCEL]
+    for number, request in enumerate(order):
+        with database.transaction() as session:
+            assert jobs.request(session, job_id, request)
+            assert not any(jobs.request(session, job_id, milder) for milder in order[: number + 1])
+    assert event_types(database, job_id)[2:] == ["pause_requested", "cancel_requested", "cancel_requested"]
+
+
+def test_a_queued_job_is_paused_and_resumed_at_its_place(database: Database) -> None:
+    first, second = submit(database), submit(database)
+    with database.transaction() as session:
+        assert jobs.pause_queued(session, first)
+        assert not jobs.pause_queued(session, first)
+    fence = claim(database)
+    assert fence
+    assert fence.job_id == second
+    third = submit(database)
+    with database.transaction() as session:
+        assert jobs.resume(session, first)
+        assert jobs.queue_positions(session, jobs.page(session, 10)) == {first: 1, third: 2}
+    paused = submit(database)
+    with database.transaction() as session:
+        assert jobs.pause_queued(session, paused)
+        assert jobs.cancel_idle(session, paused)
+
+
+def test_priority_and_class_decide_who_claims_what(database: Database) -> None:
+    def put(**fields: Any) -> str:
+        with database.transaction() as session:
+            return jobs.insert(session, {**FIELDS, **fields})
+
+    def take(gpu_class: str | None) -> str | None:
+        with database.transaction() as session:
+            job = jobs.claim_next(session, "worker", 60, gpu_class=gpu_class)
+            return job and job.id
+
+    plain, a100, urgent_h100, urgent = put(), put(gpu_class="a100"), put(gpu_class="h100", priority=9), put(priority=5)
+    with database.transaction() as session:
+        positions = jobs.queue_positions(session, jobs.page(session, 10))
+    assert positions == {plain: 2, a100: 3, urgent_h100: 1, urgent: 1}
+    assert take("a100") == urgent
+    assert take("a100") == plain
+    assert take(None) is None
+    assert take("h100") == urgent_h100
+    assert take("a100") == a100
+
+
+def test_a_gpu_has_one_live_attempt(database: Database) -> None:
+    ids = [submit(database) for _ in range(3)]
+
+    def take(device: str) -> Any:
+        with database.transaction() as session:
+            return jobs.claim_next(session, "worker", 60, device=device)
+
+    first = take("GPU-1")
+    assert take("GPU-1") is None
+    assert take("GPU-2").id == ids[1]
+    with database.transaction() as session:
+        assert jobs.finish(session, Fence(first.id, first.attempt, first.lease_token), Cause.PREEMPT)
+    assert take("GPU-1").id == ids[0]
+    found = tries(database, ids[0])
+    assert [(a.number, a.device, a.outcome, a.ended_at is None) for a in found] == [
+        (1, "GPU-1", "preempted", False),
+        (2, "GPU-1", None, True),
+    ]
+
+
+def test_two_claims_of_one_gpu_at_once_have_one_winner(database: Database) -> None:
+    for _ in range(8):
+        submit(database)
+    won: list[str] = []
+    barrier = threading.Barrier(4)
+
+    def take() -> None:
+        barrier.wait()
+        with database.transaction() as session:
+            job = jobs.claim_next(session, "worker", 60, device="GPU-1")
+        if job:
+            won.append(job.id)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    with database.transaction() as session:
+        assert len([job for job in jobs.page(session, 10) if job.state == JobState.RUNNING]) == 1
+
+
+def tries(database: Database, job_id: str) -> Any:
+    with database.transaction() as session:
+        return attempts.of_job(session, job_id)
+
+
+def test_an_attempt_tells_where_it_began_and_ended(database: Database) -> None:
+    job_id = submit(database)
+    fence = claim(database)
+    assert fence
+    with database.transaction() as session:
+        assert jobs.set_first_step(session, fence, 5)
+        assert jobs.set_first_step(session, fence, 6)
+        assert jobs.set_progress(session, fence, 9, 10, None)
+        assert jobs.lose(session, fence, 3, "killed")
+        assert not jobs.set_first_step(session, fence, 7)
+    (found,) = tries(database, job_id)
+    assert (found.first_step, found.last_step, found.outcome, found.reason) == (5, 9, "worker_lost", "killed")
+
+
+def test_a_report_is_stored_once(database: Database) -> None:
+    job_id = submit(database)
+    fence = claim(database)
+    assert fence
+    with database.transaction() as session:
+        assert jobs.record(session, fence, "metrics", {"step": 1}, report=1)
+        assert not jobs.record(session, fence, "metrics", {"step": 1}, report=1)
+        assert jobs.record(session, fence, "metrics", {"step": 2}, report=2)
+        assert jobs.add_warning(session, fence, {"code": "x", "message": "y"}, report=3)
+        assert jobs.lose(session, fence, 3, "x")
+    again = claim(database)
+    assert again
+    with database.transaction() as session:
+        assert jobs.record(session, again, "metrics", {"step": 1}, report=1), "numbers start anew with an attempt"
+    assert event_types(database, job_id).count("metrics") == 3
+
+
+def test_after_an_absence_leases_may_be_renewed_before_they_are_taken_back(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> bool:
+        with database.transaction() as session:
+            return dispatch.begin_round(session, gap_s=0.3, grace_s=0.3, host="a")
+
+    assert look()
+    assert look()
+    time.sleep(0.5)
+    assert not look()
+    assert not look()
+    time.sleep(0.25)
+    assert not look()
+    time.sleep(0.25)
+    assert look()
+
+
+def test_a_lease_of_a_clock_that_jumped_back_is_shortened(database: Database) -> None:
+    job_id = submit(database)
+    assert claim(database, lease_s=7200)
+    with database.transaction() as session:
+        jobs.shorten_leases(session, 60)
+        now = session.scalar(select(db_now()))
+    assert state(database, job_id).lease_expires_at <= now + 60
+
+
+def test_another_host_is_noticed(database: Database) -> None:
+    with database.transaction() as session:
+        dispatch.begin_round(session, 5, 5, "one")
+        assert dispatch.other_host(session, "one", 60) is None
+        assert dispatch.other_host(session, "two", 60) == "one"
+        assert dispatch.other_host(session, "two", -1) is None
 
 
 def test_metrics_are_kept_once_and_null_survives(database: Database) -> None:
@@ -186,7 +382,7 @@ def test_what_was_not_claimed_is_published_again(database: Database, seconds: fl
     job_id = submit(database)
     time.sleep(0.05)
     with database.transaction() as session:
-        assert list(jobs.unclaimed(session, seconds)) == ([job_id] if seconds == 0 else [])
+        assert [job.id for job in jobs.unclaimed(session, seconds)] == ([job_id] if seconds == 0 else [])
 
 
 def test_a_comparison_is_answered_once(database: Database) -> None:
@@ -243,3 +439,28 @@ def test_migrations_make_the_tables_of_the_records(database: Database) -> None:
     with database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Record.metadata) == []
+
+
+def test_as_many_messages_wait_as_jobs_and_no_more(database: Database, settings: Settings) -> None:
+    queue = FakeQueue()
+    for _ in range(3):
+        submit(database)
+    settings = settings.model_copy(update={"republish_s": 0.0})
+    for waiting, published in ((0, 3), (2, 1), (3, 0), (9, 0)):
+        queue.trainings.clear()
+        queue.waiting = lambda _, waiting=waiting: waiting  # type: ignore[method-assign]
+        time.sleep(0.02)
+        run_round(database, queue, settings)
+        assert len(queue.trainings) == published
+
+
+def test_a_broker_that_is_down_is_asked_once_a_round(database: Database, settings: Settings) -> None:
+    queue = FakeQueue()
+    queue.is_broken = True
+    ids = [submit(database) for _ in range(3)]
+    settings = settings.model_copy(update={"republish_s": 0.0})
+    time.sleep(0.02)
+    run_round(database, queue, settings)
+    queue.is_broken = False
+    run_round(database, queue, settings)
+    assert queue.trainings == ids

@@ -1,6 +1,6 @@
-"""The whole service with real processes: worker, broker, database and trainer, and what survives a kill.
+"""The whole service with real processes and real trainings: worker, broker, database and trainer, and what survives a kill.
 
-Runs on the embedded broker with SQLite, and on Redis with PostgreSQL.
+The road runs on the embedded broker with SQLite, and on Redis with PostgreSQL. `tests/faults` causes many more, on both.
 """
 
 import os
@@ -35,24 +35,13 @@ SPEC: dict[str, Any] = {
 LONG = {"max_steps": 2000, "save_steps": 20}
 
 
-@pytest.fixture(scope="module", params=["embedded", "servers"])
-def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]:
-    folder = tmp_path_factory.mktemp("stack")
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in FAST.items():
             patch.setenv(name, value)
-        if request.param == "embedded":
-            with StackUnderTest(folder) as found:
-                yield found
-        else:
-            with postgres_schema() as database_url, redis_prefix() as (redis_url, prefix):
-                external = {
-                    "TAFDIL_DATABASE_URL": database_url,
-                    "TAFDIL_REDIS_URL": redis_url,
-                    "TAFDIL_REDIS_PREFIX": prefix,
-                }
-                with StackUnderTest(folder, external) as found:
-                    yield found
+        with StackUnderTest(tmp_path_factory.mktemp("stack")) as found:
+            yield found
 
 
 @pytest.fixture
@@ -60,6 +49,21 @@ def client(stack: StackUnderTest) -> Generator[Client]:
     with Client(stack.url) as found:
         until(found.ready)
         yield found
+
+
+def test_the_whole_road_on_servers(tmp_path: Path) -> None:
+    """Redis and PostgreSQL that run elsewhere, and a training that is killed on the way."""
+    with postgres_schema() as database_url, redis_prefix() as (redis_url, prefix), pytest.MonkeyPatch.context() as patch:
+        for name, value in FAST.items():
+            patch.setenv(name, value)
+        external = {
+            "TAFDIL_DATABASE_URL": database_url,
+            "TAFDIL_REDIS_URL": redis_url,
+            "TAFDIL_REDIS_PREFIX": prefix,
+        }
+        with StackUnderTest(tmp_path, external) as stack, Client(stack.url) as client:
+            test_the_whole_road(client, "kto")
+            test_a_killed_training_goes_on_from_its_checkpoint(client, stack)
 
 
 def spec(method: str = "ipo", **fields: Any) -> dict[str, Any]:
@@ -113,7 +117,14 @@ def test_the_whole_road(client: Client, method: str) -> None:
     assert len(metadata["weights_sha256"]) == 64
     assert metadata["versions"]["trl"]
 
+    (began,) = [event["data"] for event in client.events(job["id"]) if event["event"] == "first_step"]
+    assert began["seconds"].keys() >= {"process", "imports", "data", "model", "first_step"}
+    assert all(0 <= seconds < 300 for seconds in began["seconds"].values())
+    *partial, last = client.compare_events(job["id"], "هل تعرف اسم عاصمة المغرب؟", max_length=32)
+    assert last["event"] == "result"
+    assert all(event["event"] == "partial" for event in partial)
     answer = client.compare(job["id"], "هل تعرف اسم عاصمة المغرب؟", max_length=32)
+    assert last["data"]["result"] == answer["result"]
     assert answer["state"] == "succeeded"
     result = answer["result"]
     assert result["trained_model_response"]
@@ -175,7 +186,7 @@ def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> 
     assert (job["state"], job["attempt"], job["step"]) == ("succeeded", 2, 100)
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert events["worker_lost"]["attempt"] == 1
-    assert events["resumed"]["step"] >= 20
+    assert events["checkpoint_loaded"]["step"] >= 20
 
 
 def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: StackUnderTest) -> None:
@@ -184,7 +195,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: St
     os.kill(stack.training_pids()[0], signal.SIGKILL)
     job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
-    resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "resumed"]
+    resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "checkpoint_loaded"]
     assert resumed[0] >= 20
 
 
@@ -214,7 +225,28 @@ def test_a_worker_that_is_told_to_leave_checkpoints_first(client: Client, stack:
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert "preempted" in events
     assert "worker_lost" not in events
-    assert events["resumed"]["step"] >= step
+    assert events["checkpoint_loaded"]["step"] >= step
+
+
+def test_a_paused_training_goes_on_exactly(client: Client, stack: StackUnderTest) -> None:
+    """Paused twice, a training ends with the weights of one that was never stopped."""
+    whole = client.submit(spec(max_steps=40, save_steps=1000, logging_steps=1))["id"]
+    job_id = client.submit(spec(max_steps=40, save_steps=1000, logging_steps=1))["id"]
+    assert client.wait(whole, 400)["state"] == "succeeded"
+    for step in (8, 20):
+        training(client, job_id, step)
+        client.pause(job_id)
+        until(lambda: client.job(job_id)["state"] == "paused", 60)
+        assert not stack.training_pids()
+        client.resume(job_id)
+    assert client.wait(job_id, 400)["state"] == "succeeded"
+    assert client.metadata(job_id)["weights_sha256"] == client.metadata(whole)["weights_sha256"]
+    losses = [[point["value"] for point in client.metrics(each)["loss"]] for each in (whole, job_id)]
+    assert losses[0] == losses[1]
+    assert [a["outcome"] for a in client.attempts(job_id)] == ["paused", "paused", "succeeded"]
+    again = client.rerun(job_id)["id"]
+    assert client.wait(again, 400)["state"] == "succeeded"
+    assert client.metadata(again)["weights_sha256"] == client.metadata(whole)["weights_sha256"]
 
 
 def test_a_stopped_stack_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +259,7 @@ def test_a_stopped_stack_leaves_no_process(tmp_path: Path, monkeypatch: pytest.M
     with StackUnderTest(tmp_path) as stack, Client(stack.url) as client:
         training(client, job_id, step=2)
         kinds = [event["event"] for event in _seen(client, job_id)]
-        assert {"preempted", "resumed"} <= set(kinds)
+        assert {"preempted", "checkpoint_loaded"} <= set(kinds)
         client.cancel(job_id)
         client.wait(job_id, 20)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jobs.errors  # noqa: F401  # its classes are listed
 from jobs.settings import Settings
+from jobs.states import TRANSITIONS, Cause, JobState, Phase, Request
 from trainer_core.errors import CODES, TafdilError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,3 +62,25 @@ def test_the_readme_names_real_make_targets() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"))):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_state_diagram_is_the_code() -> None:
+    page = (ROOT / "docs" / "states.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", page, re.MULTILINE))
+    coded = {(source.value, to.value, cause.value) for cause, (sources, to) in TRANSITIONS.items() for source in sources}
+    assert drawn == coded
+    ends = set(re.findall(r"^    (\w+) --> \[\*\]$", page, re.MULTILINE))
+    assert ends == {state.value for state in JobState if state.is_final}
+    assert re.findall(r"^    \[\*\] --> (\w+) : submitted$", page, re.MULTILINE) == [JobState.QUEUED.value]
+    explained = re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)
+    assert sorted(explained) == sorted(cause.value for cause in Cause)
+    for word in [*Phase, *Request]:
+        assert f"`{word.value}`" in page
+
+
+def test_every_fault_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "faults").glob("test_*.py"))
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in written} == set()

@@ -1,0 +1,90 @@
+"""Attempts: opened by a claim and closed with the state change that ends them, in the same transaction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import db_now
+from jobs.records import AttemptRecord, JobRecord
+from jobs.states import Cause
+
+
+def of_job(session: Session, job_id: str) -> Sequence[AttemptRecord]:
+    """All attempts of a job, the first one first."""
+    query = select(AttemptRecord).where(AttemptRecord.job_id == job_id)
+    return session.scalars(query.order_by(AttemptRecord.number)).all()
+
+
+def opened(session: Session, job_id: str, number: int, *, worker: str, gpu_class: str | None, device: str | None) -> None:
+    """A new attempt. Raises `IntegrityError` when another live one holds the device."""
+    fields = {"worker": worker, "gpu_class": gpu_class, "device": device, "last_step": 0}
+    session.execute(insert(AttemptRecord).values(job_id=job_id, number=number, started_at=db_now(), **fields))
+
+
+def closed(session: Session, job_id: str, number: int, *, cause: Cause, now: float, reason: str | None) -> None:
+    """Ends an attempt that lives; one that has ended already keeps its end, whatever becomes of the job later."""
+    session.execute(
+        update(AttemptRecord)
+        .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number, AttemptRecord.ended_at.is_(None))
+        .values(ended_at=now, outcome=cause.value, reason=reason)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def set_first_step(session: Session, job_id: str, number: int, step: int) -> None:
+    """Notes where the attempt began to train, unless that is known already."""
+    session.execute(
+        update(AttemptRecord)
+        .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number, AttemptRecord.first_step.is_(None))
+        .values(first_step=step)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def set_last_step(session: Session, job_id: str, number: int, step: int) -> None:
+    _update(session, job_id, number, {"last_step": step})
+
+
+def set_device_report(session: Session, job_id: str, number: int, report: dict[str, Any]) -> None:
+    """Keeps what was seen on the device before and after. An attempt may add it also when it is not the job's any more."""
+    _update(session, job_id, number, {"device_report": report})
+
+
+def is_device_free(session: Session, device: str) -> bool:
+    """Whether no live attempt holds the device."""
+    query = select(func.count()).where(AttemptRecord.device == device, AttemptRecord.ended_at.is_(None))
+    return session.scalar(query) == 0
+
+
+def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[float, float | None]]:
+    """Of each running attempt on a worker that serves `gpu_class`: seconds since its start, and its estimate of the rest."""
+    query = (
+        select(db_now() - AttemptRecord.started_at, JobRecord.seconds_left)
+        .join(JobRecord, JobRecord.id == AttemptRecord.job_id)
+        .where(AttemptRecord.ended_at.is_(None))
+    )
+    if gpu_class is not None:
+        query = query.where(AttemptRecord.gpu_class == gpu_class)
+    return [(row[0], row[1]) for row in session.execute(query)]
+
+
+def last_durations_s(session: Session, limit: int = 20) -> list[float]:
+    """Seconds that the last attempts took which ended their jobs well."""
+    query = (
+        select(AttemptRecord.ended_at - AttemptRecord.started_at)
+        .where(AttemptRecord.outcome == Cause.FINISH.value)
+        .order_by(AttemptRecord.started_at.desc())
+        .limit(limit)
+    )
+    return [seconds for seconds in session.scalars(query) if seconds is not None]
+
+
+def _update(session: Session, job_id: str, number: int, values: dict[str, Any]) -> None:
+    session.execute(
+        update(AttemptRecord)
+        .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number)
+        .values(**values)
+        .execution_options(synchronize_session=False)
+    )

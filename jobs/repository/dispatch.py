@@ -1,0 +1,40 @@
+"""What dispatchers know of each other's rounds, and whether leases may be taken back now."""
+
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import db_now
+from jobs.records import DispatchRecord
+
+
+def begin_round(session: Session, gap_s: float, grace_s: float, host: str) -> bool:
+    """Notes a round. True: leases that ran out may be taken back.
+
+    When nobody looked for more than `gap_s`, the database was away, its clock jumped, or no dispatcher ran: leases may then
+    have run out although their holders live. They get `grace_s` to renew first. A clock that jumped back counts too.
+    """
+    row = session.execute(
+        select(DispatchRecord.round_at, DispatchRecord.reap_from, db_now()).where(DispatchRecord.id == 1)
+    ).one_or_none()
+    if row is None:
+        now = session.scalar(select(db_now())) or 0.0
+        session.add(DispatchRecord(id=1, round_at=now, reap_from=now, host=host))
+        return True
+    round_at, reap_from, now = row
+    if not 0 <= now - round_at <= gap_s:
+        reap_from = now + grace_s
+    elif reap_from > now + grace_s:
+        reap_from = now
+    session.execute(
+        update(DispatchRecord)
+        .where(DispatchRecord.id == 1)
+        .values(round_at=now, reap_from=reap_from, host=host)
+        .execution_options(synchronize_session=False)
+    )
+    return now >= reap_from
+
+
+def other_host(session: Session, host: str, within_s: float) -> str | None:
+    """The host of a dispatcher that looked within the last `within_s` seconds, if it is not `host`."""
+    recent = DispatchRecord.round_at > db_now() - within_s
+    return session.scalar(select(DispatchRecord.host).where(DispatchRecord.host != host, recent))

@@ -1,0 +1,88 @@
+"""Comparisons and curves over HTTP: asked for, told while they grow, and thinned."""
+
+import json
+import threading
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from jobs.database import Database
+from jobs.records import ComparisonRecord
+from jobs.repository import comparisons, jobs, metrics
+from jobs.states import Cause
+from tests.api import client, database, error_of, queue, run
+from tests.fakes import FakeQueue
+from trainer_core.errors import error_dict
+
+__all__ = ["client", "database", "queue"]
+
+
+def test_only_a_trained_job_can_be_compared(
+    client: TestClient, database: Database, queue: FakeQueue, spec: dict[str, Any]
+) -> None:
+    fence = run(database, client, spec)
+    path = f"/v1/jobs/{fence.job_id}/compare"
+    error_of(client.post(path, json={"prompt": "سؤال"}), 409, "state_conflict")
+    with database.transaction() as session:
+        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
+    reply = client.post(path, json={"prompt": "سؤال"}, params={"wait_s": 0})
+    assert (reply.status_code, reply.json()["state"]) == (202, "queued")
+    assert queue.comparisons == [reply.json()["id"]]
+    assert client.get(reply.headers["location"]).json()["request"]["prompt"] == "سؤال"
+    for body in ({}, {"prompt": ""}, {"prompt": "x", "temperature": -1}, {"prompt": "x", "typo": 1}, {"prompt": "\x00"}):
+        error_of(client.post(path, json=body), 422, "spec_invalid")
+
+
+def test_a_comparison_is_told_while_it_grows(client: TestClient, database: Database, spec: dict[str, Any]) -> None:
+    fence = run(database, client, spec)
+    with database.transaction() as session:
+        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
+    path = f"/v1/jobs/{fence.job_id}/compare"
+    for result, error in (({"trained_model_response": "مدينة الرباط"}, None), (None, error_dict("internal", "broken"))):
+        asked = client.post(path, json={"prompt": "سؤال"}, params={"wait_s": 0})
+        partial = {"trained_model_response": "مدينة", "reference_model_response": ""}
+        with database.transaction() as session:
+            claimed = comparisons.claim_next(session, 60)
+            assert claimed is not None
+            comparisons.tell(session, claimed, partial)
+        stream = f"{asked.headers['location']}/events"
+        timer = threading.Timer(0.7, _finish, (database, claimed, result, error))
+        timer.start()
+        text = client.get(stream).text
+        timer.join()
+        events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")]
+        assert [event["event"] for event in events] == ["partial", "error" if error else "result"]
+        assert json.loads(events[0]["data"]) == partial
+        last = json.loads(events[1]["data"])
+        assert last == error if error else (last["state"], last["result"]) == ("succeeded", result)
+        # Asked for when it is over, it tells the end alone.
+        assert client.get(stream).text.count("event: ") == 1
+    error_of(client.get(f"/v1/jobs/{fence.job_id}/comparisons/{'0' * 32}/events"), 404, "not_found")
+    error_of(client.post(path, json={"prompt": ""}, params={"stream": True}), 422, "spec_invalid")
+
+
+def _finish(
+    database: Database, claimed: ComparisonRecord, result: dict[str, Any] | None, error: dict[str, Any] | None
+) -> None:
+    with database.transaction() as session:
+        comparisons.finish(session, claimed, result, error)
+
+
+def test_a_curve_is_thinned_on_request(client: TestClient, database: Database, spec: dict[str, Any]) -> None:
+    fence = run(database, client, spec)
+    with database.transaction() as session:
+        for step in range(1, 301):
+            value = None if step == 77 else 50.0 if step == 150 else 1 / step
+            metrics.add(session, fence.job_id, 1, step, {"loss": value, "short": 1.0} if step < 9 else {"loss": value})
+    path = f"/v1/jobs/{fence.job_id}/metrics"
+    whole = client.get(path).json()["series"]
+    thin = client.get(path, params={"max_points": 20}).json()["series"]
+    assert len(whole["loss"]) == 300
+    assert thin["short"] == whole["short"]
+    assert 10 <= len(thin["loss"]) <= 20
+    assert [point["step"] for point in thin["loss"]] == sorted({point["step"] for point in thin["loss"]})
+    assert all(point in whole["loss"] for point in thin["loss"])
+    assert {1, 150, 300} <= {point["step"] for point in thin["loss"]}, "the ends and the peak"
+    table = client.get(path, params={"max_points": 4, "format": "csv", "name": "loss"}).text
+    assert table.count("\n") <= 5
+    error_of(client.get(path, params={"max_points": 3}), 422, "spec_invalid")

@@ -1,0 +1,75 @@
+"""What the end of a training process means: which failures are the job's, and which only cost an attempt."""
+
+import errno
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+# Failures that the training process itself reports and that another attempt, on a healthy device, may not meet.
+LOSSES = frozenset({"gpu_lost"})
+GPU_VARIABLE = "TAFDIL_TRAINS_ON"
+"""Names the GPU that a training process was given; unset on a machine without one."""
+EXIT_SUPERVISOR_SILENT = 75
+"""Exit code of a training whose supervisor was not heard of for too long."""
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Whether the system says that there is no room left."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """How many processes of this process's control group the kernel has killed for memory; 0 where it does not say."""
+    try:
+        lines = own.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    places = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        below = path.lstrip("/")
+        if not controllers:
+            places += [cgroups / below / "memory.events", cgroups / "memory.events"]
+        elif "memory" in controllers.split(","):
+            root = cgroups / "memory"
+            places += [root / below / "memory.oom_control", root / "memory.oom_control"]
+    for place in places:
+        try:
+            fields = dict(line.split() for line in place.read_text(encoding="ascii").splitlines())
+            return int(fields["oom_kill"])
+        except (OSError, KeyError, ValueError):
+            continue
+    return 0
+
+
+class OomWatch:
+    """Whether the kernel has killed something of this control group for memory within the last seconds.
+
+    The count is of the whole group. Only a rise just before the training's own end tells of the training.
+    """
+
+    _EVERY_S = 5.0
+
+    def __init__(self, count: Callable[[], int] = oom_kills, clock: Callable[[], float] = time.monotonic) -> None:
+        self._count, self._clock = count, clock
+        self._looks = [(clock(), count())]
+
+    def look(self) -> None:
+        """Call it often while the training runs."""
+        if self._clock() - self._looks[-1][0] >= self._EVERY_S:
+            self._looks = [self._looks[-1], (self._clock(), self._count())]
+
+    def has_risen(self) -> bool:
+        return self._count() > self._looks[0][1]
+
+
+def told_by_exit(exit_code: int) -> str:
+    """An exit code in words."""
+    if exit_code == EXIT_SUPERVISOR_SILENT:
+        return "its supervisor stopped answering"
+    if exit_code < 0:
+        return f"the training process was killed by {signal.Signals(-exit_code).name}"
+    return f"the training process ended with exit code {exit_code} and no result"

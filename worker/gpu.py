@@ -1,0 +1,127 @@
+"""The GPU of this worker: which it is, who may use it, and whether it is free again. Asks `nvidia-smi`; knows no torch."""
+
+import csv
+import fcntl
+import logging
+import os
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+_DEVICES = Path("/dev")
+_ASK_TIMEOUT_S = 20
+_FREE_TIMEOUT_S = 10.0
+# What a driver keeps for itself, more or less, from one look to the next.
+_TOLERANCE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, or one MIG slice of it, by its unique id."""
+
+    uuid: str
+    name: str
+
+
+class GpuUnknown(Exception):
+    """What GPUs there are cannot be told at the moment."""
+
+
+def visible_gpu() -> Gpu | None:
+    """The first GPU that `CUDA_VISIBLE_DEVICES` shows this worker, or None on a machine without one.
+
+    A worker trains on one GPU; the training process is shown that one alone.
+
+    Raises:
+        GpuUnknown: there are GPUs, but nothing tells which; training now could take one that another worker holds.
+    """
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is not None and wanted.strip() in ("", "-1", "NoDevFiles"):
+        return None
+    first = wanted.split(",")[0].strip() if wanted else "0"
+    if first.startswith("MIG-"):
+        return Gpu(first, "MIG slice")
+    answer = _ask("gpu", "index,uuid,name")
+    if answer is None:
+        if any(_DEVICES.glob("nvidia[0-9]*")):
+            raise GpuUnknown("nvidia-smi fails on a machine that has GPUs")
+        return None
+    for index, uuid, name in answer:
+        if first == index or (first.startswith("GPU-") and uuid.startswith(first)):
+            return Gpu(uuid, name)
+    return None
+
+
+def memory_used_bytes(gpu: Gpu) -> int | None:
+    """Device memory in use by everybody, in bytes; None when the device does not say."""
+    for uuid, used in _ask("gpu", "uuid,memory.used") or []:
+        if uuid == gpu.uuid and used.isdigit():
+            return int(used) * 2**20
+    return None
+
+
+def memory_after_bytes(gpu: Gpu, before: int | None) -> int | None:
+    """Device memory in use once it is as low as `before`, or after ten seconds: a driver frees it a moment late."""
+    deadline = time.monotonic() + _FREE_TIMEOUT_S
+    while True:
+        used = memory_used_bytes(gpu)
+        is_free = used is None or before is None or used <= before + _TOLERANCE_BYTES
+        if is_free or time.monotonic() > deadline:
+            return used
+        time.sleep(0.2)
+
+
+class GpuLock:
+    """The right to use a GPU, on this host. The kernel takes it back when every process that holds it has ended.
+
+    The training process inherits it, so a training that outlives its supervisor still keeps others away.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    @classmethod
+    def take(cls, gpu: Gpu, folder: Path) -> Self | None:
+        """The lock, or None when somebody holds it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"tafdil-{gpu.uuid.replace('/', '_')}.lock"
+        # Opened before it is created: in a sticky directory the kernel refuses to create over another user's file.
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            with suppress(PermissionError):
+                path.chmod(0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        return cls(descriptor)
+
+    def release(self) -> None:
+        os.close(self.descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.release()
+
+
+def _ask(what: str, fields: str) -> list[list[str]] | None:
+    """Rows of `nvidia-smi --query-<what>=<fields>`; none where there is no such program; None when it fails."""
+    command = ["nvidia-smi", f"--query-{what}={fields}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)
+    except FileNotFoundError:
+        return []
+    except (subprocess.SubprocessError, OSError) as error:
+        log.warning("nvidia-smi does not answer: %s", error)
+        return None
+    return list(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
