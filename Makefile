@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo serve test check format clean
+.PHONY: demo serve test bench check format clean
 
 # torch first and by its exact version, so that no other package pulls a larger build.
 .venv/bin/python:
@@ -25,6 +25,14 @@ serve: .venv/run.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
+
+# Hours on a small machine, one after the other; each has options (`--help`).
+bench: .venv/dev.stamp
+	$(BIN)/python -m benchmarks.train_throughput
+	$(BIN)/python -m benchmarks.submit_latency
+	$(BIN)/python -m benchmarks.compare_latency
+	$(BIN)/python -m benchmarks.read_latency --database sqlite
+	$(BIN)/python -m benchmarks.validate_throughput
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
