@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from jobs.curves import CurvePoint, downsample
 from jobs.database import Database
 from jobs.errors import DuplicateKey, IdempotencyConflict, NotFound, StateConflict, TooLarge
-from jobs.estimates import seconds_until_start
+from jobs.estimates import seconds_until_starts
 from jobs.places import attempt_dir, data_file, dataset_file, find_model
 from jobs.queue import JobQueue
 from jobs.records import AttemptRecord, ComparisonRecord, DatasetRecord, JobRecord
@@ -183,16 +183,13 @@ class JobService:
         """By job id, where those of the jobs stand that are queued."""
         with self.database.reading() as session:
             positions = jobs.queue_positions(session, found)
-            if not positions:
-                return {}
-            durations = attempts.last_durations_s(session)
-            classes = {job.gpu_class for job in found}
-            running = {gpu_class: attempts.busy_seconds_left(session, gpu_class) for gpu_class in classes}
-        return {
-            job.id: QueuePlace(place, seconds_until_start(place, running[job.gpu_class], durations))
-            for job in found
-            if (place := positions.get(job.id))
-        }
+            durations = attempts.last_durations_s(session) if positions else []
+            places: dict[str, QueuePlace] = {}
+            for gpu_class, of_class in positions.items():
+                running = attempts.busy_seconds_left(session, gpu_class)
+                starts = seconds_until_starts(max(of_class.values()), running, durations)
+                places |= {job_id: QueuePlace(place, starts[place - 1]) for job_id, place in of_class.items()}
+            return places
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """Every try of a job, the first one first."""

@@ -76,12 +76,12 @@ def page(
     return session.scalars(query).all()
 
 
-def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str, int]:
-    """The place of each queued job among `jobs` in the order of claims, from 1.
+def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | None, dict[str, int]]:
+    """By class and id, the place of each queued job among `jobs` in the order of claims, from 1.
 
     It counts the jobs that a worker of the job's class would take first: those of that class and those of none.
     """
-    positions: dict[str, int] = {}
+    positions: dict[str | None, dict[str, int]] = {}
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     # Once along the queue for each class that occurs, however many of its jobs are asked for.
     for gpu_class in {job.gpu_class for job in queued}:
@@ -90,7 +90,9 @@ def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str, in
         queue = select(JobRecord.id, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
         ids = [job.id for job in queued if job.gpu_class == gpu_class]
         rows = session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(ids)))
-        positions |= {row[0]: row[1] for row in rows}
+        # Those that were claimed meanwhile have no place.
+        if places := {row[0]: row[1] for row in rows}:
+            positions[gpu_class] = places
     return positions
 
 

@@ -209,7 +209,7 @@ def test_a_queued_job_is_paused_and_resumed_at_its_place(database: Database) -> 
     third = submit(database)
     with database.transaction() as session:
         assert jobs.resume(session, first)
-        assert jobs.queue_positions(session, jobs.page(session, 10)) == {first: 1, third: 2}
+        assert jobs.queue_positions(session, jobs.page(session, 10)) == {None: {first: 1, third: 2}}
     paused = submit(database)
     with database.transaction() as session:
         assert jobs.pause_queued(session, paused)
@@ -229,7 +229,7 @@ def test_priority_and_class_decide_who_claims_what(database: Database) -> None:
     plain, a100, urgent_h100, urgent = put(), put(gpu_class="a100"), put(gpu_class="h100", priority=9), put(priority=5)
     with database.transaction() as session:
         positions = jobs.queue_positions(session, jobs.page(session, 10))
-    assert positions == {plain: 2, a100: 3, urgent_h100: 1, urgent: 1}
+    assert positions == {None: {plain: 2, urgent: 1}, "a100": {a100: 3}, "h100": {urgent_h100: 1}}
     assert take("a100") == urgent
     assert take("a100") == plain
     assert take(None) is None
@@ -371,7 +371,7 @@ def test_queue_positions_and_pages(database: Database) -> None:
     with database.transaction() as session:
         page = jobs.page(session, 10)
         assert [job.id for job in page] == ids[::-1]
-        assert jobs.queue_positions(session, page) == {job_id: i for i, job_id in enumerate(ids[1:], start=1)}
+        assert jobs.queue_positions(session, page) == {None: {job_id: i for i, job_id in enumerate(ids[1:], start=1)}}
         assert [job.id for job in jobs.page(session, 2, before=page[1].number)] == ids[2:0:-1]
         assert [job.id for job in jobs.page(session, 10, state="running")] == ids[:1]
         assert not jobs.page(session, 10, method="kto")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.estimates import seconds_until_start
+from jobs.estimates import seconds_until_starts
 
 
 @pytest.mark.parametrize(
@@ -28,4 +28,4 @@ from jobs.estimates import seconds_until_start
 def test_hand_made_cases(
     position: int, running: list[tuple[float, float | None]], durations: list[float], expected: float | None
 ) -> None:
-    assert seconds_until_start(position, running, durations) == expected
+    assert seconds_until_starts(position, running, durations)[-1] == expected
