@@ -33,6 +33,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.compare_latency
 	$(BIN)/python -m benchmarks.read_latency --database sqlite
 	$(BIN)/python -m benchmarks.validate_throughput
+	$(BIN)/python -m benchmarks.tokenize_throughput
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

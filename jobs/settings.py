@@ -63,6 +63,13 @@ class Settings(BaseSettings):
         "it answers first. Trainings on one base share its weights.",
     )
 
+    cache_gib: float = Field(
+        10,
+        ge=0,
+        description="What trainings may keep for each other in `cache/` of the data directory, in GiB: tokenised rows and "
+        "the reference's log-probabilities. What was used longest ago goes first.",
+    )
+
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:
         if self.heartbeat_s * 4 > self.lease_s:

@@ -3,7 +3,6 @@
 The training fields are those of the library (`trainer_core.config`); here stand only a job's name and its data.
 """
 
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
@@ -114,16 +113,8 @@ JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpe
 _CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 
-def library_config(
-    spec: dict[str, Any], dataset: Path, eval_dataset: Path | None, output_dir: Path, cache_dir: Path
-) -> PreferenceConfig:
-    """The library's config of a resolved spec, with the places that the service chose."""
+def library_config(spec: dict[str, Any], places: dict[str, Any]) -> PreferenceConfig:
+    """The library's config of a resolved spec, with what the service chose: the fields of `LibraryPaths`."""
     config = _CONFIGS[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}
-    paths = {
-        "dataset_path": str(dataset),
-        "eval_dataset_path": str(eval_dataset) if eval_dataset else None,
-        "output_dir": str(output_dir),
-        "cache_dir": str(cache_dir),
-    }
-    return config(**{**fields, **paths})
+    return config(**{**fields, **places})

@@ -4,9 +4,12 @@ Each method's own fields are a class of their own (`KTOSettings`, ...), which th
 field is described once. Torch-free: importing this module loads pydantic and nothing heavier.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from trainer_core.file_cache import FileCache
 
 Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
@@ -277,8 +280,14 @@ class LibraryPaths(BaseModel):
     eval_dataset_path: str | None = Field(None, description="Validation rows.")
     output_dir: str = Field("", description="Where the model and checkpoints go; default `./checkpoints/<method>`.")
     cache_dir: str | None = Field(
-        None, description="Where the reference's log-probabilities are kept for other trainings; `null`: nowhere."
+        None,
+        description="Where token ids and the reference's log-probabilities are kept for other trainings; `null`: nowhere.",
     )
+    cache_gib: float = Field(10, ge=0, description="What `cache_dir` may hold; what was used longest ago goes first.")
+
+    def file_cache(self) -> FileCache | None:
+        """The cache in `cache_dir`; None where there is none."""
+        return FileCache(Path(self.cache_dir), int(self.cache_gib * 2**30)) if self.cache_dir else None
 
     def model_post_init(self, context: Any, /) -> None:
         if not self.output_dir and isinstance(self, TrainingSettings):

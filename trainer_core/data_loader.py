@@ -41,6 +41,7 @@ class PreferenceData:
         self.held_back: list[Row] = []
         self._left_over = 0
         self._reports: dict[str, TokenReport] = {}
+        self._cache = config.file_cache()
 
     def load(self) -> None:
         """Reads the files and prepares the rows. Raises `DataInvalid` or `DataOverlong`."""
@@ -114,7 +115,7 @@ class PreferenceData:
 
     def _encode(self, part: str, rows: list[Row]) -> list[Row]:
         self._check_confidence(rows)
-        encoded, report = encode_rows(rows, self.renderer, self.config)
+        encoded, report = encode_rows(rows, self.renderer, self.config, self._cache)
         self._reports[part] = report
         if report.rows_cut or report.rows_dropped:
             self._observer.warning(

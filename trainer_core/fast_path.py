@@ -1,13 +1,12 @@
 """Which way a training computes its numbers: decided from its config, model, data and memory, and told in its metadata."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from trainer_core import memory, reference_logps
-from trainer_core.acceleration import Savings, accelerate, refusal
+from trainer_core.acceleration import Savings, accelerate, refusal, release
 from trainer_core.config import PreferenceConfig
 from trainer_core.models import DTYPES, Precision, free_memory
 from trainer_core.observer import Observer
@@ -89,6 +88,7 @@ class FastPath:
             if reason is None:
                 accelerate(one, trainer.savings, only_log_probs=name == "reference")
                 continue
+            release(one)
             self._plain_because[name] = reason
             if self._config.acceleration != "off":
                 self._observer.warning("plain_path", f"the {name} takes TRL's own path, which is slower: {reason}")
@@ -131,13 +131,16 @@ class FastPath:
     def _known(self, dataset: Any, cache: reference_logps.Cache | None) -> reference_logps.Columns | None:
         if cache is None:
             return None
-        return cache.load(fingerprint_of_plan(dataset), self._columns, len(dataset))
+        return cache.load(fingerprint_of_plan(dataset))
 
     def _cache(self, batch_size: int, precision: Precision) -> reference_logps.Cache | None:
         """The place for what this reference says of rows in batches of a size; None where the config names no directory."""
-        if self._config.cache_dir is None:
+        files = self._config.file_cache()
+        if files is None:
             return None
         identity = {
+            "what": "log-probabilities",
+            "columns": self._columns,
             "reference": self._reference_fingerprint(),
             "precision": precision,
             "plain path": sorted(self._plain_because),
@@ -145,4 +148,4 @@ class FastPath:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "torch": torch.__version__,
         }
-        return reference_logps.Cache(Path(self._config.cache_dir) / "reference_logps", identity)
+        return reference_logps.Cache(files, identity)

@@ -5,18 +5,15 @@ batches of the first epoch, so a resumed training computes the same bits, and ke
 trainings on the same rows and the same reference, with whatever learning rate or β, share them.
 """
 
-import hashlib
 import json
-import math
-import os
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+
+from trainer_core.file_cache import FileCache
 
 Columns = dict[str, list[float]]
 """By TRL's name of the column, a value a row."""
@@ -24,41 +21,23 @@ Columns = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Cache:
-    """A directory of log-probabilities.
+    """Log-probabilities that are kept.
 
     Attributes:
         identity: everything beside the rows that decides the values: the reference's weights, precision, batch size.
     """
 
-    folder: Path
+    files: FileCache
     identity: dict[str, Any]
 
-    def path(self, rows_fingerprint: str) -> Path:
-        key = json.dumps({**self.identity, "rows": rows_fingerprint}, sort_keys=True)
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
-
-    def load(self, rows_fingerprint: str, names: Iterable[str], rows: int) -> Columns | None:
-        """The columns, None when there are none that are whole."""
-        try:
-            found = json.loads(self.path(rows_fingerprint).read_text(encoding="utf-8"))
-            columns = {name: [float(value) for value in found[name]] for name in names}
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-        is_whole = all(len(values) == rows and all(map(math.isfinite, values)) for values in columns.values())
-        return columns if is_whole else None
+    def load(self, rows_fingerprint: str) -> Columns | None:
+        """The columns of all rows; None when there are none."""
+        found = self.files.read({**self.identity, "rows": rows_fingerprint})
+        return None if found is None else json.loads(found)
 
     def store(self, rows_fingerprint: str, columns: Columns) -> None:
-        """Keeps columns. A directory that cannot be written costs time later, and no training."""
-        path = self.path(rows_fingerprint)
-        staged = path.with_suffix(f".{os.getpid()}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Python writes the shortest text that reads back as the same number.
-            staged.write_text(json.dumps(columns), encoding="utf-8")
-            staged.replace(path)
-        except OSError:
-            with suppress(OSError):
-                staged.unlink()
+        # Python writes the shortest text that reads back as the same number.
+        self.files.write({**self.identity, "rows": rows_fingerprint}, json.dumps(columns).encode())
 
 
 def compute(

@@ -4,13 +4,19 @@ Knows the tokenizer and the length limits. Knows nothing of models, losses or fi
 """
 
 import hashlib
+import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import TemplateError
 
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
+from trainer_core.file_cache import FileCache
 from trainer_core.row_rules import Row, is_text
 from trainer_core.rows import MAX_ERRORS
 
@@ -21,6 +27,9 @@ Messages = list[dict[str, str]]
 
 
 _SHOWN_ROWS = 20
+_HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
+# Rows that are tokenised at once: enough for every core, little in memory.
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass
@@ -84,6 +93,11 @@ class Renderer:
         template = self.tokenizer.chat_template if self.uses_template else "prompt + completion + end token"
         return hashlib.sha256(str(template).encode()).hexdigest()
 
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        """SHA-256 of a fast tokenizer's vocabulary and rules, hex."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
     def prompt_text(self, prompt: str | Messages) -> str:
         """The text that the model sees before it answers."""
         if not self.uses_template:
@@ -101,24 +115,37 @@ class Renderer:
             DataInvalid: the template refuses the messages, or renders the prompt differently once an answer follows, so
                 that training would see another prompt than generation.
         """
-        return Encoded(self.prompt_ids(prompt), [self._answer_ids(prompt, answer) for answer in answers])
+        return self.encode_texts([self.texts(prompt, answers)])[0]
 
-    def _answer_ids(self, prompt: str | Messages, answer: str | Messages) -> list[int]:
-        end: int = self.tokenizer.eos_token_id
-        if not self.uses_template:
-            text = answer if isinstance(answer, str) else "\n".join(message["content"] for message in answer)
-            ids = self._ids(text)
-            return ids if ids and ids[-1] == end else [*ids, end]
+    def texts(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> list[str]:
+        """The text before an answer, and each answer's. Raises as `encode` does."""
         before = self.prompt_text(prompt)
+        found = [before, *(self._answer_text(prompt, before, answer) for answer in answers)]
+        if not all(map(is_text, found)):
+            raise DataInvalid(_HALF_A_CHARACTER)
+        return found
+
+    def encode_texts(self, rows: Sequence[list[str]]) -> list[Encoded]:
+        """Ids of many rows of `texts` at once, for which a tokenizer uses all cores."""
+        every = iter(self.tokenizer([text for row in rows for text in row], add_special_tokens=False)["input_ids"])
+        ids = [[list(next(every)) for _ in row] for row in rows]
+        return [Encoded(prompt, [self._ended(answer) for answer in answers]) for prompt, *answers in ids]
+
+    def _answer_text(self, prompt: str | Messages, before: str, answer: str | Messages) -> str:
+        if not self.uses_template:
+            return answer if isinstance(answer, str) else "\n".join(message["content"] for message in answer)
         messages = _as_messages(prompt, "user") + _as_messages(answer, "assistant")
         whole = self._template(messages, add_generation_prompt=False)
         if not whole.startswith(before):
             raise DataInvalid("the chat template renders the prompt differently once an answer follows it")
         # Tokenised apart, as generation sees it: jointly, an answer that opens with a line break would merge with the
         # prompt's last token, and the model would train on a prompt that it never gets.
-        ids = self._ids(whole[len(before) :])
+        return whole[len(before) :]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        end: int = self.tokenizer.eos_token_id
         # Templates put a line break after the end token; generation has stopped by then, so nothing is learnt from it.
-        while ids and ids[-1] != end and end in ids:
+        while self.uses_template and ids and ids[-1] != end and end in ids:
             ids.pop()
         return ids if ids and ids[-1] == end else [*ids, end]
 
@@ -130,7 +157,7 @@ class Renderer:
 
     def _ids(self, text: str) -> list[int]:
         if not is_text(text):
-            raise DataInvalid("the text holds half of a surrogate pair: a character that was cut in two")
+            raise DataInvalid(_HALF_A_CHARACTER)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
@@ -138,11 +165,16 @@ def _as_messages(value: str | Messages, role: str) -> Messages:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
-def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings") -> tuple[list[Row], TokenReport]:
+def encode_rows(
+    rows: list[Row], renderer: Renderer, settings: "TrainingSettings", cache: FileCache | None = None
+) -> tuple[list[Row], TokenReport]:
     """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
 
     Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
     end token.
+
+    Args:
+        cache: of tokenised rows, for trainings with other limits as well.
 
     Raises:
         DataInvalid: some rows cannot be rendered; every such row is named, up to `MAX_ERRORS`.
@@ -150,16 +182,11 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
     """
     report = TokenReport()
     encoded: list[Row] = []
-    broken: list[Detail] = []
     overlong: list[Detail] = []
-    for index, row in enumerate(rows, start=1):
+    for index, (row, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache), strict=True), start=1):
+        ids = whole
         number = row.get("row") or index
-        names = ("chosen", "rejected") if "chosen" in row else ("completion",)
-        try:
-            ids = renderer.encode(row["prompt"], [row[name] for name in names])
-        except DataInvalid as error:
-            broken.append(Detail("prompt", error.message, number))
-            continue
+        names = _answers(row)
         longest_answer = max(len(answer) for answer in ids.answers_ids)
         report.prompt_tokens.append(len(ids.prompt_ids))
         report.answer_tokens += [len(answer) for answer in ids.answers_ids]
@@ -177,8 +204,6 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
             answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
             encoded.append({**row, "prompt_ids": ids.prompt_ids, **answers, "row": number})
             report.total_tokens += sum(len(ids.prompt_ids) + len(answer) for answer in ids.answers_ids)
-    if broken:
-        raise DataInvalid(f"{len(broken)} rows cannot be rendered, the first is row {broken[0].line}", broken[:MAX_ERRORS])
     if overlong:
         raise DataOverlong(
             f"{len(overlong)} rows are longer than max_prompt_length={settings.max_prompt_length} or "
@@ -187,6 +212,66 @@ def encode_rows(rows: list[Row], renderer: Renderer, settings: "TrainingSettings
         )
     report.rows = len(encoded)
     return encoded, report
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    return ("chosen", "rejected") if "chosen" in row else ("completion",)
+
+
+def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> list[Encoded]:
+    identity = _identity(rows, renderer) if cache else None
+    if cache and identity:
+        known = cache.read(identity)
+        if known is not None:
+            return _unpacked(known, [1 + len(_answers(row)) for row in rows])
+    found: list[Encoded] = []
+    broken: list[Detail] = []
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        texts: list[list[str]] = []
+        for index, row in enumerate(rows[start : start + _ROWS_AT_ONCE], start=start + 1):
+            try:
+                texts.append(renderer.texts(row["prompt"], [row[name] for name in _answers(row)]))
+            except DataInvalid as error:
+                broken.append(Detail("prompt", error.message, row.get("row") or index))
+        if not broken:
+            found += renderer.encode_texts(texts)
+    if broken:
+        raise DataInvalid(f"{len(broken)} rows cannot be rendered, the first is row {broken[0].line}", broken[:MAX_ERRORS])
+    if cache and identity:
+        cache.write(identity, _packed(found))
+    return found
+
+
+def _identity(rows: list[Row], renderer: Renderer) -> dict[str, Any] | None:
+    """All that decides the ids of rows; None where something else may, as a template that asks for the date."""
+    tokenizer = renderer.tokenizer
+    if not getattr(tokenizer, "is_fast", False) or "strftime_now" in str(tokenizer.chat_template):
+        return None
+    texts = hashlib.sha256()
+    for row in rows:
+        texts.update(json.dumps([row["prompt"], *(row[name] for name in _answers(row))]).encode() + b"\n")
+    return {
+        "what": "token ids",
+        "rows": texts.hexdigest(),
+        "template": renderer.fingerprint,
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "tokenizer": renderer.tokenizer_fingerprint,
+        "versions": [version("tokenizers"), version("transformers")],
+    }
+
+
+def _packed(rows: list[Encoded]) -> bytes:
+    """The lengths of all lists of ids, then the ids, in 4 bytes each."""
+    lists = [ids for row in rows for ids in (row.prompt_ids, *row.answers_ids)]
+    return array("i", chain(map(len, lists), *lists)).tobytes()
+
+
+def _unpacked(content: bytes, lists_of_rows: list[int]) -> list[Encoded]:
+    values = array("i", content)
+    first = sum(lists_of_rows)
+    lists = (values[start:end].tolist() for start, end in pairwise(accumulate(values[:first], initial=first)))
+    rows = [[next(lists) for _ in range(count)] for count in lists_of_rows]
+    return [Encoded(prompt, answers) for prompt, *answers in rows]
 
 
 def _cut(ids: Encoded, settings: "TrainingSettings", report: TokenReport) -> Encoded:

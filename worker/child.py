@@ -190,6 +190,8 @@ class Reporter(Observer):
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     clock = StartClock()
     clock.begins("imports")
     import torch
@@ -204,9 +206,8 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
         # Days on a CPU in the place of hours are no service.
         raise RuntimeError(f"no CUDA-capable device for torch, although the GPU {wanted} is there")
 
-    dataset = Path(plan["dataset"])
-    eval_dataset = Path(plan["eval_dataset"]) if plan["eval_dataset"] else None
-    config = library_config(plan["spec"], dataset, eval_dataset, Path(plan["output_dir"]), Path(plan["cache_dir"]))
+    places = plan["places"]
+    config = library_config(plan["spec"], places)
     trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=Reporter(reports, stop, clock))
     checkpoint = newest_checkpoint(plan)
     if checkpoint:
@@ -214,8 +215,10 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
     elif plan["start_from"]:
         reports.send("warning", code="checkpoint_gone", message="the checkpoint to start from is gone; training starts anew")
     trainer.train(resume_from_checkpoint=checkpoint)
-    data = {"dataset_sha256": sha256(dataset)} | ({"eval_dataset_sha256": sha256(eval_dataset)} if eval_dataset else {})
-    saved = json.loads((Path(plan["output_dir"]) / f"{trainer.preference_method}_metadata.json").read_text(encoding="utf-8"))
+    paths = {name: places[f"{name}_path"] for name in ("dataset", "eval_dataset")}
+    data = {f"{name}_sha256": sha256(Path(path)) for name, path in paths.items() if path}
+    metadata = Path(places["output_dir"]) / f"{trainer.preference_method}_metadata.json"
+    saved = json.loads(metadata.read_text(encoding="utf-8"))
     reports.send("finished", metadata={**saved, **data, "attempt": plan["attempt"]})
 
 

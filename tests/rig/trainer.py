@@ -54,7 +54,7 @@ def state_after(steps: int, seed: int = 0) -> str:
 def train(plan: dict[str, Any], reports: child.Reports, stop: threading.Event) -> None:
     spec, job_id, attempt = plan["spec"], plan["job_id"], plan["attempt"]
     behaviour = Behaviour.model_validate_json(spec["name"] or "{}")
-    output = Path(plan["output_dir"])
+    output = Path(plan["places"]["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     note("start", job=job_id, attempt=attempt)
     reports.send("phase", phase="preparing")

@@ -1,5 +1,6 @@
 """Rendering, prefixes, and what the length limits do. Uses the shipped tokenizer."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import AutoTokenizer
 from tests.conftest import TINY_MODEL
 from trainer_core.config import IPOConfig
 from trainer_core.errors import DataInvalid, DataOverlong
+from trainer_core.file_cache import FileCache
 from trainer_core.tokens import Renderer, encode_rows
 
 ROW = {"prompt": "ما عاصمة مصر؟", "chosen": "عاصمة مصر هي القاهرة.", "rejected": "القاهرة."}
@@ -53,8 +55,8 @@ def test_a_template_that_changes_the_prompt_is_refused(tokenizer: Any) -> None:
         def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
             return f"{len(messages)} {messages[0]['content']}"
 
-        def __call__(self, text: str, **_: Any) -> dict[str, Any]:
-            return tokenizer(text)
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
+            return tokenizer(texts)
 
     with pytest.raises(DataInvalid, match="1 rows cannot be rendered, the first is row 1"):
         encode_rows([ROW], Renderer(Shifty()), config())
@@ -87,3 +89,54 @@ def test_text_survives_with_diacritics_and_direction_marks(tokenizer: Any) -> No
     text = "السَّلامُ عليكم \u200fـــ 123 ١٢٣"
     encoded = Renderer(tokenizer).encode("س", [text])
     assert tokenizer.decode(encoded.answers_ids[0], skip_special_tokens=True) == text
+
+
+def test_tokenised_rows_are_kept_for_trainings_with_other_limits(tokenizer: Any, tmp_path: Path) -> None:
+    class Counting:
+        """The tokenizer, and how many texts it was given."""
+
+        texts = 0
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def __call__(self, texts: list[str], **options: Any) -> Any:
+            Counting.texts += len(texts)
+            return tokenizer(texts, **options)
+
+    cache = FileCache(tmp_path, 10**6)
+    labelled = {"prompt": "سؤال", "completion": "جواب طويل بعض الشيء.", "label": True}
+    for rows in ([ROW, {**ROW, "chosen": "لا."}], [labelled]):
+        expected = encode_rows(rows, Renderer(tokenizer), config())
+        assert encode_rows(rows, Renderer(Counting()), config(), cache) == expected
+        before = Counting.texts
+        assert encode_rows(rows, Renderer(Counting()), config(), cache) == expected
+        # What is beside the texts may change, and so may the limits.
+        other = [{**row, "confidence": 0.5} for row in rows]
+        found, report = encode_rows(other, Renderer(Counting()), config(max_prompt_length=3, max_length=8), cache)
+        assert report.prompts_cut == len(rows)
+        assert all(row["confidence"] == 0.5 for row in found)
+        assert Counting.texts == before
+        # Another text, another template.
+        encode_rows([{**rows[0], "prompt": "سؤال آخر"}, *rows[1:]], Renderer(Counting()), config(), cache)
+        assert Counting.texts > before
+        before = Counting.texts
+        assert encode_rows(rows, Renderer(Counting(), apply_chat_template=False), config(), cache) != expected
+        assert Counting.texts > before
+
+
+def test_rows_that_cannot_be_rendered_are_all_named_and_nothing_is_kept(tokenizer: Any, tmp_path: Path) -> None:
+    broken = {**ROW, "chosen": "\ud800"}
+    rows = [ROW] * 1500
+    rows[3] = rows[1200] = broken
+    with pytest.raises(DataInvalid, match="2 rows cannot be rendered, the first is row 4") as error:
+        encode_rows(rows, Renderer(tokenizer), config(), FileCache(tmp_path, 10**6))
+    assert [detail.line for detail in error.value.details] == [4, 1201]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_template_that_asks_for_the_date_is_rendered_each_time(tokenizer: Any, tmp_path: Path) -> None:
+    dated = AutoTokenizer.from_pretrained(TINY_MODEL)
+    dated.chat_template = "{% set day = strftime_now('%d') %}" + tokenizer.chat_template
+    encode_rows([ROW], Renderer(dated), config(), FileCache(tmp_path, 10**6))
+    assert list(tmp_path.iterdir()) == []

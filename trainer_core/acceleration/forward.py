@@ -68,6 +68,12 @@ def is_accelerated(model: Any) -> bool:
     return hasattr(causal_of(model), "_tafdil_savings")
 
 
+def release(model: Any) -> None:
+    """Lets a model that was accelerated before answer TRL's calls by TRL's own code, which lies above ours by now."""
+    if is_accelerated(model):
+        del causal_of(model)._tafdil_savings
+
+
 def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) -> None:
     """Makes `model(..., labels=labels, fused_lm_head=True)`, TRL's call for log-probabilities, take packed rows.
 
