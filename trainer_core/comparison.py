@@ -219,8 +219,9 @@ class ModelPair:
         return self.renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _preference_score(self, ids: list[int], answers: _Answers) -> float:
-        scores = score(self.policy, self.reference, [ids, ids], [answers.trained, answers.reference])
-        return torch.sigmoid(self.beta * (scores.ratios[0] - scores.ratios[1])).item()
+        own = {"trained": [answers.trained], "reference": [answers.reference]}
+        scores = score(self.policy, self.reference, [ids], own)
+        return torch.sigmoid(self.beta * (scores["trained"].ratios - scores["reference"].ratios)).item()
 
     def _prove(self, ids: list[int], answers: _Answers) -> Proof:
         model = model_of(self.reference)

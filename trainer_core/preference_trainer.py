@@ -278,18 +278,9 @@ class PreferenceTrainer(BaseTrainer):
 
     def _scores(self, rows: list[Row], reference: Any) -> dict[str, Scores]:
         prompts = [row["prompt_ids"] for row in rows]
+        answers = {name: [row[f"{name}_ids"] for row in rows] for name in self._module.ANSWERS}
         batch_size = self.config.per_device_eval_batch_size
-        return {
-            name: score(
-                self.model,
-                reference,
-                prompts,
-                [row[f"{name}_ids"] for row in rows],
-                batch_size,
-                on_batch=self.observer.alive,
-            )
-            for name in self._module.ANSWERS
-        }
+        return score(self.model, reference, prompts, answers, batch_size, on_batch=self.observer.alive)
 
     def _metrics(self, rows: list[Row]) -> dict[str, float | None]:
         return self._module.metrics(self.config, self._scores(rows, self._reference_for_scoring()), rows)

@@ -1,16 +1,18 @@
 """Log-probabilities of answers under a model: what metrics and comparisons are computed from.
 
-Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length.
+Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length. The
+answers to a prompt go through the layers together, and share it where a training made its model fast.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer_core.acceleration import causal_of, is_accelerated, states_at
 from trainer_core.reference import model_of, side_of
 
 _SLICE_BYTES = 2**26
@@ -60,30 +62,38 @@ def score(
     policy: Any,
     reference: Any,
     prompts: Sequence[list[int]],
-    answers: Sequence[list[int]],
+    answers: Mapping[str, Sequence[list[int]]],
     batch_size: int = 8,
     *,
     on_batch: Callable[[], None] = lambda: None,
-) -> Scores:
-    """Scores each answer after its prompt under both sides. The policy's training mode is put back; no gradients.
+) -> dict[str, Scores]:
+    """Scores answers after their prompts under both sides. The policy's training mode is put back; no gradients.
 
-    `reference` None: only what needs none. `on_batch` is called after each batch.
+    Args:
+        reference: None: only what needs none.
+        answers: by name, an answer to each prompt.
+        batch_size: prompts at a time.
+        on_batch: called after each batch.
     """
     was_training = policy.training
     policy.eval()
     try:
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
-        order = sorted(range(len(answers)), key=lambda i: -lengths[i])
-        sums = torch.zeros(3, len(answers), dtype=torch.float64)
+        longest = [len(prompt) + max(map(len, own)) for prompt, *own in zip(prompts, *answers.values(), strict=True)]
+        order = sorted(range(len(prompts)), key=lambda i: -longest[i])
+        sums = torch.zeros(3, len(answers), len(prompts), dtype=torch.float64)
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = _Batch([prompts[i] for i in chosen], [answers[i] for i in chosen], policy)
-            sums[:, chosen] = batch.score(policy, reference)
+            own = [of_name[i] for of_name in answers.values() for i in chosen]
+            batch = _Batch([prompts[i] for i in chosen] * len(answers), own, policy)
+            sums[:, :, chosen] = batch.score(policy, reference).reshape(3, len(answers), len(chosen))
             on_batch()
     finally:
         policy.train(was_training)
-    tokens = torch.tensor([float(len(answer)) for answer in answers], dtype=torch.float64)
-    return Scores(sums[0], sums[1], tokens, sums[2])
+    tokens = torch.tensor([[float(len(answer)) for answer in of_name] for of_name in answers.values()], dtype=torch.float64)
+    return {
+        name: Scores(logps, ref_logps, count, kl)
+        for name, logps, ref_logps, kl, count in zip(answers, *sums, tokens, strict=True)
+    }
 
 
 class _Batch:
@@ -135,12 +145,13 @@ class _Batch:
 
     def _states(self, model: Any) -> Tensor:
         """Hidden states at the positions that predict answer tokens, (answer tokens, width)."""
-        causal = _causal(model)
+        causal = causal_of(model)
         device = next(causal.parameters()).device
-        hidden = causal.model(
-            input_ids=self.ids.to(device), attention_mask=self.attention.to(device), use_cache=False
-        ).last_hidden_state
-        return hidden[:, :-1][self.predicts.to(device)].to(self.device)
+        ids, attention, predicts = (tensor.to(device) for tensor in (self.ids, self.attention, self.predicts))
+        if is_accelerated(model):
+            return states_at(model, ids, attention, predicts).to(self.device)
+        hidden = causal.model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        return hidden[:, :-1][predicts].to(self.device)
 
     def _score_slice(self, policy: Any, model: Any, states: Tensor, ref_states: Tensor, targets: Tensor) -> Tensor:
         log_p = torch.log_softmax(_head(policy, states).float(), dim=-1)
@@ -149,10 +160,6 @@ class _Batch:
         return torch.stack([log.gather(1, targets[:, None])[:, 0] for log in (log_p, log_q)] + [kl]).double()
 
 
-def _causal(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
 def _head(model: Any, states: Tensor) -> Tensor:
-    head = _causal(model).get_output_embeddings()
+    head = causal_of(model).get_output_embeddings()
     return head(states.to(head.weight.device)).to(states.device)

@@ -8,6 +8,15 @@ The door is `accelerate`. What shares is decided by the token ids of a batch; th
 answers is described for pairs in "Accelerating Direct Preference Optimization with Prefix Sharing", arXiv:2410.20305.
 """
 
-from trainer_core.acceleration.forward import Behind, Savings, accelerate, is_accelerated, refusal, release
+from trainer_core.acceleration.forward import (
+    Behind,
+    Savings,
+    accelerate,
+    causal_of,
+    is_accelerated,
+    refusal,
+    release,
+    states_at,
+)
 
-__all__ = ["Behind", "Savings", "accelerate", "is_accelerated", "refusal", "release"]
+__all__ = ["Behind", "Savings", "accelerate", "causal_of", "is_accelerated", "refusal", "release", "states_at"]

@@ -101,6 +101,30 @@ def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) ->
     causal._tafdil_savings = savings
 
 
+def states_at(model: Any, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:
+    """Hidden states of an accelerated model, (positions, size): those from which the next tokens of some positions come.
+
+    Args:
+        input_ids, attention_mask: (rows, width). Rows i and i + rows/2 share their beginning.
+        predicts: (rows, width - 1) bool, at each position whose state is wanted.
+    """
+    packed = pack(input_ids, attention_mask)
+    return _hidden(causal_of(model), packed)[packed.places[:, :-1][predicts]]
+
+
+def _hidden(causal: Any, packed: Packed) -> Tensor:
+    """(T, size)."""
+    # No mask at all: a segment knows what it attends to.
+    states = causal.base_model(
+        input_ids=packed.ids,
+        attention_mask={"full_attention": None},
+        position_ids=packed.positions,
+        use_cache=False,
+        packed=packed,
+    )
+    return states.last_hidden_state[0]
+
+
 class _Answer:
     def __init__(self, causal: Any, savings: Savings, only_log_probs: bool) -> None:
         self._causal, self._savings, self._only_log_probs = causal, savings, only_log_probs
@@ -123,17 +147,8 @@ class _Answer:
         return output
 
     def _hidden(self, packed: Packed) -> Tensor:
-        """(T, size)."""
         self._savings.computed += packed.tokens
-        # No mask at all: a segment knows what it attends to.
-        states = self._causal.base_model(
-            input_ids=packed.ids,
-            attention_mask={"full_attention": None},
-            position_ids=packed.positions,
-            use_cache=False,
-            packed=packed,
-        )
-        return states.last_hidden_state[0]
+        return _hidden(self._causal, packed)
 
     @torch.no_grad()
     def _score_behind(self, behind: Behind, packed: Packed, hidden: Tensor, ids: Tensor, mask: Tensor) -> None:
