@@ -20,6 +20,9 @@ _POSTGRES_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+# Who stops in the middle of a transaction, frozen or cut off, keeps its locks no longer than this; our own transactions wait
+# for nobody. Without it nobody could take the job of a worker that is frozen there.
+_POSTGRES_PATIENCE = "SET idle_in_transaction_session_timeout = '10s'"
 
 
 _READS_ONLY = "tafdil_reads_only"
@@ -66,6 +69,8 @@ class Database:
         self.serves_one_host = self.engine.dialect.name == "sqlite"
         if self.serves_one_host:
             _prepare_sqlite(self.engine)
+        elif self.engine.dialect.name == "postgresql":
+            _prepare_postgresql(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
@@ -90,6 +95,13 @@ class Database:
 
     def dispose(self) -> None:
         self.engine.dispose()
+
+
+def _prepare_postgresql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+        connection.execute(_POSTGRES_PATIENCE)
+        connection.commit()
 
 
 def _prepare_sqlite(engine: Engine) -> None:

@@ -190,8 +190,6 @@ class Reporter(Observer):
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     clock = StartClock()
     clock.begins("imports")
     import torch

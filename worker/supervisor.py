@@ -196,7 +196,8 @@ class Attempt:
         self._end(exit_code, was_oom_killed, folder, report)
 
     def _environment(self) -> dict[str, str]:
-        environment = {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
+        environment = {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
         if not self._settings.allow_hub:
             environment["HF_HUB_OFFLINE"] = "1"
         if self._device:

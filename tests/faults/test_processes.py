@@ -13,7 +13,7 @@ from tafdil.client import Client
 from tafdil.errors import ApiError
 from tests.faults.conftest import StartRig
 from tests.rig import history
-from tests.rig.stack import Rig, job_spec, running
+from tests.rig.stack import Rig, find_postgres, job_spec, running
 from tests.rig.trainer import state_after
 from tests.stack import alive, until
 
@@ -126,6 +126,28 @@ def test_a_training_whose_supervisor_stands_still_leaves_before_another_begins(s
         assert finished(rig, client, job_id, 200)["attempt"] == 2
     finally:
         os.kill(supervisor, signal.SIGCONT)
+
+
+@pytest.mark.skipif(find_postgres("initdb") is None, reason="needs the programs of a PostgreSQL server (initdb)")
+def test_a_supervisor_that_stands_still_in_a_transaction(start_rig: StartRig) -> None:
+    """It holds the lock of its job's row, which the reaper and every other writer wait for."""
+    freeze = {"train-worker-1": {"TAFDIL_TEST_FAILPOINT": "renew:2:freeze"}}
+    rig, client = start_rig(workers=2, database="postgresql", each=freeze)
+    ids = [client.submit(job_spec(60, behaviour={"step_s": 0.05}))["id"] for _ in range(2)]
+    frozen = until(lambda: [pid for pid in rig.pool_children("train-worker-1") if _state(pid) == psutil.STATUS_STOPPED], 60)
+    try:
+        attempts = {finished(rig, client, job_id, 60, 90)["attempt"] for job_id in ids}
+        assert attempts == {1, 2}
+        assert _state(frozen[0]) == psutil.STATUS_STOPPED
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGCONT)
+    log = rig.data_dir / "logs" / "train-worker-1.log"
+    until(lambda: "is not the job's any more" in log.read_text(encoding="utf-8"), 20)
+
+
+def _state(pid: int) -> str:
+    return psutil.Process(pid).status()
 
 
 @pytest.mark.parametrize("whole_group", [False, True], ids=["main-process", "every-process"])

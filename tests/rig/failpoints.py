@@ -1,11 +1,13 @@
 """Death at a chosen point: before or after the n-th commit, rename or publish of a process, as a power cut would have it.
 
-The point is named `<kind>:<n>:<before|after>`. A process that has fewer points lives. With `count` instead of a point
+The point is named `<kind>:<n>:<before|after>`. A process that has fewer points lives. `renew:<n>:freeze` stops a process
+after it renewed a lease and before it commits, until somebody lets it go on. With `count` instead of a point
 nothing happens, and the points that were passed are counted in `passed`.
 """
 
 import os
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +29,10 @@ def install(point: str) -> None:
             if dies and side == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
             result = action(*args, **kwargs)
-            if dies:
+            if dies and side == "freeze":
+                # To this thread: by the time that a signal to the process has stopped every thread, it would have committed.
+                signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+            elif dies:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
 
@@ -36,6 +41,7 @@ def install(point: str) -> None:
     os.rename = around("rename", os.rename)
     os.replace = around("rename", os.replace)
     _wrap_late("jobs.queue", lambda module: _wrap(module.CeleryQueue, "_send", around, "publish"))
+    _wrap_late("jobs.repository.jobs", lambda module: _wrap(module, "renew", around, "renew"))
     _wrap_late("sqlalchemy.engine.default", lambda module: _wrap(module.DefaultDialect, "do_commit", around, "commit"))
 
 
