@@ -73,7 +73,7 @@ class JobRecord(Record):
         Index("jobs_state_number", "state", "number"),
         Index("jobs_method_number", "method", "number"),
         Index("jobs_method_state_number", "method", "state", "number"),
-        Index("jobs_state_priority_number", "state", priority.desc(), "number"),
+        Index("jobs_queue", "state", priority.desc(), "number", "gpu_class"),
         Index("jobs_idempotency_key", "idempotency_key", unique=True),
     )
 

@@ -87,11 +87,12 @@ def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | N
     for gpu_class in {job.gpu_class for job in queued}:
         served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
         place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.number)).label("place")
-        queue = select(JobRecord.id, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
-        ids = [job.id for job in queued if job.gpu_class == gpu_class]
-        rows = session.execute(select(queue.c.id, queue.c.place).where(queue.c.id.in_(ids)))
+        # Columns of one index alone: the jobs themselves lie all over the table.
+        queue = select(JobRecord.number, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
+        ids = {job.number: job.id for job in queued if job.gpu_class == gpu_class}
+        rows = session.execute(select(queue.c.number, queue.c.place).where(queue.c.number.in_(ids)))
         # Those that were claimed meanwhile have no place.
-        if places := {row[0]: row[1] for row in rows}:
+        if places := {ids[row[0]]: row[1] for row in rows}:
             positions[gpu_class] = places
     return positions
 

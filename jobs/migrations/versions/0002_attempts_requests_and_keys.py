@@ -61,13 +61,13 @@ def upgrade() -> None:
     op.execute(sa.text("UPDATE jobs SET requested = 'cancel' WHERE cancel_requested_at IS NOT NULL AND state = 'running'"))
     op.drop_column("jobs", "cancel_requested_at")
     op.drop_column("jobs", "worker")
-    op.create_index("jobs_state_priority_number", "jobs", ["state", sa.text("priority DESC"), "number"], unique=False)
+    op.create_index("jobs_queue", "jobs", ["state", sa.text("priority DESC"), "number", "gpu_class"], unique=False)
     op.create_index("jobs_idempotency_key", "jobs", ["idempotency_key"], unique=True)
 
 
 def downgrade() -> None:
     op.drop_index("jobs_idempotency_key", table_name="jobs")
-    op.drop_index("jobs_state_priority_number", table_name="jobs")
+    op.drop_index("jobs_queue", table_name="jobs")
     op.add_column("jobs", sa.Column("worker", sa.Text(), nullable=True))
     op.add_column("jobs", sa.Column("cancel_requested_at", sa.Float(), nullable=True))
     op.alter_column("jobs", "checkpoint_step", new_column_name="progress_step")
