@@ -1,6 +1,7 @@
 """Which way a training computes its numbers: decided from its config, model, data and memory, and told in its metadata."""
 
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class FastPath:
 
     Args:
         columns: TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference.
-        reference_fingerprint: of the reference's live weights; only asked where something is kept under its name.
+        reference_identity: all that decides what the reference answers; only asked where something is kept under its name.
     """
 
     def __init__(
@@ -28,10 +29,10 @@ class FastPath:
         config: PreferenceConfig,
         observer: Observer,
         columns: tuple[str, ...],
-        reference_fingerprint: Callable[[], str | None],
+        reference_identity: Callable[[], dict[str, Any]],
     ) -> None:
         self._config, self._observer = config, observer
-        self._columns, self._reference_fingerprint = columns, reference_fingerprint
+        self._columns, self._reference_identity = columns, reference_identity
         self._savings: Savings | None = None
         self._plain_because: dict[str, str] = {}
         self._reference_passes: str | None = None
@@ -86,7 +87,8 @@ class FastPath:
         for name, one in models.items():
             reason = "acceleration is off" if self._config.acceleration == "off" else refusal(one)
             if reason is None:
-                accelerate(one, trainer.savings, only_log_probs=name == "reference")
+                # TRL has put the reference under autocast already, and ours takes the place of that.
+                accelerate(one, trainer.savings, trainer.accelerator.autocast, only_log_probs=name == "reference")
                 continue
             release(one)
             self._plain_because[name] = reason
@@ -141,11 +143,11 @@ class FastPath:
         identity = {
             "what": "log-probabilities",
             "columns": self._columns,
-            "reference": self._reference_fingerprint(),
+            "reference": self._reference_identity(),
             "precision": precision,
             "plain path": sorted(self._plain_because),
             "batch size": batch_size,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-            "torch": torch.__version__,
+            "versions": [version(package) for package in ("torch", "transformers", "trl", "peft")],
         }
         return reference_logps.Cache(files, identity)

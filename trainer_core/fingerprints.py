@@ -35,8 +35,17 @@ def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
+        if is_quantized(tensor):
+            # The codes alone are those of any multiple of the weights, too.
+            state: dict[str, Tensor] = tensor.quant_state.as_dict(packed=True)  # pyright: ignore[reportAttributeAccessIssue]
+            for part in sorted(state):
+                digest.update(part.encode() + _bytes(state[part]))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
 
 
 class Remembered:

@@ -19,7 +19,7 @@ from trainer_core.methods import MODULES
 from trainer_core.models import Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
 from trainer_core.plan import fingerprint as fingerprint_of_plan
-from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files
+from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files, settings_of
 from trainer_core.row_rules import Row, comparable
 from trainer_core.samples import answer, sample_metrics
 from trainer_core.scoring import Scores, score
@@ -58,9 +58,7 @@ class PreferenceTrainer(BaseTrainer):
         self._reference_sha256: str | None = None
         self._module = MODULES[self.preference_method]
         self.nullable_metrics = self._module.NULLABLE
-        self._fast_path = FastPath(
-            config, self.observer, self._module.REFERENCE_COLUMNS, lambda: self._reference_fingerprint(None)
-        )
+        self._fast_path = FastPath(config, self.observer, self._module.REFERENCE_COLUMNS, self._reference_identity)
 
     def _get_training_method(self) -> Method:
         method = self.config.preference_method
@@ -158,6 +156,11 @@ class PreferenceTrainer(BaseTrainer):
         if isinstance(reference, FrozenView):
             return side_fingerprint(base or fingerprint(base_tensors(self.model)), self.model, reference.adapter)
         return fingerprint(base_tensors(reference if reference is not None else self.model))
+
+    def _reference_identity(self) -> dict[str, Any]:
+        reference = self._known_reference()
+        settings = settings_of(self.model if reference is None else reference)
+        return {"weights": self._reference_fingerprint(None), **settings}
 
     def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
         return {

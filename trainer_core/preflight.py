@@ -41,6 +41,7 @@ class Places:
 
 def check(config: PreferenceConfig, locate: Locate) -> Places:
     """Everything that the config alone can get wrong. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
+    _check_devices()
     _check_reporters(config)
     _check_output_dir(config.output_dir)
     if config.load_in_4bit or config.reference_in_4bit:
@@ -86,6 +87,13 @@ def check_tokenizer(tokenizer: Any, path: str) -> None:
     vocabulary = _model_config(path, "model_name").vocab_size
     if len(tokenizer) > vocabulary:
         raise ModelRefused(f"the tokenizer of {path!r} has {len(tokenizer)} tokens, the model only {vocabulary}")
+
+
+def _check_devices() -> None:
+    """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
+    count = torch.cuda.device_count()
+    if count > 1 and "LOCAL_RANK" not in os.environ:
+        raise SpecInvalid(f"a training takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
 
 
 def _check_reporters(config: TrainingSettings) -> None:
@@ -156,6 +164,12 @@ def _check_adapter(path: str) -> None:
                 f"the adapter {path!r} has {name}: whole weights that train with it, which no reference could leave out",
                 [Detail("adapter_name", f"has {name}")],
             )
+    if getattr(found, "alora_invocation_tokens", None):
+        raise ModelRefused(
+            f"the adapter {path!r} has alora_invocation_tokens: it is on for a part of a row only, which rows that share a "
+            "prompt cannot follow",
+            [Detail("adapter_name", "has alora_invocation_tokens")],
+        )
     if getattr(found, "bias", "none") != "none":
         raise ModelRefused(f"the adapter {path!r} trains biases", [Detail("adapter_name", "trains biases")])
     targets: Any = getattr(found, "target_modules", None) or ()

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 from trl.trainer.utils import use_adapter
 
+from trainer_core.acceleration import causal_of
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fingerprints import adapter_tensors, base_tensors, is_quantized
 
@@ -62,6 +63,23 @@ class FrozenView:
 def model_of(reference: Any) -> Any:
     """The module to call for a reference's answers, inside `side_of(reference)`."""
     return reference.policy if isinstance(reference, FrozenView) else reference
+
+
+def settings_of(reference: Any) -> dict[str, Any]:
+    """What decides a model's answers beside its weights: its configuration, and that of the adapter that is part of it."""
+    model: Any = model_of(reference)
+    adapter = reference.adapter if isinstance(reference, FrozenView) else None
+    return {
+        "model": _without(causal_of(model).config.to_dict(), ("_name_or_path", "transformers_version", "dtype")),
+        "adapter": _without(model.peft_config[adapter].to_dict(), ("base_model_name_or_path", "inference_mode"))
+        if adapter
+        else None,
+    }
+
+
+def _without(settings: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    kept = {name: value for name, value in settings.items() if name not in names}
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in kept.items()}
 
 
 def side_of(reference: Any) -> AbstractContextManager[Any]:

@@ -254,6 +254,7 @@ def _identity(rows: list[Row], renderer: Renderer) -> dict[str, Any] | None:
         "what": "token ids",
         "rows": texts.hexdigest(),
         "template": renderer.fingerprint,
+        "splits special tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
         "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "tokenizer": renderer.tokenizer_fingerprint,
         "versions": [version("tokenizers"), version("transformers")],

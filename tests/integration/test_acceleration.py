@@ -228,6 +228,17 @@ def test_the_frozen_output_layer(with_bias: bool, dtype: torch.dtype, monkeypatc
     assert bare.entropy is None
 
 
+def test_the_frozen_output_layer_of_a_model_that_knows_nothing_in_half_precision() -> None:
+    """Its exponentials sum to the whole vocabulary, which is more than the type can hold."""
+    head = torch.nn.Linear(4, 70_000, bias=False).half().requires_grad_(False)
+    head.weight.mul_(1e-3)
+    hidden = torch.randn(3, 4, dtype=torch.float16, requires_grad=True)
+    found = score_tokens(hidden, head, torch.tensor([1, 2, 3]), with_metrics=True)
+    found.log_probs.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.isfinite().all()
+
+
 def test_padding_alone_and_no_label_at_all() -> None:
     model = model_of("qwen2", lora=True, tied=True)
     accelerate(model, Savings())
@@ -290,6 +301,27 @@ def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any
     assert "plain_path" not in plain_seen.warnings, "who asks for it needs no warning"
 
 
+@pytest.mark.parametrize("method", ["kto", "ipo"])
+def test_policy_and_reference_round_alike(method: str, tmp_path: Path) -> None:
+    """In bfloat16 equal weights give equal log-probabilities only when both sides compute in it."""
+    fields = {"use_lora": False, "precision": "bf16", "max_steps": 1, "sample_generations": 0}
+    _, fast = trained(method, tmp_path / "fast", **fields)
+    _, plain = trained(method, tmp_path / "plain", **fields, acceleration="off")
+    for observer in (fast, plain):
+        assert observer.points[0][1]["rewards/chosen"] == 0
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-5)
+
+
+@pytest.mark.parametrize("acceleration", ["auto", "off"])
+def test_a_lent_reference_rounds_as_the_policy(acceleration: str, tmp_path: Path) -> None:
+    fields = {"use_lora": False, "use_ref_model": False, "precision": "bf16", "max_steps": 1, "learning_rate": 1e-12}
+    trainer, _ = trained("kto", tmp_path / "out", **fields, sample_generations=0, acceleration=acceleration)
+    for _ in range(2):
+        found = trainer.evaluate_model(some_rows("kto", 12))
+        assert found["eval_rewards/chosen"] == pytest.approx(0, abs=1e-6)
+        assert found["eval_rewards/rejected"] == pytest.approx(0, abs=1e-6)
+
+
 def make_llama(folder: Path) -> str:
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     settings = {**SHAPE, "vocab_size": len(tokenizer)}
@@ -306,6 +338,13 @@ def test_a_model_that_does_not_allow_it_takes_the_plain_path_and_says_so_once(me
     told = trainer.metadata()["acceleration"]
     assert told["path"] == "plain"
     assert "llama" in told["plain_because"]["model"]
+
+
+def test_positions_by_length_are_refused() -> None:
+    longrope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE, rope_parameters=longrope | factors))
+    assert "longrope" in (refusal(model) or "")
 
 
 def test_windows_and_random_attention_are_refused() -> None:
@@ -388,6 +427,26 @@ def test_trainings_on_the_same_rows_share_what_the_reference_said(method: str, t
     other = make_model(tmp_path / "model")
     elsewhere, _ = epochs(method, tmp_path / "elsewhere", cache_dir=cache, model_name=other)
     assert elsewhere.metadata()["acceleration"]["reference_passes"] == "once"
+    # As have the same weights that are read in another way.
+    settings = json.loads((Path(other) / "config.json").read_text())
+    settings["rope_parameters"]["rope_theta"] *= 2
+    (Path(other) / "config.json").write_text(json.dumps(settings))
+    turned, _ = epochs(method, tmp_path / "turned", cache_dir=cache, model_name=other)
+    assert turned.metadata()["acceleration"]["reference_passes"] == "once"
+
+
+def test_an_adapter_as_reference_is_known_by_its_settings_too(tmp_path: Path) -> None:
+    fields = {"cache_dir": str(tmp_path / "cache"), "num_train_epochs": 2}
+    epochs("ipo", tmp_path / "adapter")
+    fields["adapter_name"] = str(tmp_path / "adapter")
+    first, _ = epochs("ipo", tmp_path / "first", **fields)
+    again, _ = epochs("ipo", tmp_path / "again", **fields)
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    settings["lora_alpha"] *= 4
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(settings))
+    scaled, _ = epochs("ipo", tmp_path / "scaled", **fields)
+    told = [trainer.metadata()["acceleration"]["reference_passes"] for trainer in (first, again, scaled)]
+    assert told == ["once", "known before", "once"]
 
 
 def test_a_damaged_cache_is_not_believed(tmp_path: Path) -> None:

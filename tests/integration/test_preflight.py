@@ -32,6 +32,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (more / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "target_modules": ["k_proj"], "modules_to_save": ["lm_head"]}'
     )
+    by_token = folder / "by_token"
+    by_token.mkdir()
+    (by_token / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "target_modules": ["k_proj"], "alora_invocation_tokens": [1, 2]}'
+    )
     ia3 = folder / "ia3"
     ia3.mkdir()
     (ia3 / "adapter_config.json").write_text('{"peft_type": "IA3", "target_modules": ["k_proj"]}')
@@ -55,6 +60,7 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
     ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
     ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
     ({"adapter_name": "more"}, ModelRefused, "has modules_to_save"),
+    ({"adapter_name": "by_token"}, ModelRefused, "has alora_invocation_tokens"),
     ({"output_dir": "model"}, SpecInvalid, "output_dir is the directory of the model"),
     ({"adapter_name": "ia3"}, ModelRefused, "not LoRA"),
     ({"lora_target_modules": ["q_proj", "qq_proj"]}, SpecInvalid, "names qq_proj, .* it has down_proj, gate_proj, k_proj"),
@@ -103,6 +109,13 @@ def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pyt
     trainer = PreferenceTrainer(config("ipo", tmp_path, load_in_4bit=True))
     with pytest.raises(SpecInvalid, match=r"4-bit weights do not work here .* pip install 'tafdil\[quant\]'"):
         trainer.load()
+
+
+def test_several_gpus_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(SpecInvalid, match="one GPU, but 2 are visible; set CUDA_VISIBLE_DEVICES"):
+        PreferenceTrainer(config("cpo", tmp_path)).load()
 
 
 def test_a_method_that_is_none(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import functools
 import types
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,8 @@ from trainer_core.acceleration.packing import Packed, pack, pack_behind
 
 # Models whose attention layers take what `attention.install` gives them: tested with these, on every path.
 MODEL_TYPES = ("qwen2", "qwen3")
+# Where angles depend on the longest row beside, keys of one batch do not serve another.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
 
 
 @dataclass
@@ -43,17 +47,27 @@ class Behind:
 def refusal(model: Any) -> str | None:
     """Why a model takes the plain path; None when it need not."""
     causal = causal_of(model)
-    kind = getattr(causal.config, "model_type", "")
+    return _refusal_of_layers(causal.config) or _refusal_of_head(causal.get_output_embeddings())
+
+
+def _refusal_of_layers(config: Any) -> str | None:
+    kind = getattr(config, "model_type", "")
     if kind not in MODEL_TYPES:
         return f"models of type {kind} are not among those that are known to allow it: {', '.join(MODEL_TYPES)}"
-    others = set(getattr(causal.config, "layer_types", None) or ()) - {"full_attention"}
+    others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if others:
         return f"the model has layers of {', '.join(sorted(others))}, whose masks do not allow it"
-    if getattr(causal.config, "attention_dropout", 0):
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope in _ROPE_BY_LENGTH:
+        return f"the model turns positions by the length of the batch (rope_type {rope})"
+    if getattr(config, "attention_dropout", 0):
         return "the model drops attention weights at random (attention_dropout)"
-    if causal.config._attn_implementation != "sdpa":
-        return f"the model's attention is {causal.config._attn_implementation}"
-    head = causal.get_output_embeddings()
+    if config._attn_implementation != "sdpa":
+        return f"the model's attention is {config._attn_implementation}"
+    return None
+
+
+def _refusal_of_head(head: Any) -> str | None:
     if type(head) is not nn.Linear or not head.weight.is_floating_point():
         return f"the output layer is a {type(head).__name__}"
     return None
@@ -74,7 +88,13 @@ def release(model: Any) -> None:
         del causal_of(model)._tafdil_savings
 
 
-def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) -> None:
+def accelerate(
+    model: Any,
+    savings: Savings,
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    only_log_probs: bool = False,
+) -> None:
     """Makes `model(..., labels=labels, fused_lm_head=True)`, TRL's call for log-probabilities, take packed rows.
 
     Every other call of the model is as before. With `behind`, a `Behind`, the call scores that batch too, and the next call
@@ -83,6 +103,7 @@ def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) ->
 
     Args:
         savings: counts tokens.
+        context: in which the call is answered, as under autocast.
         only_log_probs: leave out what only the metrics of a policy need.
     """
     causal = causal_of(model)
@@ -95,7 +116,8 @@ def accelerate(model: Any, savings: Savings, *, only_log_probs: bool = False) ->
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, behind: Behind | None = None, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return original(*args, **kwargs)
-        return answer(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], behind)
+        with context():
+            return answer(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], behind)
 
     causal.forward = types.MethodType(forward, causal)
     causal._tafdil_savings = savings

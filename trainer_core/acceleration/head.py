@@ -100,13 +100,14 @@ def _score_slice(
     log_z = largest + total.log()
     gradient = entropy = None
     if needs_gradient:
-        # total · (p − 1[v = target]), so that what cancels does so before it is rounded to the layer's type.
-        e.scatter_add_(1, targets[:, None], -total[:, None])
-        gradient = torch.mm(e.to(weight.dtype), weight).float().div_(-total[:, None])
+        # p − 1[v = target], so that what cancels does so before it is rounded to the layer's type.
+        p = e.div_(total[:, None])
+        p.scatter_add_(1, targets[:, None], torch.full_like(total, -1)[:, None])
+        gradient = torch.mm(p.to(weight.dtype), weight).float().neg_()
         if with_metrics:
             expected = z_target - (hidden.float() * gradient).sum(dim=1)
             if bias is not None:
-                expected += (e * bias.float()).sum(dim=1) / total
+                expected += (p * bias.float()).sum(dim=1)
             entropy = log_z - expected
     elif with_metrics:
         entropy = log_z - torch.linalg.vecdot(e, z) / total

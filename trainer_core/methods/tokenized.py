@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 from trl.trainer.utils import add_fused_lm_head
 
-from trainer_core.acceleration import Savings
+from trainer_core.acceleration import Savings, accelerate, is_accelerated, refusal
 from trainer_core.checkpoints import StagedCheckpoints
 from trainer_core.errors import Detail, NonfiniteLoss
 from trainer_core.observer import Observer
@@ -60,7 +60,12 @@ class TokenizedTrainer(StagedCheckpoints):
         held = trainer.ref_model, trainer.precompute_ref_logps
         if isinstance(reference, torch.nn.Module) and reference is not trainer.ref_model:
             lent: Any = reference
-            add_fused_lm_head(lent)
+            if lent not in trainer.accelerator._models:
+                # As TRL does with a reference of its own; the second puts it under autocast.
+                add_fused_lm_head(lent)
+                trainer.accelerator.prepare_model(lent, evaluation_mode=True)
+                if is_accelerated(trainer.model) and refusal(lent) is None:
+                    accelerate(lent, self.savings, trainer.accelerator.autocast, only_log_probs=True)
             trainer.ref_model = lent
         trainer.precompute_ref_logps = False
         try:
