@@ -107,6 +107,15 @@ def test_4_bit_weights_are_held_in_4_bit(place: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "adapter_model.safetensors")
 
 
+def test_weights_of_another_scale_have_another_fingerprint_in_4_bit() -> None:
+    from bitsandbytes.nn import Params4bit
+
+    weights = torch.randn(64, 64, generator=torch.Generator().manual_seed(1))
+    one, two = (Params4bit(weights * scale, requires_grad=False).to("cpu") for scale in (1, 2))
+    assert torch.equal(one, two), "in 4 bit the weights are the same codes"
+    assert fingerprint([("weight", one)]) != fingerprint([("weight", two)])
+
+
 # -- a wrong reference
 
 

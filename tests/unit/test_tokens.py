@@ -140,3 +140,11 @@ def test_a_template_that_asks_for_the_date_is_rendered_each_time(tokenizer: Any,
     dated.chat_template = "{% set day = strftime_now('%d') %}" + tokenizer.chat_template
     encode_rows([ROW], Renderer(dated), config(), FileCache(tmp_path, 10**6))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_are_not_those_of_a_tokenizer_that_splits_special_tokens(tokenizer: Any, tmp_path: Path) -> None:
+    splitting = AutoTokenizer.from_pretrained(TINY_MODEL, split_special_tokens=True)
+    cache = FileCache(tmp_path, 10**6)
+    expected = encode_rows([ROW], Renderer(splitting), config())
+    assert encode_rows([ROW], Renderer(tokenizer), config(), cache) != expected
+    assert encode_rows([ROW], Renderer(splitting), config(), cache) == expected
