@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 
 from api import errors
-from api.limits import BodyLimit, ReadLimit
-from api.routes import comparisons, datasets, health, jobs
+from api.gate import Gate
+from api.limits import BodyLimit, ReadLimit, StreamLimit
+from api.routes import comparisons, datasets, health, jobs, keys
 from api.sse import Waker
+from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
 from jobs.queue import CeleryQueue, JobQueue
@@ -42,6 +44,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         database = Database(settings.database)
         await run_in_threadpool(database.migrate)
         app.state.service = JobService(database, queue or CeleryQueue(settings), settings)
+        app.state.stream_limit = StreamLimit(settings.max_streams)
+        app.state.access = Access(database, settings)
         app.state.waker = Waker(settings)
         app.state.waker.start()
         try:
@@ -53,8 +57,9 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app = FastAPI(title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
+    app.add_middleware(Gate, settings=settings)
     errors.install(app)
     app.include_router(health.router)
-    for router in (jobs.router, comparisons.router, datasets.router):
+    for router in (jobs.router, comparisons.router, datasets.router, keys.router):
         app.include_router(router, prefix="/v1")
     return app

@@ -1,15 +1,25 @@
 """What routes are given."""
 
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Path, Request
+from fastapi.responses import StreamingResponse
 
-from api.sse import Waker
+from api.limits import StreamLimit
+from api.sse import Waker, event_stream
+from jobs.access import Access
 from jobs.service import JobService
 
 
 def get_service(request: Request) -> JobService:
-    return request.app.state.service
+    """The service as the caller sees it. Without a caller, which the gate names, this fails."""
+    return request.app.state.service.for_caller(request.state.caller)
+
+
+def get_access(request: Request) -> Access:
+    return request.app.state.access
 
 
 def get_waker(request: Request) -> Waker:
@@ -17,5 +27,25 @@ def get_waker(request: Request) -> Waker:
 
 
 Service = Annotated[JobService, Depends(get_service)]
+
+
+def get_streams(request: Request) -> "Streams":
+    return Streams(request.app.state.stream_limit, request.state.caller.key_id)
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Opens event streams on the caller's account."""
+
+    limit: StreamLimit
+    key_id: str
+
+    def reply(self, events: AsyncIterator[str]) -> StreamingResponse:
+        """A reply of events, if the caller may have one more. Raises `RateLimited`."""
+        return event_stream(self.limit.opened(self.key_id, events))
+
+
+OpenStreams = Annotated[Streams, Depends(get_streams)]
+KeyAccess = Annotated[Access, Depends(get_access)]
 Wake = Annotated[Waker, Depends(get_waker)]
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="An id that the service gave.")]

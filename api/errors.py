@@ -1,6 +1,7 @@
 """Every error as one shape: `{"error": {code, message, hint, retryable, user_fault, details}}`, with a fitting status."""
 
 import logging
+import math
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -8,8 +9,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from jobs.errors import DatabaseError
-from trainer_core.errors import CODES, Detail, TafdilError, error_dict
+from jobs.errors import DatabaseError, RateLimited, Unauthorized
+from jobs.spec import invalid
+from trainer_core.errors import CODES, TafdilError, error_dict
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ STATUS: dict[str, int] = {
     "timeout": 408,
 }
 _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "rate_limited"}
-_TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}
 
 
 def error_response(error: dict[str, Any], status: int | None = None) -> JSONResponse:
@@ -38,20 +39,29 @@ def error_response(error: dict[str, Any], status: int | None = None) -> JSONResp
     return JSONResponse({"error": error}, status or STATUS.get(error["code"], 500))
 
 
+def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
+    """A response for an error of the product, or for a database that did not do its part."""
+    if isinstance(error, DatabaseError):
+        log.error("database error", exc_info=error)
+        return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
+    response = error_response(error.as_dict())
+    if isinstance(error, RateLimited):
+        response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthorized):
+        response.headers["WWW-Authenticate"] = "Bearer"
+    return response
+
+
 def install(app: FastAPI) -> None:
     """Registers the handlers."""
 
     @app.exception_handler(TafdilError)
     def _known(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        return error_response(cast("TafdilError", error).as_dict())
+        return failure_response(cast("TafdilError", error))
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        details = [_detail(item) for item in cast("RequestValidationError", error).errors()]
-        first = details[0]
-        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        message = f"{first.field}: {first.reason}{more}" if first.field else f"{first.reason}{more}"
-        return error_response(error_dict("spec_invalid", message, details))
+        return error_response(invalid(cast("RequestValidationError", error).errors()).as_dict())
 
     @app.exception_handler(HTTPException)
     def _http(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -63,29 +73,12 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(DatabaseError)
     def _database(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
-        log.exception("database error", exc_info=error)
-        return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
+        return failure_response(cast("DatabaseError", error))
 
     @app.exception_handler(Exception)
     def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
         return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
-
-
-def _detail(item: dict[str, Any]) -> Detail:
-    places = list(item["loc"])
-    while places and places[0] in _TAGS:
-        places.pop(0)
-    field = ".".join(str(place) for place in places)
-    if item["type"] == "json_invalid":
-        return Detail("", f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
-    if not field and item["type"].endswith(("model_type", "attributes_type", "missing")):
-        return Detail("", "the body must be a JSON object, sent with the header Content-Type: application/json")
-    if item["type"] == "extra_forbidden":
-        return Detail(field, "is not a field of this method's spec")
-    if item["type"].startswith("union_tag"):
-        return Detail("method", "must be one of kto, ipo, cpo")
-    return Detail(field, str(item["msg"]).removeprefix("Value error, "))
 
 
 ERROR_SCHEMA: dict[str, Any] = {

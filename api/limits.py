@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import AsyncIterator
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import error_response
-from jobs.errors import ClientTooSlow
+from jobs.errors import ClientTooSlow, RateLimited
 from trainer_core.errors import error_dict
 
 UPLOAD_PATH = "/v1/datasets"
@@ -68,6 +70,30 @@ class BodyLimit:
         # What is still on its way is not read, so the connection cannot be used again.
         response.headers["connection"] = "close"
         await response(scope, receive, send)
+
+
+class StreamLimit:
+    """Counts the event streams that each key holds open in this process."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: Counter[str] = Counter()
+
+    def opened(self, key_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events, counted while they are read. Raises `RateLimited`."""
+        if self._open[key_id] >= self._most:
+            raise RateLimited(f"this key holds {self._most} event streams open; close some", retry_after_s=5)
+
+        async def counted() -> AsyncIterator[str]:
+            # Counted when the reply begins: one that never begins also never ends.
+            self._open[key_id] += 1
+            try:
+                async for event in events:
+                    yield event
+            finally:
+                self._open[key_id] -= 1
+
+        return counted()
 
 
 class ReadLimit:

@@ -5,10 +5,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.access import Scope
 from jobs.curves import CurvePoint
-from jobs.records import AttemptRecord, ComparisonRecord, DatasetRecord, JobRecord
+from jobs.records import AttemptRecord, DatasetRecord, JobRecord, KeyRecord, TaskRecord
 from jobs.service import QueuePlace
-from jobs.states import Cause, ComparisonState, JobState, Phase, Request
+from jobs.states import Cause, JobState, Phase, Request, TaskState
 from trainer_core.config import Method
 
 
@@ -203,16 +204,67 @@ class DatasetPage(BaseModel):
     next_cursor: str | None
 
 
+class Key(BaseModel):
+    """An API key, without the key itself."""
+
+    id: str
+    name: str | None
+    tenant: str
+    scopes: list[Scope]
+    max_priority: int
+    prefix: str = Field(description="The first letters of the key.")
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+    last_used_at: datetime | None = Field(description="To about a minute.")
+
+    @classmethod
+    def of(cls, record: KeyRecord) -> "Key":
+        created_at = instant(record.created_at)
+        assert created_at is not None
+        same = ("id", "name", "tenant", "scopes", "max_priority", "prefix")
+        return cls(
+            **{name: getattr(record, name) for name in same},
+            created_at=created_at,
+            expires_at=instant(record.expires_at),
+            revoked_at=instant(record.revoked_at),
+            last_used_at=instant(record.last_used_at),
+        )
+
+
+class NewKey(Key):
+    """A key that was just made. The key itself is not kept and cannot be shown again."""
+
+    key: str
+
+
+class KeyList(BaseModel):
+    """Keys, newest first."""
+
+    keys: list[Key]
+
+
 class Comparison(BaseModel):
     """A comparison; `result` is there once the state is `succeeded`."""
 
     id: str
     job_id: str
-    state: ComparisonState
+    state: TaskState
     request: dict[str, Any]
     result: dict[str, Any] | None
     error: dict[str, Any] | None
+    created_at: datetime
 
     @classmethod
-    def of(cls, record: ComparisonRecord) -> "Comparison":
-        return cls(**{name: getattr(record, name) for name in cls.model_fields})
+    def of(cls, record: TaskRecord) -> "Comparison":
+        created_at = instant(record.created_at)
+        assert created_at is not None
+        names = [name for name in cls.model_fields if name != "created_at"]
+        return cls(**{name: getattr(record, name) for name in names}, created_at=created_at)
+
+
+class ComparisonPage(BaseModel):
+    """Comparisons, newest first."""
+
+    comparisons: list[Comparison]
+    next_cursor: str | None

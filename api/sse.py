@@ -18,7 +18,7 @@ from jobs.queue import events_channel
 from jobs.repository import events
 from jobs.service import JobService
 from jobs.settings import Settings
-from jobs.states import ComparisonState, JobState
+from jobs.states import JobState, TaskState
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ async def comparison_events(service: JobService, waker: Waker, job_id: str, comp
         if record.error:
             yield _format(None, "error", record.error)
             return
-        if record.state == ComparisonState.SUCCEEDED:
+        if record.state == TaskState.SUCCEEDED:
             yield _format(None, "result", Comparison.of(record).model_dump(mode="json"))
             return
         if record.partial and record.partial != told:

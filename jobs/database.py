@@ -86,12 +86,12 @@ class Database:
             session.connection(execution_options={_READS_ONLY: True})
             yield session
 
-    def migrate(self) -> None:
-        """Brings the tables up to date."""
+    def migrate(self, revision: str = "head") -> None:
+        """Brings the tables up to date, or to a revision."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["engine"] = self.engine
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
 
     def dispose(self) -> None:
         self.engine.dispose()

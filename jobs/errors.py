@@ -6,6 +6,9 @@ TafdilError
 ├── TooLarge               a body or file over its limit
 ├── ClientTooSlow          a client that sends, but not fast enough
 ├── IdempotencyConflict    a known Idempotency-Key with another request
+├── Unauthorized           no key, or one that is not valid
+├── Forbidden              a key that may not do this, or a request from where none may come
+├── RateLimited            too many requests or too much asked for; `retry_after_s` says when it may work
 └── (the library's errors, raised as they are)
 """
 
@@ -39,3 +42,19 @@ class ClientTooSlow(TafdilError):
 
 class IdempotencyConflict(TafdilError):
     code = "idempotency_conflict"
+
+
+class Unauthorized(TafdilError):
+    code = "unauthorized"
+
+
+class Forbidden(TafdilError):
+    code = "forbidden"
+
+
+class RateLimited(TafdilError):
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after_s: float = 60) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

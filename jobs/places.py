@@ -11,6 +11,8 @@ from jobs.settings import SHIPPED_MODELS_DIR, Settings
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound
 
 SHIPPED_DATA_DIR = SHIPPED_MODELS_DIR.parent / "data"
+# Below the data directory: what the service itself keeps there.
+_OWN_DIRS = frozenset({"artifacts", "cache", "datasets", "locks", "logs", "runs", "valkey"})
 
 
 def data_file(settings: Settings, relative: str, field: str = "dataset_path") -> Path:
@@ -30,7 +32,9 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
         raise refuse("is not a usable path") from error
     if Path(relative).is_absolute() or "\\" in relative or not path.is_relative_to(root):
         raise refuse("must be a relative path inside the data directory")
-    if path.is_relative_to(root / "runs") or path.name.startswith("tafdil.sqlite3"):
+    # What uploads and runs left belongs to their tenants; a path would get around that.
+    inside = path.relative_to(root).parts
+    if (inside and inside[0] in _OWN_DIRS) or path.name.startswith("tafdil.sqlite3"):
         raise refuse("belongs to the service; put data elsewhere below the data directory")
     try:
         is_empty = path.is_file() and path.stat().st_size == 0

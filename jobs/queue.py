@@ -12,11 +12,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from jobs.settings import Settings
+from jobs.states import TaskKind
 
 TRAIN_TASK = "tafdil.train"
 COMPARE_TASK = "tafdil.compare"
+CHORE_TASK = "tafdil.chore"
 TRAIN_QUEUE = "train"
 COMPARE_QUEUE = "compare"
+CHORE_QUEUE = "chores"
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +31,8 @@ class JobQueue(Protocol):
         """Wakes a train worker, of the class if one is given. False when it could not be sent."""
         ...
 
-    def publish_comparison(self, comparison_id: str) -> bool:
-        """Wakes a generation worker. False when it could not be sent."""
+    def publish_task(self, task_id: str, kind: TaskKind) -> bool:
+        """Wakes a generation worker for a comparison, a chore worker for the rest. False when it could not be sent."""
         ...
 
     def waiting(self, gpu_class: str | None) -> int:
@@ -37,7 +40,7 @@ class JobQueue(Protocol):
         ...
 
     def nudge(self, subject_id: str) -> None:
-        """Wakes whoever waits for news of a job or comparison."""
+        """Wakes whoever waits for news of a job or task."""
         ...
 
     def is_up(self) -> bool:
@@ -119,8 +122,10 @@ class CeleryQueue:
     def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
         return self._send(TRAIN_TASK, job_id, train_queue(gpu_class))
 
-    def publish_comparison(self, comparison_id: str) -> bool:
-        return self._send(COMPARE_TASK, comparison_id, COMPARE_QUEUE)
+    def publish_task(self, task_id: str, kind: TaskKind) -> bool:
+        if kind is TaskKind.COMPARE:
+            return self._send(COMPARE_TASK, task_id, COMPARE_QUEUE)
+        return self._send(CHORE_TASK, task_id, CHORE_QUEUE)
 
     def waiting(self, gpu_class: str | None) -> int:
         try:

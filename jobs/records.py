@@ -20,6 +20,7 @@ class JobRecord(Record):
 
     number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
+    tenant: Mapped[str] = mapped_column(String(64))
     name: Mapped[str | None] = mapped_column(Text)
     method: Mapped[str] = mapped_column(String(8))
     model_name: Mapped[str] = mapped_column(Text)
@@ -31,6 +32,9 @@ class JobRecord(Record):
 
     priority: Mapped[int] = mapped_column(Integer, default=0)
     """Higher is claimed first."""
+    turn: Mapped[int] = mapped_column(BigInteger)
+    """Among jobs of one priority the lower is claimed first. It rises by one from job to job of a tenant, and begins where
+    the queue stands, so that tenants take turns however many jobs one of them submits."""
     gpu_class: Mapped[str | None] = mapped_column(String(32))
     """Which workers may claim it; NULL: all."""
     rerun_of: Mapped[str | None] = mapped_column(String(32))
@@ -70,11 +74,14 @@ class JobRecord(Record):
     finished_at: Mapped[float | None] = mapped_column(Float)
 
     __table_args__ = (
-        Index("jobs_state_number", "state", "number"),
-        Index("jobs_method_number", "method", "number"),
-        Index("jobs_method_state_number", "method", "state", "number"),
-        Index("jobs_queue", "state", priority.desc(), "number", "gpu_class"),
-        Index("jobs_idempotency_key", "idempotency_key", unique=True),
+        Index("jobs_tenant_number", "tenant", "number"),
+        Index("jobs_tenant_state_number", "tenant", "state", "number"),
+        Index("jobs_tenant_method_number", "tenant", "method", "number"),
+        Index("jobs_tenant_method_state_number", "tenant", "method", "state", "number"),
+        Index("jobs_queue", "state", priority.desc(), "turn", "number", "gpu_class"),
+        Index("jobs_turn", "priority", "turn"),
+        Index("jobs_tenant_turn", "tenant", "priority", "turn"),
+        Index("jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     )
 
 
@@ -110,6 +117,7 @@ class AttemptRecord(Record):
             postgresql_where=text("ended_at IS NULL"),
         ),
         Index("attempts_outcome_started", "outcome", "started_at"),
+        Index("attempts_started", "started_at"),
     )
 
 
@@ -157,6 +165,7 @@ class DatasetRecord(Record):
 
     number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
+    tenant: Mapped[str] = mapped_column(String(64))
     name: Mapped[str | None] = mapped_column(Text)
     format: Mapped[str] = mapped_column(String(8))
     kind: Mapped[str] = mapped_column(String(8))
@@ -167,22 +176,27 @@ class DatasetRecord(Record):
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)
 
+    __table_args__ = (Index("datasets_tenant_number", "tenant", "number"),)
 
-class ComparisonRecord(Record):
-    """A question to a trained model and its reference, and their answers."""
 
-    __tablename__ = "comparisons"
+class TaskRecord(Record):
+    """Work for a worker that is no training, and its answer: a comparison, a dry run, a preview, a merge, a push."""
+
+    __tablename__ = "tasks"
 
     number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
     id: Mapped[str] = mapped_column(String(32), unique=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    tenant: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))
+    """A `TaskKind`."""
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     partial: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """The answers so far, while they are generated."""
+    """The answer so far, while it grows."""
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)
@@ -190,6 +204,27 @@ class ComparisonRecord(Record):
     finished_at: Mapped[float | None] = mapped_column(Float)
 
     __table_args__ = (
-        Index("comparisons_state_number", "state", "number"),
-        Index("comparisons_job", "job_id", "number"),
+        Index("tasks_state_number", "state", "number"),
+        Index("tasks_job", "job_id", "kind", "number"),
     )
+
+
+class KeyRecord(Record):
+    """An API key. The key itself is shown once and kept nowhere: here are its hash and its first letters."""
+
+    __tablename__ = "api_keys"
+
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    name: Mapped[str | None] = mapped_column(Text)
+    tenant: Mapped[str] = mapped_column(String(64))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    max_priority: Mapped[int] = mapped_column(Integer)
+    """The highest priority that it may ask for."""
+    prefix: Mapped[str] = mapped_column(String(16), index=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float | None] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+    last_used_at: Mapped[float | None] = mapped_column(Float)
+    """To a minute."""

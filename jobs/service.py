@@ -2,29 +2,30 @@
 
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
+from jobs import quotas
+from jobs.access import LOCAL, Caller
 from jobs.curves import CurvePoint, downsample
 from jobs.database import Database
-from jobs.errors import DuplicateKey, IdempotencyConflict, NotFound, StateConflict, TooLarge
+from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
 from jobs.places import attempt_dir, data_file, dataset_file, find_model
 from jobs.queue import JobQueue
-from jobs.records import AttemptRecord, ComparisonRecord, DatasetRecord, JobRecord
-from jobs.repository import attempts, comparisons, datasets, jobs, metrics
+from jobs.records import AttemptRecord, DatasetRecord, JobRecord, TaskRecord
+from jobs.repository import attempts, datasets, jobs, metrics, tasks
 from jobs.settings import Settings
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText
-from jobs.states import JobState, Request
-from trainer_core.rows import Kind, RowChecker, check_file, peek_kind, require_kind
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
+from jobs.states import JobState, Request, TaskKind
+from jobs.uploads import DatasetUpload
+from trainer_core.errors import Detail
+from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
 Found = TypeVar("Found")
 AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
@@ -68,11 +69,24 @@ class QueuePlace:
     seconds_until_start: float | None
 
 
+@dataclass(frozen=True)
 class JobService:
-    """The service behind the API. Its methods raise `TafdilError`s and return records that no session holds any more."""
+    """The service behind the API, as one caller sees it: what belongs to another tenant is not there.
 
-    def __init__(self, database: Database, queue: JobQueue, settings: Settings) -> None:
-        self.database, self.queue, self.settings = database, queue, settings
+    Its methods raise `TafdilError`s and return records that no session holds any more.
+    """
+
+    database: Database
+    queue: JobQueue
+    settings: Settings
+    caller: Caller = LOCAL
+
+    def for_caller(self, caller: Caller) -> "JobService":
+        return replace(self, caller=caller)
+
+    @property
+    def _tenant(self) -> str:
+        return self.caller.tenant
 
     # -- jobs
 
@@ -82,17 +96,40 @@ class JobService:
         Raises:
             ModelNotFound, DataInvalid, NotFound: what the spec names is not there or does not fit the method.
             IdempotencyConflict: the key came with another request before.
+            Forbidden: the caller may not ask for that priority.
+            RateLimited: the tenant's quota is used up.
         """
         key = _Key.of(idempotency_key, "submit", sent)
+        return self._known(key) or self._store(self._checked(spec, sent), key)
+
+    def clone(self, job_id: str, overrides: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
+        """A new job with the spec that another one was sent, some of its fields changed.
+
+        A dataset among the overrides takes the place of the old one, however either was named.
+
+        Raises:
+            SpecInvalid: the changed spec cannot be meant.
+            And what `submit` raises.
+        """
+        key = _Key.of(idempotency_key, "clone", {"job_id": job_id, "overrides": overrides})
         if known := self._known(key):
             return known
+        old = self.job(job_id)
+        sent = changed_spec(old.spec, overrides)
+        return self._store({**self._checked(read_spec(sent), sent), "rerun_of": old.id}, key, {"clone_of": old.id})
+
+    def _checked(self, spec: AnySpec, sent: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a job, after all of it was checked that needs no tokenizer."""
+        if spec.priority > self.caller.max_priority:
+            message = f"this key may ask for a priority of {self.caller.max_priority} at most, not {spec.priority}"
+            raise Forbidden(message, [Detail("priority", f"must be at most {self.caller.max_priority}")])
         for name in (spec.model_name, spec.ref_model_name, spec.adapter_name):
             if name:
                 find_model(self.settings, name)
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             self._check_data(session, spec, "dataset")
             self._check_data(session, spec, "eval_dataset")
-        fields = {
+        return {
             "name": spec.name,
             "method": spec.method,
             "model_name": spec.model_name,
@@ -102,7 +139,6 @@ class JobService:
             "spec": sent,
             "resolved_spec": spec.model_dump(mode="json"),
         }
-        return self._store(fields, key)
 
     def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> JobRecord:
         """A new job with the spec of one that is over. The old one stays as it is.
@@ -133,16 +169,17 @@ class JobService:
         if key.text is None:
             return None
         with self.database.reading() as session:
-            job = jobs.by_key(session, key.text)
+            job = jobs.by_key(session, self._tenant, key.text)
         if job is not None and job.request_sha256 != key.request_sha256:
             raise IdempotencyConflict(f"the Idempotency-Key {key.text!r} came before with another request (job {job.id})")
         return job
 
     def _store(self, fields: dict[str, Any], key: "_Key", data: dict[str, Any] | None = None) -> JobRecord:
-        keys = {"idempotency_key": key.text, "request_sha256": key.request_sha256}
+        owner = {"tenant": self._tenant, "idempotency_key": key.text, "request_sha256": key.request_sha256}
         try:
             with self.database.transaction() as session:
-                job_id = jobs.insert(session, {**fields, **keys}, data)
+                quotas.check_job(session, self.settings, self._tenant)
+                job_id = jobs.insert(session, {**fields, **owner}, data)
         except DuplicateKey:
             # The same request, sent twice at once: the other one was first.
             if known := self._known(key):
@@ -156,7 +193,7 @@ class JobService:
         dataset_id: str | None = getattr(spec, f"{field}_id")
         path: str | None = getattr(spec, f"{field}_path")
         if dataset_id:
-            record = datasets.get(session, dataset_id)
+            record = datasets.owned(session, self._tenant, dataset_id)
             if record is None:
                 raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
             require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
@@ -169,15 +206,18 @@ class JobService:
 
     def job(self, job_id: str) -> JobRecord:
         with self.database.reading() as session:
-            return _found(jobs.get(session, job_id), "job", job_id)
+            return self._own(session, job_id)
+
+    def _own(self, session: Session, job_id: str) -> JobRecord:
+        return _found(jobs.owned(session, self._tenant, job_id), "job", job_id)
 
     def jobs(
         self, limit: int, cursor: str | None = None, state: str | None = None, method: str | None = None
     ) -> list[JobRecord]:
         """A page of jobs, newest first, beyond the job `cursor`."""
         with self.database.reading() as session:
-            before = _found(jobs.get(session, cursor), "job", cursor).number if cursor else None
-            return list(jobs.page(session, limit, before, state, method))
+            before = self._own(session, cursor).number if cursor else None
+            return list(jobs.page(session, self._tenant, limit, before, state=state, method=method))
 
     def queue_places(self, found: Sequence[JobRecord]) -> dict[str, QueuePlace]:
         """By job id, where those of the jobs stand that are queued."""
@@ -194,7 +234,7 @@ class JobService:
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """Every try of a job, the first one first."""
         with self.database.reading() as session:
-            _found(jobs.get(session, job_id), "job", job_id)
+            self._own(session, job_id)
             return list(attempts.of_job(session, job_id))
 
     def metrics(
@@ -207,7 +247,7 @@ class JobService:
             max_points: of each curve, the fewest that keep its shape; None: all.
         """
         with self.database.reading() as session:
-            _found(jobs.get(session, job_id), "job", job_id)
+            self._own(session, job_id)
             points = metrics.series(session, job_id, names)
             begun = [(each.number, each.first_step) for each in attempts.of_job(session, job_id)]
         if only_current:
@@ -277,8 +317,10 @@ class JobService:
 
     def _change(self, job_id: str, action: str, change: Callable[[Session], bool]) -> JobRecord:
         with self.database.transaction() as session:
+            self._own(session, job_id)
             changed = change(session)
-            job = _found(jobs.get(session, job_id), "job", job_id)
+            session.expire_all()
+            job = self._own(session, job_id)
             if not changed:
                 raise StateConflict(f"job {job_id} is {_standing(job)}; it cannot be {action}")
         self.queue.nudge(job_id)
@@ -286,42 +328,54 @@ class JobService:
 
     # -- comparisons
 
-    def compare(self, job_id: str, request: ComparisonRequest) -> ComparisonRecord:
+    def compare(self, job_id: str, request: ComparisonRequest) -> TaskRecord:
         """Stores a comparison and wakes a generation worker. Raises `StateConflict` unless the job succeeded."""
         with self.database.transaction() as session:
-            job = _found(jobs.get(session, job_id), "job", job_id)
+            job = self._own(session, job_id)
             if job.state != JobState.SUCCEEDED:
                 raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
-            comparison_id = comparisons.insert(session, job_id, request.model_dump())
-        self.queue.publish_comparison(comparison_id)
+            comparison_id = tasks.insert(session, TaskKind.COMPARE, self._tenant, request.model_dump(), job_id)
+        self.queue.publish_task(comparison_id, TaskKind.COMPARE)
         return self.comparison(job_id, comparison_id)
 
-    def comparison(self, job_id: str, comparison_id: str) -> ComparisonRecord:
+    def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
+        """A page of what was asked of a job's model, newest first, beyond the comparison `cursor`."""
         with self.database.reading() as session:
-            record = comparisons.get(session, comparison_id)
-            if record is not None and record.job_id != job_id:
-                record = None
-            return _found(record, "comparison", comparison_id)
+            self._own(session, job_id)
+            before = self._comparison(session, job_id, cursor).number if cursor else None
+            return list(tasks.of_job(session, job_id, TaskKind.COMPARE, limit, before))
+
+    def comparison(self, job_id: str, comparison_id: str) -> TaskRecord:
+        with self.database.reading() as session:
+            return self._comparison(session, job_id, comparison_id)
+
+    def _comparison(self, session: Session, job_id: str, comparison_id: str) -> TaskRecord:
+        record = tasks.owned(session, self._tenant, comparison_id)
+        is_it = record is not None and (record.kind, record.job_id) == (TaskKind.COMPARE, job_id)
+        return _found(record if is_it else None, "comparison", comparison_id)
 
     # -- datasets
 
     def dataset(self, dataset_id: str) -> DatasetRecord:
         with self.database.reading() as session:
-            return _found(datasets.get(session, dataset_id), "dataset", dataset_id)
+            return _found(datasets.owned(session, self._tenant, dataset_id), "dataset", dataset_id)
 
     def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
         """A page of datasets, newest first, beyond the dataset `cursor`."""
         with self.database.reading() as session:
-            before = _found(datasets.get(session, cursor), "dataset", cursor).number if cursor else None
-            return list(datasets.page(session, limit, before))
+            before = _found(datasets.owned(session, self._tenant, cursor), "dataset", cursor).number if cursor else None
+            return list(datasets.page(session, self._tenant, limit, before))
 
     def begin_upload(self, name: str | None) -> "DatasetUpload":
-        """Starts to receive a dataset."""
+        """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
+        with self.database.reading() as session:
+            quotas.check_upload(session, self.settings, self._tenant, 1)
         return DatasetUpload(self.settings, name, self._store_dataset)
 
     def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
         with self.database.transaction() as session:
-            datasets.insert(session, fields)
+            quotas.check_upload(session, self.settings, self._tenant, fields["size_bytes"])
+            datasets.insert(session, {**fields, "tenant": self._tenant})
         return self.dataset(fields["id"])
 
 
@@ -338,63 +392,6 @@ class _Key:
             return cls(None, None)
         canonical = json.dumps([action, request], ensure_ascii=False, sort_keys=True)
         return cls(text, hashlib.sha256(canonical.encode()).hexdigest())
-
-
-class DatasetUpload:
-    """Bytes of a dataset on their way to disk, checked while they arrive. `finish` or `abort` ends it.
-
-    The file gets its name only when every row is good, so a broken upload leaves nothing.
-    """
-
-    def __init__(self, settings: Settings, name: str | None, store: Callable[[dict[str, Any]], DatasetRecord]) -> None:
-        self._settings, self._name, self._store = settings, name, store
-        self._id = uuid.uuid4().hex
-        self._path: Path = settings.datasets_dir / f".{self._id}.part"
-        self._file = self._path.open("xb")
-        self._checker = RowChecker(path=self._path)
-        self._digest = hashlib.sha256()
-        self._size_bytes = 0
-
-    def write(self, data: bytes) -> None:
-        """Takes the next bytes. Raises `TooLarge`, or `DataInvalid` when the rows cannot be read on."""
-        self._size_bytes += len(data)
-        if self._size_bytes > self._settings.max_upload_bytes:
-            raise TooLarge(f"the dataset is larger than {self._settings.max_upload_bytes:,} bytes")
-        self._digest.update(data)
-        self._file.write(data)
-        self._checker.feed(data)
-
-    def finish(self) -> DatasetRecord:
-        """Stores the dataset. Raises `DataInvalid` with every broken row (up to a limit)."""
-        self._file.flush()
-        report = self._checker.close()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        final = self._settings.datasets_dir / f"{self._id}.rows"
-        self._path.rename(final)
-        try:
-            return self._store(
-                {
-                    "id": self._id,
-                    "name": self._name,
-                    "format": report.format,
-                    "kind": report.kind,
-                    "train_rows": report.train_rows,
-                    "validation_rows": report.validation_rows,
-                    "desirable_rows": report.desirable_rows,
-                    "size_bytes": self._size_bytes,
-                    "sha256": self._digest.hexdigest(),
-                }
-            )
-        except BaseException:
-            final.unlink(missing_ok=True)
-            raise
-
-    def abort(self) -> None:
-        """Removes what arrived. Does nothing after `finish`."""
-        self._file.close()
-        with suppress(FileNotFoundError):
-            self._path.unlink()
 
 
 def _standing(job: JobRecord) -> str:

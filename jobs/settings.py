@@ -26,6 +26,27 @@ class Settings(BaseSettings):
     redis_prefix: str = Field("tafdil:", description="Put before every key and channel.")
     allow_hub: bool = Field(False, description="Load models that are not on disk from the Hugging Face hub.")
 
+    admin_key: SecretStr | None = Field(
+        None,
+        min_length=32,
+        description="Turns API keys on: every request then needs one, and this one makes the others (`tafdil keys create`). "
+        "At least 32 characters, e.g. of `openssl rand -hex 32`.",
+    )
+    allowed_hosts: list[str] = Field(
+        ["127.0.0.1", "localhost", "[::1]"],
+        description="Names that the API may be called by, as a JSON list, without port; others are refused, so that no web "
+        "page can reach it under a name of its own.",
+    )
+    requests_per_minute: int = Field(
+        1200, ge=1, description="Requests that a key may send in a minute, to each API process."
+    )
+    max_streams: int = Field(64, ge=1, description="Event streams that a key may hold open, at each API process.")
+    quota_open_jobs: int | None = Field(None, ge=1, description="Jobs of a tenant that are not over; default no limit.")
+    quota_training_hours: float | None = Field(
+        None, gt=0, description="Hours that a tenant's trainings may take in 30 days; default no limit."
+    )
+    quota_dataset_bytes: int | None = Field(None, ge=1, description="Bytes of a tenant's datasets; default no limit.")
+
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest JSON body.")
     max_upload_bytes: int = Field(4 * 2**30, ge=1024, description="Largest dataset.")
     body_timeout_s: float = Field(

@@ -3,12 +3,15 @@
 The training fields are those of the library (`trainer_core.config`); here stand only a job's name and its data.
 """
 
+import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from jobs.settings import GpuClass
 from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
+from trainer_core.errors import Detail, SpecInvalid
 
 _ID = r"^[0-9a-f]{32}$"
 # One or two names of letters, digits, dots, dashes and underscores, none of which starts with a dot: never a path.
@@ -109,6 +112,47 @@ class CPOJobSpec(_JobFields, CPOSettings):
 
 JobSpec = Annotated[KTOJobSpec | IPOJobSpec | CPOJobSpec, Field(discriminator="method")]
 JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpec)
+_TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}
+_SOURCES = (("dataset_id", "dataset_path"), ("eval_dataset_id", "eval_dataset_path", "validation_split"))
+
+
+def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A spec as it was sent, with changes. A source of data among them takes the place of the one that was named."""
+    replaced = {name for names in _SOURCES if overrides.keys() & set(names) for name in names}
+    return {**{name: value for name, value in sent.items() if name not in replaced}, **overrides}
+
+
+def read_spec(sent: dict[str, Any]) -> KTOJobSpec | IPOJobSpec | CPOJobSpec:
+    """The spec that a JSON object says. Raises `SpecInvalid` with every field that is wrong."""
+    try:
+        return JOB_SPEC.validate_json(json.dumps(sent))
+    except ValidationError as error:
+        raise invalid(error.errors()) from error
+
+
+def invalid(found: Sequence[Any]) -> SpecInvalid:
+    """What pydantic found wrong, as the product says it."""
+    details = [_detail(item) for item in found]
+    first = details[0]
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return SpecInvalid(f"{first.field}: {first.reason}{more}" if first.field else f"{first.reason}{more}", details)
+
+
+def _detail(item: dict[str, Any]) -> Detail:
+    places = list(item["loc"])
+    while places and places[0] in _TAGS:
+        places.pop(0)
+    field = ".".join(str(place) for place in places)
+    if item["type"] == "json_invalid":
+        return Detail("", f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
+    if not field and item["type"].endswith(("model_type", "attributes_type", "missing")):
+        return Detail("", "the body must be a JSON object, sent with the header Content-Type: application/json")
+    if item["type"] == "extra_forbidden":
+        return Detail(field, "is not a field of this method's spec")
+    if item["type"].startswith("union_tag"):
+        return Detail("method", "must be one of kto, ipo, cpo")
+    return Detail(field, str(item["msg"]).removeprefix("Value error, "))
+
 
 _CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 

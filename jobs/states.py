@@ -36,7 +36,17 @@ class Request(StrEnum):
     CANCEL = "cancel"
 
 
-class ComparisonState(StrEnum):
+class TaskKind(StrEnum):
+    """Work that is no training: questions and chores, each claimed, leased and answered as a `TaskRecord`."""
+
+    COMPARE = "compare"
+    VALIDATE = "validate"
+    PREVIEW = "preview"
+    MERGE = "merge"
+    PUSH = "push"
+
+
+class TaskState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     SUCCEEDED = "succeeded"

@@ -14,6 +14,8 @@ from jobs.settings import Settings
 from tests.fakes import FakeQueue
 from trainer_core.errors import CODES
 
+BASE_URL = "http://127.0.0.1:8000"
+
 
 @pytest.fixture
 def queue() -> FakeQueue:
@@ -22,7 +24,7 @@ def queue() -> FakeQueue:
 
 @pytest.fixture
 def client(settings: Settings, queue: FakeQueue) -> Generator[TestClient]:
-    with TestClient(create_app(settings, queue), raise_server_exceptions=False) as found:
+    with TestClient(create_app(settings, queue), BASE_URL, raise_server_exceptions=False) as found:
         yield found
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from jobs.states import TaskKind
 from trainer_core.observer import Observer, Phase
 
 
@@ -11,7 +12,7 @@ class FakeQueue:
 
     def __init__(self) -> None:
         self.trainings: list[str] = []
-        self.comparisons: list[str] = []
+        self.tasks: list[tuple[str, TaskKind]] = []
         self.nudges: list[str] = []
         self.is_broken = False
 
@@ -20,9 +21,9 @@ class FakeQueue:
             self.trainings.append(job_id)
         return not self.is_broken
 
-    def publish_comparison(self, comparison_id: str) -> bool:
+    def publish_task(self, task_id: str, kind: TaskKind) -> bool:
         if not self.is_broken:
-            self.comparisons.append(comparison_id)
+            self.tasks.append((task_id, kind))
         return not self.is_broken
 
     def waiting(self, gpu_class: str | None) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from jobs.database import Database, this_host
 from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
-from jobs.repository import comparisons, dispatch, jobs
+from jobs.repository import dispatch, jobs, tasks
 from jobs.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
@@ -33,18 +33,18 @@ def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
         gap_s = settings.dispatch_s + settings.heartbeat_s
         may_reap = dispatch.begin_round(session, gap_s, settings.heartbeat_s, this_host())
         jobs.shorten_leases(session, settings.lease_s)
-        comparisons.shorten_leases(session, settings.lease_s)
+        tasks.shorten_leases(session, settings.lease_s)
     reaped: list[str] = []
     if may_reap:
         with database.transaction() as session:
-            reaped = [*jobs.reap(session, settings.max_losses), *comparisons.poison(session, settings.max_losses)]
+            reaped = [*jobs.reap(session, settings.max_losses), *tasks.poison(session, settings.max_losses)]
     for job_id in reaped:
         log.warning("%s: its worker's lease ran out", job_id)
         queue.nudge(job_id)
     with database.reading() as session:
         waiting_jobs = list(jobs.unclaimed(session, settings.republish_s))
         queued = jobs.queued_by_class(session)
-        waiting_comparisons = list(comparisons.unclaimed(session, settings.republish_s))
+        waiting_tasks = tasks.unclaimed(session, settings.republish_s)
     # A broker that does not take one message will not take the next; the next round tries again. Any message wakes a worker
     # for the best job, so while as many wait as jobs do, more of them would only fill the broker.
     waiting = {gpu_class: queue.waiting(gpu_class) for gpu_class in {job.gpu_class for job in waiting_jobs}}
@@ -56,11 +56,11 @@ def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
             waiting[job.gpu_class] += 1
         with database.transaction() as session:
             jobs.mark_published(session, job.id)
-    for comparison_id in waiting_comparisons:
-        if not queue.publish_comparison(comparison_id):
+    for task_id, kind in waiting_tasks:
+        if not queue.publish_task(task_id, kind):
             return
         with database.transaction() as session:
-            comparisons.mark_published(session, comparison_id)
+            tasks.mark_published(session, task_id)
 
 
 def main() -> None:

@@ -13,9 +13,10 @@ from jobs.database import Database
 from jobs.errors import DatabaseError
 from jobs.places import find_model
 from jobs.queue import COMPARE_TASK, CeleryQueue
-from jobs.records import ComparisonRecord
-from jobs.repository import comparisons, jobs
+from jobs.records import TaskRecord
+from jobs.repository import jobs, tasks
 from jobs.settings import Settings, get_settings
+from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError, error_dict
 from worker import gpu
 from worker.celery_app import app
@@ -81,21 +82,21 @@ def compare(comparison_id: str) -> None:
     database, queue = Database(settings.database), CeleryQueue(settings, app)
     try:
         with database.transaction() as session:
-            comparison = comparisons.claim_next(session, settings.lease_s)
+            comparison = tasks.claim_next(session, [TaskKind.COMPARE], settings.lease_s)
         if comparison is None:
             log.info("woken for comparison %s, but none is waiting", comparison_id)
             return
         with _kept(database, comparison, settings):
             result, error = _answer(database, settings, comparison, queue)
         with database.transaction() as session:
-            comparisons.finish(session, comparison, result, error)
+            tasks.finish(session, comparison, result, error)
         queue.nudge(comparison.id)
     finally:
         database.dispose()
 
 
 @contextmanager
-def _kept(database: Database, comparison: ComparisonRecord, settings: Settings) -> Generator[None]:
+def _kept(database: Database, comparison: TaskRecord, settings: Settings) -> Generator[None]:
     """Renews the lease in the background: generating may take minutes on a CPU."""
     ended = threading.Event()
 
@@ -103,7 +104,7 @@ def _kept(database: Database, comparison: ComparisonRecord, settings: Settings) 
         while not ended.wait(settings.heartbeat_s):
             try:
                 with database.transaction() as session:
-                    comparisons.renew(session, comparison, settings.lease_s)
+                    tasks.renew(session, comparison, settings.lease_s)
             except DatabaseError as error:
                 log.warning("the database is away: %s", str(error).splitlines()[0])
 
@@ -117,7 +118,7 @@ def _kept(database: Database, comparison: ComparisonRecord, settings: Settings) 
 
 
 def _answer(
-    database: Database, settings: Settings, comparison: ComparisonRecord, queue: CeleryQueue
+    database: Database, settings: Settings, comparison: TaskRecord, queue: CeleryQueue
 ) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
     from trainer_core.methods import MODULES
 
@@ -125,7 +126,7 @@ def _answer(
         texts = {"trained_model_response": trained, "reference_model_response": reference}
         try:
             with database.transaction() as session:
-                comparisons.tell(session, comparison, texts)
+                tasks.tell(session, comparison, texts)
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
         queue.nudge(comparison.id)
@@ -133,7 +134,7 @@ def _answer(
     warm = _warm_pairs(settings)
     try:
         with database.transaction() as session:
-            job = jobs.get(session, comparison.job_id)
+            job = jobs.get(session, comparison.job_id or "")
         if job is None or job.artifact_path is None:
             raise ModelNotFound(f"job {comparison.job_id} has no trained model")
         directory = settings.runs_dir.resolve() / job.artifact_path
@@ -156,5 +157,5 @@ def _answer(
     except Exception as error:
         log.exception("comparison %s failed", comparison.id)
         # What failed in the middle may be broken; the next question loads it anew.
-        warm.forget(comparison.job_id)
+        warm.forget(str(comparison.job_id))
         return None, error_dict("internal", f"{type(error).__name__}: {error}")

@@ -7,12 +7,12 @@ from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Id, Service, Wake
+from api.dependencies import Id, OpenStreams, Service, Wake
 from api.errors import error_response, responses
-from api.schemas import Comparison
-from api.sse import comparison_events, event_stream
+from api.schemas import Comparison, ComparisonPage
+from api.sse import comparison_events
 from jobs.service import ComparisonRequest
-from jobs.states import ComparisonState
+from jobs.states import TaskState
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["comparisons"])
 
@@ -25,6 +25,7 @@ async def compare(
     request: Annotated[ComparisonRequest, Body()],
     service: Service,
     waker: Wake,
+    streams: OpenStreams,
     *,
     wait_s: Annotated[float, Query(ge=0, description="How long to wait for the answer.")] = 60,
     stream: Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")] = False,
@@ -35,15 +36,15 @@ async def compare(
     """
     record = await run_in_threadpool(service.compare, job_id, request)
     if stream:
-        return event_stream(comparison_events(service, waker, job_id, record.id))
+        return streams.reply(comparison_events(service, waker, job_id, record.id))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
-    while record.state in (ComparisonState.QUEUED, ComparisonState.RUNNING) and loop.time() < deadline:
+    while record.state in (TaskState.QUEUED, TaskState.RUNNING) and loop.time() < deadline:
         await waker.wait(record.id, min(_LOOK_EVERY_S, max(0.0, deadline - loop.time())))
         record = await run_in_threadpool(service.comparison, job_id, record.id)
     if record.error:
         return error_response(record.error)
-    is_done = record.state == ComparisonState.SUCCEEDED
+    is_done = record.state == TaskState.SUCCEEDED
     location = {} if is_done else {"Location": f"/v1/jobs/{job_id}/comparisons/{record.id}"}
     body = Comparison.of(record).model_dump_json()
     return Response(body, 200 if is_done else 202, location, "application/json")
@@ -54,10 +55,24 @@ async def compare(
     response_class=StreamingResponse,
     responses={**responses(404), 200: {"content": {"text/event-stream": {}}, "description": "Events"}},
 )
-async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake) -> Response:
+async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake, streams: OpenStreams) -> Response:
     """Server-sent events: `partial` with both texts so far, as often as they grew, then `result` or `error`, and the end."""
     await run_in_threadpool(service.comparison, job_id, comparison_id)
-    return event_stream(comparison_events(service, waker, job_id, comparison_id))
+    return streams.reply(comparison_events(service, waker, job_id, comparison_id))
+
+
+@router.get("/comparisons", responses=responses(404))
+def list_comparisons(
+    job_id: Id,
+    service: Service,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+) -> ComparisonPage:
+    """What was asked of the job's model, and its answers, newest first."""
+    found = service.comparisons(job_id, limit + 1, cursor)
+    shown = found[:limit]
+    next_cursor = shown[-1].id if len(found) > limit else None
+    return ComparisonPage(comparisons=[Comparison.of(record) for record in shown], next_cursor=next_cursor)
 
 
 @router.get("/comparisons/{comparison_id}", responses=responses(404))

@@ -3,16 +3,16 @@
 import csv
 import io
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Id, Service, Wake
+from api.dependencies import Id, OpenStreams, Service, Wake
 from api.errors import responses
 from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
-from api.sse import event_stream, job_events
+from api.sse import job_events
 from jobs.records import JobRecord
 from jobs.service import JobService
 from jobs.spec import JobSpec
@@ -152,6 +152,24 @@ def rerun(
     return _shown(service, response, service.rerun(job_id, options is not None and options.from_checkpoint, idempotency_key))
 
 
+@router.post("/{job_id}/clone", status_code=202, responses=responses(404, 409))
+def clone(
+    job_id: Id,
+    service: Service,
+    response: Response,
+    overrides: Annotated[
+        dict[str, Any] | None,
+        Body(openapi_examples={"rate": {"summary": "Another learning rate", "value": {"learning_rate": 0.0005}}}),
+    ] = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Job:
+    """Queues a new job with the spec that another one was sent, with the fields of the body in place of its own.
+
+    The other job may be in any state, and stays as it is; `rerun_of` names it.
+    """
+    return _shown(service, response, service.clone(job_id, overrides or {}, idempotency_key))
+
+
 @router.get("/{job_id}/attempts", responses=responses(404))
 def attempts(job_id: Id, service: Service) -> AttemptList:
     """Every try of the job: its worker and device, start and end, why it ended, its first and last step."""
@@ -230,6 +248,8 @@ async def events(
     job_id: Id,
     service: Service,
     waker: Wake,
+    streams: OpenStreams,
+    *,
     last_event_id: Annotated[int, Header(ge=0, description="The `id` of the last event seen.")] = 0,
     after: Annotated[int, Query(ge=0, description="The same, for clients that cannot set the header.")] = 0,
 ) -> Response:
@@ -238,4 +258,4 @@ async def events(
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:
         return Response(status_code=204)
-    return event_stream(job_events(service, waker, job_id, seen))
+    return streams.reply(job_events(service, waker, job_id, seen))

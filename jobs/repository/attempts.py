@@ -70,6 +70,16 @@ def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[flo
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
+def trained_s(session: Session, tenant: str, within_s: float) -> float:
+    """Seconds that a tenant's attempts ran which began in the last `within_s` seconds."""
+    query = (
+        select(func.sum(func.coalesce(AttemptRecord.ended_at, db_now()) - AttemptRecord.started_at))
+        .join(JobRecord, JobRecord.id == AttemptRecord.job_id)
+        .where(JobRecord.tenant == tenant, AttemptRecord.started_at > db_now() - within_s)
+    )
+    return session.scalar(query) or 0.0
+
+
 def last_durations_s(session: Session, limit: int = 20) -> list[float]:
     """Seconds that the last attempts took which ended their jobs well."""
     query = (

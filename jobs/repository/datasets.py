@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
@@ -14,13 +14,19 @@ def insert(session: Session, fields: dict[str, Any]) -> None:
     session.add(DatasetRecord(created_at=session.scalar(select(db_now())), **fields))
 
 
-def get(session: Session, dataset_id: str) -> DatasetRecord | None:
-    return session.scalar(select(DatasetRecord).where(DatasetRecord.id == dataset_id))
+def owned(session: Session, tenant: str, dataset_id: str) -> DatasetRecord | None:
+    """A dataset of the tenant's."""
+    return session.scalar(select(DatasetRecord).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant))
 
 
-def page(session: Session, limit: int, before: int | None = None) -> Sequence[DatasetRecord]:
-    """Datasets, newest first, below the number `before`."""
-    query = select(DatasetRecord).order_by(DatasetRecord.number.desc()).limit(limit)
+def total_bytes(session: Session, tenant: str) -> int:
+    """The size of all datasets of a tenant."""
+    return session.scalar(select(func.sum(DatasetRecord.size_bytes)).where(DatasetRecord.tenant == tenant)) or 0
+
+
+def page(session: Session, tenant: str, limit: int, before: int | None = None) -> Sequence[DatasetRecord]:
+    """Datasets of a tenant, newest first, below the number `before`."""
+    query = select(DatasetRecord).where(DatasetRecord.tenant == tenant).order_by(DatasetRecord.number.desc()).limit(limit)
     if before is not None:
         query = query.where(DatasetRecord.number < before)
     return session.scalars(query).all()

@@ -46,27 +46,60 @@ def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None
     """A new queued job with its first event; returns its id. Raises `IntegrityError` when its idempotency key exists."""
     job_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
-    session.add(
-        JobRecord(id=job_id, state=JobState.QUEUED, created_at=now, published_at=now, event_count=1, warnings=[], **fields)
-    )
+    turn = _next_turn(session, fields["tenant"], fields.get("priority", 0))
+    times = {"created_at": now, "published_at": now}
+    session.add(JobRecord(id=job_id, state=JobState.QUEUED, turn=turn, event_count=1, warnings=[], **times, **fields))
     session.flush()
     session.add(EventRecord(job_id=job_id, sequence=1, type="queued", data=data or {}, created_at=now))
     return job_id
 
 
+def _next_turn(session: Session, tenant: str, priority: int) -> int:
+    """The turn after the tenant's last one, or where the queue of that priority stands, if that is later.
+
+    One tenant's jobs keep their order, and another's first job comes before the second one that waits of each.
+    """
+    of_priority = JobRecord.priority == priority
+    own = session.scalar(select(func.max(JobRecord.turn)).where(JobRecord.tenant == tenant, of_priority)) or 0
+    now = session.scalar(select(func.min(JobRecord.turn)).where(JobRecord.state == JobState.QUEUED, of_priority))
+    if now is None:
+        now = session.scalar(select(func.max(JobRecord.turn)).where(of_priority)) or 0
+    return max(own + 1, now)
+
+
 def get(session: Session, job_id: str) -> JobRecord | None:
+    """A job of whatever tenant: for workers."""
     return session.scalar(select(JobRecord).where(JobRecord.id == job_id))
 
 
-def by_key(session: Session, idempotency_key: str) -> JobRecord | None:
-    return session.scalar(select(JobRecord).where(JobRecord.idempotency_key == idempotency_key))
+def owned(session: Session, tenant: str, job_id: str) -> JobRecord | None:
+    """A job of the tenant's."""
+    return session.scalar(select(JobRecord).where(JobRecord.id == job_id, JobRecord.tenant == tenant))
+
+
+def by_key(session: Session, tenant: str, idempotency_key: str) -> JobRecord | None:
+    query = select(JobRecord).where(JobRecord.tenant == tenant, JobRecord.idempotency_key == idempotency_key)
+    return session.scalar(query)
+
+
+def count_open(session: Session, tenant: str) -> int:
+    """How many jobs of the tenant are not over."""
+    still = (JobState.QUEUED, JobState.RUNNING, JobState.PAUSED)
+    query = select(func.count()).select_from(JobRecord).where(JobRecord.tenant == tenant, JobRecord.state.in_(still))
+    return session.scalar(query) or 0
 
 
 def page(
-    session: Session, limit: int, before: int | None = None, state: str | None = None, method: str | None = None
+    session: Session,
+    tenant: str,
+    limit: int,
+    before: int | None = None,
+    *,
+    state: str | None = None,
+    method: str | None = None,
 ) -> Sequence[JobRecord]:
-    """Jobs, newest first, below the number `before`."""
-    query = select(JobRecord).order_by(JobRecord.number.desc()).limit(limit)
+    """Jobs of a tenant, newest first, below the number `before`."""
+    query = select(JobRecord).where(JobRecord.tenant == tenant).order_by(JobRecord.number.desc()).limit(limit)
     if before is not None:
         query = query.where(JobRecord.number < before)
     if state:
@@ -86,7 +119,7 @@ def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | N
     # Once along the queue for each class that occurs, however many of its jobs are asked for.
     for gpu_class in {job.gpu_class for job in queued}:
         served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
-        place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.number)).label("place")
+        place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)).label("place")
         # Columns of one index alone: the jobs themselves lie all over the table.
         queue = select(JobRecord.number, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
         ids = {job.number: job.id for job in queued if job.gpu_class == gpu_class}
@@ -135,7 +168,9 @@ def _transition(
 def claim_next(
     session: Session, worker: str, lease_s: float, device: str | None = None, gpu_class: str | None = None
 ) -> JobRecord | None:
-    """Takes the best queued job (highest priority, then oldest), with a new attempt and a lease of `lease_s` seconds.
+    """Takes the best queued job, with a new attempt and a lease of `lease_s` seconds.
+
+    The best has the highest priority; among equals tenants take turns, and of one tenant's the oldest comes first.
 
     Args:
         device: the GPU that the attempt will hold. None is returned while another live attempt holds it.
@@ -148,7 +183,7 @@ def claim_next(
     job_id = session.scalar(
         select(JobRecord.id)
         .where(JobRecord.state == JobState.QUEUED, served)
-        .order_by(JobRecord.priority.desc(), JobRecord.number)
+        .order_by(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)
         .limit(1)
         .with_for_update(skip_locked=True)
     )

@@ -122,7 +122,7 @@ def check(folder: Path, url: str) -> None:
     with database.transaction() as session:
         found = violations(session, history.read(folder / "history.jsonl"))
         states = {job.idempotency_key: job.state for job in session.query(JobRecord)}
-        page = jobs.page(session, 10)
+        page = jobs.page(session, "default", 10)
         for job in page:
             assert (settings_of(folder, url).runs_dir / str(job.artifact_path) / "result.json").is_file()
     database.dispose()
@@ -160,7 +160,7 @@ def test_the_training_dies_around_the_rename_of_a_checkpoint(place: tuple[Path, 
     in_process(folder, url, None, point)
     database = Database(url)
     with database.transaction() as session:
-        for job in jobs.page(session, 10):
+        for job in jobs.page(session, "default", 10):
             kept = sorted((settings_of(folder, url).runs_dir / job.id).glob("attempt-*/output/checkpoint-*"))
             assert all((path / "manifest.json").is_file() for path in kept), "a checkpoint is whole or absent"
             assert job.state in (JobState.SUCCEEDED, JobState.FAILED)

@@ -7,9 +7,9 @@ from typing import Any
 from fastapi.testclient import TestClient
 
 from jobs.database import Database
-from jobs.records import ComparisonRecord
-from jobs.repository import comparisons, jobs, metrics
-from jobs.states import Cause
+from jobs.records import TaskRecord
+from jobs.repository import jobs, metrics, tasks
+from jobs.states import Cause, TaskKind
 from tests.api import client, database, error_of, queue, run
 from tests.fakes import FakeQueue
 from trainer_core.errors import error_dict
@@ -27,7 +27,7 @@ def test_only_a_trained_job_can_be_compared(
         jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
     reply = client.post(path, json={"prompt": "سؤال"}, params={"wait_s": 0})
     assert (reply.status_code, reply.json()["state"]) == (202, "queued")
-    assert queue.comparisons == [reply.json()["id"]]
+    assert queue.tasks == [(reply.json()["id"], TaskKind.COMPARE)]
     assert client.get(reply.headers["location"]).json()["request"]["prompt"] == "سؤال"
     for body in ({}, {"prompt": ""}, {"prompt": "x", "temperature": -1}, {"prompt": "x", "typo": 1}, {"prompt": "\x00"}):
         error_of(client.post(path, json=body), 422, "spec_invalid")
@@ -42,9 +42,9 @@ def test_a_comparison_is_told_while_it_grows(client: TestClient, database: Datab
         asked = client.post(path, json={"prompt": "سؤال"}, params={"wait_s": 0})
         partial = {"trained_model_response": "مدينة", "reference_model_response": ""}
         with database.transaction() as session:
-            claimed = comparisons.claim_next(session, 60)
+            claimed = tasks.claim_next(session, [TaskKind.COMPARE], 60)
             assert claimed is not None
-            comparisons.tell(session, claimed, partial)
+            tasks.tell(session, claimed, partial)
         stream = f"{asked.headers['location']}/events"
         timer = threading.Timer(0.7, _finish, (database, claimed, result, error))
         timer.start()
@@ -61,11 +61,9 @@ def test_a_comparison_is_told_while_it_grows(client: TestClient, database: Datab
     error_of(client.post(path, json={"prompt": ""}, params={"stream": True}), 422, "spec_invalid")
 
 
-def _finish(
-    database: Database, claimed: ComparisonRecord, result: dict[str, Any] | None, error: dict[str, Any] | None
-) -> None:
+def _finish(database: Database, claimed: TaskRecord, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
     with database.transaction() as session:
-        comparisons.finish(session, claimed, result, error)
+        tasks.finish(session, claimed, result, error)
 
 
 def test_a_curve_is_thinned_on_request(client: TestClient, database: Database, spec: dict[str, Any]) -> None:

@@ -8,14 +8,16 @@ import pytest
 from sqlalchemy import select
 
 from jobs.database import Database, db_now
-from jobs.repository import attempts, comparisons, dispatch, events, jobs, metrics
+from jobs.repository import attempts, dispatch, events, jobs, metrics, tasks
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
-from jobs.states import Cause, JobState, Request
+from jobs.states import Cause, JobState, Request, TaskKind
 from tests.fakes import FakeQueue
 from worker.dispatcher import run_round
 
+ASKED = [TaskKind.COMPARE]
 FIELDS: dict[str, Any] = {
+    "tenant": "default",
     "name": None,
     "method": "ipo",
     "model_name": "m",
@@ -209,7 +211,7 @@ def test_a_queued_job_is_paused_and_resumed_at_its_place(database: Database) -> 
     third = submit(database)
     with database.transaction() as session:
         assert jobs.resume(session, first)
-        assert jobs.queue_positions(session, jobs.page(session, 10)) == {None: {first: 1, third: 2}}
+        assert jobs.queue_positions(session, jobs.page(session, "default", 10)) == {None: {first: 1, third: 2}}
     paused = submit(database)
     with database.transaction() as session:
         assert jobs.pause_queued(session, paused)
@@ -228,7 +230,7 @@ def test_priority_and_class_decide_who_claims_what(database: Database) -> None:
 
     plain, a100, urgent_h100, urgent = put(), put(gpu_class="a100"), put(gpu_class="h100", priority=9), put(priority=5)
     with database.transaction() as session:
-        positions = jobs.queue_positions(session, jobs.page(session, 10))
+        positions = jobs.queue_positions(session, jobs.page(session, "default", 10))
     assert positions == {None: {plain: 2, urgent: 1}, "a100": {a100: 3}, "h100": {urgent_h100: 1}}
     assert take("a100") == urgent
     assert take("a100") == plain
@@ -277,7 +279,7 @@ def test_two_claims_of_one_gpu_at_once_have_one_winner(database: Database) -> No
         thread.join()
     assert len(won) == 1
     with database.transaction() as session:
-        assert len([job for job in jobs.page(session, 10) if job.state == JobState.RUNNING]) == 1
+        assert len([job for job in jobs.page(session, "default", 10) if job.state == JobState.RUNNING]) == 1
 
 
 def tries(database: Database, job_id: str) -> Any:
@@ -369,12 +371,12 @@ def test_queue_positions_and_pages(database: Database) -> None:
     ids = [submit(database) for _ in range(5)]
     claim(database)
     with database.transaction() as session:
-        page = jobs.page(session, 10)
+        page = jobs.page(session, "default", 10)
         assert [job.id for job in page] == ids[::-1]
         assert jobs.queue_positions(session, page) == {None: {job_id: i for i, job_id in enumerate(ids[1:], start=1)}}
-        assert [job.id for job in jobs.page(session, 2, before=page[1].number)] == ids[2:0:-1]
-        assert [job.id for job in jobs.page(session, 10, state="running")] == ids[:1]
-        assert not jobs.page(session, 10, method="kto")
+        assert [job.id for job in jobs.page(session, "default", 2, before=page[1].number)] == ids[2:0:-1]
+        assert [job.id for job in jobs.page(session, "default", 10, state="running")] == ids[:1]
+        assert not jobs.page(session, "default", 10, method="kto")
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3600.0])
@@ -388,22 +390,22 @@ def test_what_was_not_claimed_is_published_again(database: Database, seconds: fl
 def test_a_comparison_is_answered_once(database: Database) -> None:
     job_id = submit(database)
     with database.transaction() as session:
-        comparison_id = comparisons.insert(session, job_id, {"prompt": "x"})
+        comparison_id = tasks.insert(session, TaskKind.COMPARE, "default", {"prompt": "x"}, job_id)
     with database.transaction() as session:
-        stale = comparisons.claim_next(session, lease_s=0)
+        stale = tasks.claim_next(session, ASKED, lease_s=0)
     time.sleep(0.05)
     with database.transaction() as session:
-        fresh = comparisons.claim_next(session, lease_s=60)
-        assert comparisons.claim_next(session, lease_s=60) is None
+        fresh = tasks.claim_next(session, ASKED, lease_s=60)
+        assert tasks.claim_next(session, ASKED, lease_s=60) is None
     assert stale
     assert fresh
     assert stale.id == fresh.id == comparison_id
     with database.transaction() as session:
-        assert not comparisons.finish(session, stale, {"answer": "stale"})
-        assert comparisons.finish(session, fresh, {"answer": "fresh"})
-        assert not comparisons.finish(session, fresh, {"answer": "again"})
+        assert not tasks.finish(session, stale, {"answer": "stale"})
+        assert tasks.finish(session, fresh, {"answer": "fresh"})
+        assert not tasks.finish(session, fresh, {"answer": "again"})
     with database.transaction() as session:
-        found = comparisons.get(session, comparison_id)
+        found = tasks.get(session, comparison_id)
     assert found
     assert found.result == {"answer": "fresh"}
 
@@ -411,34 +413,22 @@ def test_a_comparison_is_answered_once(database: Database) -> None:
 def test_a_comparison_that_loses_every_worker_fails(database: Database) -> None:
     job_id = submit(database)
     with database.transaction() as session:
-        comparison_id = comparisons.insert(session, job_id, {"prompt": "x"})
+        comparison_id = tasks.insert(session, TaskKind.COMPARE, "default", {"prompt": "x"}, job_id)
     for _ in range(3):
         with database.transaction() as session:
-            assert comparisons.poison(session, max_losses=3) == []
-            held = comparisons.claim_next(session, lease_s=0)
+            assert tasks.poison(session, max_losses=3) == []
+            held = tasks.claim_next(session, ASKED, lease_s=0)
             assert held
-            comparisons.renew(session, held, lease_s=60)
-            assert comparisons.claim_next(session, lease_s=0) is None
-            comparisons.renew(session, held, lease_s=0)
+            tasks.renew(session, held, lease_s=60)
+            assert tasks.claim_next(session, ASKED, lease_s=0) is None
+            tasks.renew(session, held, lease_s=0)
         time.sleep(0.05)
     with database.transaction() as session:
-        assert comparisons.poison(session, max_losses=3) == [comparison_id]
-        found = comparisons.get(session, comparison_id)
+        assert tasks.poison(session, max_losses=3) == [comparison_id]
+        found = tasks.get(session, comparison_id)
         assert found
         assert found.error
         assert (found.state, found.error["code"]) == ("failed", "poisoned")
-
-
-def test_migrations_make_the_tables_of_the_records(database: Database) -> None:
-    from alembic.autogenerate import compare_metadata
-    from alembic.runtime.migration import MigrationContext
-
-    from jobs.records import Record
-
-    database.migrate()
-    with database.engine.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, Record.metadata) == []
 
 
 def test_as_many_messages_wait_as_jobs_and_no_more(database: Database, settings: Settings) -> None:

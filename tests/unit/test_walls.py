@@ -52,7 +52,7 @@ from fastapi.testclient import TestClient
 from jobs.settings import Settings
 from api.app import create_app
 from tests.fakes import FakeQueue
-with TestClient(create_app(Settings(data_dir={str(tmp_path)!r}), FakeQueue())) as client:
+with TestClient(create_app(Settings(data_dir={str(tmp_path)!r}), FakeQueue()), base_url="http://127.0.0.1") as client:
     assert client.get("/healthz").json() == {{"status": "ok"}}
     spec = {{"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_path": "samples/kto_train.jsonl"}}
     reply = client.post("/v1/jobs", json=spec)

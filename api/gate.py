@@ -1,0 +1,132 @@
+"""Who may pass: the host a request names, the page it comes from, its key, its scope, and how often.
+
+ASGI middleware around everything, so that a route that is added is closed until it is named here, whatever it forgets.
+"""
+
+import re
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from fastapi.concurrency import run_in_threadpool
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from api.errors import failure_response
+from jobs.access import LOCAL, Access, Caller
+from jobs.access import Scope as KeyScope
+from jobs.errors import DatabaseError, Forbidden, RateLimited, Unauthorized
+from jobs.settings import Settings
+from trainer_core.errors import TafdilError
+
+SESSION_COOKIE = "tafdil_session"
+# Open without a key: whether the service lives, the dashboard's own files (which hold no data), and how a browser signs in.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/", "/v1/session"})
+OPEN_PREFIXES = ("/assets/",)
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+_PORT = re.compile(r":\d{1,5}$")
+
+
+class Gate:
+    """Middleware. Puts the `Caller` of a request in its state, or answers 401, 403 or 429."""
+
+    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+        self._app, self._settings = app, settings
+        self._hosts = {host.lower() for host in settings.allowed_hosts}
+        self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            self._check_host(headers)
+            self._check_origin(scope, headers)
+            caller = await self._caller(scope, headers)
+            if caller is not None and not is_open(scope["path"]):
+                self._check_scope(caller, scope)
+                self._check_rate(caller)
+        except (TafdilError, DatabaseError) as error:
+            response = failure_response(error)
+            # What may still be on its way is not read, so the connection cannot be used again.
+            response.headers["connection"] = "close"
+            await response(scope, receive, send)
+            return
+        scope.setdefault("state", {})["caller"] = caller
+        await self._app(scope, receive, send)
+
+    def _check_host(self, headers: Headers) -> None:
+        """A page of another site can point a name of its own at this address; its requests then carry that name."""
+        host = _PORT.sub("", headers.get("host", "")).lower()
+        if host not in self._hosts and "*" not in self._hosts:
+            raise Forbidden(
+                f"the service does not answer to the name {host[:100]!r}; add it to TAFDIL_ALLOWED_HOSTS to reach it so"
+            )
+
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        """What changes something comes from our own pages or from programs, never from another site's page."""
+        origin = headers.get("origin")
+        if scope["method"] in _SAFE_METHODS or origin is None:
+            return
+        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise Forbidden(f"requests from pages of {origin[:100]!r} are not accepted")
+
+    async def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
+        """Who calls; None on an open path without a valid key."""
+        access: Access = scope["app"].state.access
+        if not access.is_on:
+            return LOCAL
+        key = _key_of(headers)
+        try:
+            if key is None:
+                raise Unauthorized("this service needs an API key: send the header Authorization: Bearer <key>")
+            return await run_in_threadpool(access.authenticate, key)
+        except Unauthorized:
+            if is_open(scope["path"]):
+                return None
+            raise
+
+    def _check_scope(self, caller: Caller, scope: Scope) -> None:
+        needed = needed_scope(scope["method"], scope["path"])
+        if not caller.may(needed):
+            raise Forbidden(f"this key has no {needed.value} scope; it has {', '.join(sorted(caller.scopes))}")
+
+    def _check_rate(self, caller: Caller) -> None:
+        if caller is LOCAL or self._limiter.hit(self._rate, caller.key_id):
+            return
+        # The window slides: a share of it frees a request again.
+        raise RateLimited(
+            f"more than {self._rate.amount} requests in a minute with this key",
+            retry_after_s=max(1.0, 60 / self._rate.amount),
+        )
+
+
+def is_open(path: str) -> bool:
+    """Whether a path needs no key."""
+    return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)
+
+
+def needed_scope(method: str, path: str) -> KeyScope:
+    """What a request needs of its key."""
+    if path == "/metrics":
+        return KeyScope.METRICS
+    if path == "/v1/keys" or path.startswith("/v1/keys/"):
+        return KeyScope.ADMIN
+    return KeyScope.READ if method in _SAFE_METHODS else KeyScope.WRITE
+
+
+def _key_of(headers: Mapping[str, str]) -> str | None:
+    """The key of a program (header) or a browser (cookie)."""
+    kind, _, key = headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and key.strip():
+        return key.strip()
+    try:
+        cookie = SimpleCookie(headers.get("cookie", "")).get(SESSION_COOKIE)
+    except CookieError:
+        return None
+    return cookie.value if cookie and cookie.value else None

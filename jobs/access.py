@@ -1,0 +1,128 @@
+"""Who calls: API keys, the tenants they belong to, and what they may do.
+
+Keys are on when `TAFDIL_ADMIN_KEY` is set. That key makes the others; without it every caller is the one local tenant, and
+the API answers this machine alone (see `api.gate`).
+"""
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Collection
+from dataclasses import dataclass
+from enum import StrEnum
+
+from jobs.database import Database
+from jobs.errors import NotFound, Unauthorized
+from jobs.records import KeyRecord
+from jobs.repository import keys
+from jobs.settings import Settings
+
+DEFAULT_TENANT = "default"
+HIGHEST_PRIORITY = 100
+_PREFIX = "tafdil_"
+# Of the letters that tell keys apart in lists and find the row; 216 bits of the key remain.
+_SHOWN_LETTERS = len(_PREFIX) + 8
+
+
+class Scope(StrEnum):
+    """What a key may do. A wider scope is given beside a narrower one, not in its place, except that `write` reads."""
+
+    READ = "read"
+    """See the tenant's jobs, datasets and answers."""
+    WRITE = "write"
+    """Submit, control, upload, compare, delete; and read."""
+    METRICS = "metrics"
+    """Read `/metrics`, which counts over all tenants."""
+    ADMIN = "admin"
+    """Make, list and revoke keys."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who a request comes from."""
+
+    tenant: str
+    scopes: frozenset[Scope]
+    max_priority: int
+    key_id: str
+    """`admin` for the key of the environment, `local` while keys are off."""
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or (scope is Scope.READ and Scope.WRITE in self.scopes)
+
+
+LOCAL = Caller(DEFAULT_TENANT, frozenset(Scope), HIGHEST_PRIORITY, "local")
+_ADMIN = Caller(DEFAULT_TENANT, frozenset(Scope), HIGHEST_PRIORITY, "admin")
+
+
+class Access:
+    """Makes, lists and revokes keys, and tells who a key is. A revoked key is refused from the next request on."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database = database
+        admin_key = settings.admin_key.get_secret_value() if settings.admin_key else None
+        self._admin_sha256 = _sha256(admin_key) if admin_key else None
+
+    @property
+    def is_on(self) -> bool:
+        return self._admin_sha256 is not None
+
+    def authenticate(self, key: str) -> Caller:
+        """Who the key belongs to. Raises `Unauthorized` when it is unknown, revoked or expired."""
+        sha256 = _sha256(key)
+        if self._admin_sha256 and hmac.compare_digest(sha256, self._admin_sha256):
+            return _ADMIN
+        with self._database.reading() as session:
+            found = keys.valid(session, key[:_SHOWN_LETTERS])
+        for record in found:
+            if hmac.compare_digest(record.sha256, sha256):
+                if keys.is_use_news(record):
+                    with self._database.transaction() as session:
+                        keys.note_use(session, record.id)
+                scopes = frozenset(Scope(scope) for scope in record.scopes)
+                return Caller(record.tenant, scopes, record.max_priority, record.id)
+        raise Unauthorized("the API key is not valid: unknown, revoked or expired")
+
+    def create(
+        self,
+        tenant: str,
+        scopes: Collection[Scope],
+        name: str | None = None,
+        expires_in_s: float | None = None,
+        max_priority: int = 0,
+    ) -> tuple[KeyRecord, str]:
+        """A new key: its record, and the key itself, which cannot be had again."""
+        key = _PREFIX + secrets.token_urlsafe(32)
+        with self._database.transaction() as session:
+            record = keys.insert(
+                session,
+                {
+                    "tenant": tenant,
+                    "scopes": sorted(scopes),
+                    "name": name,
+                    "max_priority": max_priority,
+                    "prefix": key[:_SHOWN_LETTERS],
+                    "sha256": _sha256(key),
+                },
+                expires_in_s,
+            )
+        return record, key
+
+    def made_keys(self) -> list[KeyRecord]:
+        """Every key that was made, newest first."""
+        with self._database.reading() as session:
+            return list(keys.every(session))
+
+    def revoke(self, key_id: str) -> KeyRecord:
+        """Revokes a key, for good. One that is revoked already stays so. Raises `NotFound`."""
+        with self._database.transaction() as session:
+            keys.revoke(session, key_id)
+            record = keys.get(session, key_id)
+        if record is None:
+            raise NotFound(f"there is no key {key_id}")
+        return record
+
+
+def _sha256(key: str) -> str:
+    # 256 random bits cannot be guessed, so no slow hash is needed.
+    return hashlib.sha256(key.encode()).hexdigest()

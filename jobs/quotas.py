@@ -1,0 +1,29 @@
+"""What one tenant may take of the service. Each limit is a setting, the same for all tenants; none is set by default."""
+
+from sqlalchemy.orm import Session
+
+from jobs.errors import RateLimited, TooLarge
+from jobs.repository import attempts, datasets, jobs
+from jobs.settings import Settings
+
+_HOUR_S = 3600
+_MONTH_S = 30 * 24 * _HOUR_S
+# Jobs end when they end; asking more often than this tells nothing new.
+_ASK_AGAIN_S = 60
+
+
+def check_job(session: Session, settings: Settings, tenant: str) -> None:
+    """Raises `RateLimited` when the tenant may not have another job now."""
+    most = settings.quota_open_jobs
+    if most is not None and jobs.count_open(session, tenant) >= most:
+        raise RateLimited(f"you have {most} jobs that are not over, and may not have more", retry_after_s=_ASK_AGAIN_S)
+    hours = settings.quota_training_hours
+    if hours is not None and attempts.trained_s(session, tenant, _MONTH_S) >= hours * _HOUR_S:
+        raise RateLimited(f"your {hours:g} hours of training in 30 days are used up", retry_after_s=_HOUR_S)
+
+
+def check_upload(session: Session, settings: Settings, tenant: str, size_bytes: int) -> None:
+    """Raises `TooLarge` when a dataset of the size would be more than the tenant may keep."""
+    most = settings.quota_dataset_bytes
+    if most is not None and datasets.total_bytes(session, tenant) + size_bytes > most:
+        raise TooLarge(f"your datasets together may hold {most:,} bytes; delete some first")

@@ -1,0 +1,173 @@
+"""Tasks: queued, claimed and answered like jobs, with a lease and a fence of their own."""
+
+import uuid
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sqlalchemy import null, or_, select, update
+from sqlalchemy.orm import Session
+
+from jobs.database import db_now
+from jobs.records import TaskRecord
+from jobs.states import TaskKind, TaskState
+from trainer_core.errors import error_dict
+
+_FINAL = (TaskState.SUCCEEDED, TaskState.FAILED)
+
+
+def insert(session: Session, kind: TaskKind, tenant: str, request: dict[str, Any], job_id: str | None = None) -> str:
+    """A new queued task; returns its id."""
+    task_id = uuid.uuid4().hex
+    now = session.scalar(select(db_now()))
+    session.add(
+        TaskRecord(
+            id=task_id,
+            tenant=tenant,
+            kind=kind,
+            job_id=job_id,
+            request=request,
+            state=TaskState.QUEUED,
+            created_at=now,
+            published_at=now,
+        )
+    )
+    return task_id
+
+
+def get(session: Session, task_id: str) -> TaskRecord | None:
+    return session.scalar(select(TaskRecord).where(TaskRecord.id == task_id))
+
+
+def owned(session: Session, tenant: str, task_id: str) -> TaskRecord | None:
+    """A task of the tenant's."""
+    return session.scalar(select(TaskRecord).where(TaskRecord.id == task_id, TaskRecord.tenant == tenant))
+
+
+def of_job(session: Session, job_id: str, kind: TaskKind, limit: int, before: int | None = None) -> Sequence[TaskRecord]:
+    """Tasks of a kind that concern a job, newest first, below the number `before`."""
+    query = select(TaskRecord).where(TaskRecord.job_id == job_id, TaskRecord.kind == kind)
+    if before is not None:
+        query = query.where(TaskRecord.number < before)
+    return session.scalars(query.order_by(TaskRecord.number.desc()).limit(limit)).all()
+
+
+def claim_next(session: Session, kinds: Collection[TaskKind], lease_s: float) -> TaskRecord | None:
+    """Takes the oldest task of one of the kinds that is queued, or whose worker let its lease run out."""
+    lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
+    free = or_(TaskRecord.state == TaskState.QUEUED, lost)
+    wanted = select(TaskRecord.id).where(free, TaskRecord.kind.in_(kinds))
+    for task_id in session.scalars(wanted.order_by(TaskRecord.number).limit(8)).all():
+        statement = (
+            update(TaskRecord)
+            .where(TaskRecord.id == task_id, free)
+            .values(
+                state=TaskState.RUNNING,
+                attempt=TaskRecord.attempt + 1,
+                lease_token=uuid.uuid4().hex,
+                lease_expires_at=db_now() + lease_s,
+            )
+            .returning(TaskRecord.number)
+            .execution_options(synchronize_session=False)
+        )
+        if session.scalar(statement) is not None:
+            session.expire_all()
+            return get(session, task_id)
+    return None
+
+
+def renew(session: Session, task: TaskRecord, lease_s: float) -> None:
+    """Prolongs the lease of the worker that holds the task."""
+    session.execute(
+        update(TaskRecord)
+        .where(TaskRecord.id == task.id, TaskRecord.lease_token == task.lease_token)
+        .values(lease_expires_at=db_now() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def shorten_leases(session: Session, lease_s: float) -> None:
+    """Leases never end later than `lease_s` from now: those that do were written before the clock jumped back."""
+    session.execute(
+        update(TaskRecord)
+        .where(TaskRecord.state == TaskState.RUNNING, TaskRecord.lease_expires_at > db_now() + lease_s)
+        .values(lease_expires_at=db_now() + lease_s)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def tell(session: Session, task: TaskRecord, partial: dict[str, Any]) -> None:
+    """Stores the answer so far, for those who watch it grow."""
+    session.execute(
+        update(TaskRecord)
+        .where(
+            TaskRecord.id == task.id,
+            TaskRecord.lease_token == task.lease_token,
+            TaskRecord.state == TaskState.RUNNING,
+        )
+        .values(partial=partial)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def poison(session: Session, max_losses: int) -> list[str]:
+    """Fails every task that lost `max_losses` workers. Returns their ids."""
+    lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
+    statement = (
+        update(TaskRecord)
+        .where(lost, TaskRecord.attempt >= max_losses)
+        .values(
+            state=TaskState.FAILED,
+            error=error_dict("poisoned", f"its worker was lost {max_losses} times"),
+            lease_token=None,
+            lease_expires_at=None,
+            finished_at=db_now(),
+        )
+        .returning(TaskRecord.id)
+        .execution_options(synchronize_session=False)
+    )
+    return list(session.scalars(statement))
+
+
+def finish(
+    session: Session,
+    task: TaskRecord,
+    result: dict[str, Any] | None = None,
+    error: dict[str, Any] | None = None,
+) -> bool:
+    """Stores the answer or the error. False: another worker has taken the task over."""
+    statement = (
+        update(TaskRecord)
+        .where(
+            TaskRecord.id == task.id,
+            TaskRecord.lease_token == task.lease_token,
+            TaskRecord.state.not_in(_FINAL),
+        )
+        .values(
+            state=TaskState.FAILED if error else TaskState.SUCCEEDED,
+            partial=null(),
+            result=result,
+            error=error,
+            lease_token=None,
+            lease_expires_at=None,
+            finished_at=db_now(),
+        )
+        .returning(TaskRecord.number)
+        .execution_options(synchronize_session=False)
+    )
+    return session.scalar(statement) is not None
+
+
+def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> list[tuple[str, TaskKind]]:
+    """Tasks whose message seems lost, or whose worker is: their ids and kinds."""
+    lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
+    published = TaskRecord.published_at
+    # In the future: the clock jumped back.
+    late = published.is_(None) | (published < db_now() - older_than_s) | (published > db_now() + 1)
+    queued = TaskRecord.state == TaskState.QUEUED
+    query = select(TaskRecord.id, TaskRecord.kind).where((queued & late) | (lost & late))
+    rows = session.execute(query.order_by(TaskRecord.number).limit(limit))
+    return [(row.id, TaskKind(row.kind)) for row in rows]
+
+
+def mark_published(session: Session, task_id: str) -> None:
+    session.execute(update(TaskRecord).where(TaskRecord.id == task_id).values(published_at=db_now()))
