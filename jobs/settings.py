@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # The small model that ships; looked for after the user's own models. A path, not an import: jobs knows no other room.
 SHIPPED_MODELS_DIR = Path(__file__).resolve().parent.parent / "tafdil" / "shipped" / "models"
@@ -32,10 +32,10 @@ class Settings(BaseSettings):
         description="Turns API keys on: every request then needs one, and this one makes the others (`tafdil keys create`). "
         "At least 32 characters, e.g. of `openssl rand -hex 32`.",
     )
-    allowed_hosts: list[str] = Field(
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
         ["127.0.0.1", "localhost", "[::1]"],
-        description="Names that the API may be called by, as a JSON list, without port; others are refused, so that no web "
-        "page can reach it under a name of its own.",
+        description="Names that the API may be called by, without port, separated by commas; others are refused, so that no "
+        "web page can reach it under a name of its own.",
     )
     requests_per_minute: int = Field(
         1200, ge=1, description="Requests that a key may send in a minute, to each API process."
@@ -90,6 +90,11 @@ class Settings(BaseSettings):
         description="What trainings may keep for each other in `cache/` of the data directory, in GiB: tokenised rows and "
         "the reference's log-probabilities. What was used longest ago goes first.",
     )
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _lease_outlasts_heartbeats(self) -> Self:

@@ -89,9 +89,11 @@ def test_slow_and_stuck_clients_stop_nobody(start_rig: StartRig) -> None:
     client.job(job_id)
     before = api.memory_info().rss
     with ExitStack() as stack:
-        stream = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode()
-        upload = b"POST /v1/datasets HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n{"
-        post = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        stream = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+        upload = b"POST /v1/datasets HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\n\r\n{"
+        post = (
+            b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+        )
         for _ in range(300):
             stack.enter_context(_open(rig, stream))
         senders = [stack.enter_context(_open(rig, request)) for request in [upload, post] * 30]

@@ -349,5 +349,6 @@ def test_without_keys_this_machine_alone_is_served(settings: Settings, queue: Fa
         assert client.get("/v1/jobs").status_code == 200
         named = client.get("/v1/jobs", headers={"Host": "trainer.example:8000"})
         assert "TAFDIL_ALLOWED_HOSTS" in error_of(named, 403, "forbidden")["message"]
+    assert Settings.model_validate({"allowed_hosts": "a.example, localhost"}).allowed_hosts == ["a.example", "localhost"]
     with pytest.raises(ValueError, match="at least 32"):
         Settings(admin_key=SecretStr("short"))

@@ -18,6 +18,7 @@ def test_every_setting_is_documented_with_its_default() -> None:
     expected = {}
     for name, field in Settings.model_fields.items():
         default = getattr(field.default, "get_secret_value", lambda value=field.default: value)()
+        default = ",".join(default) if isinstance(default, list) else default
         shown = "" if default is None else f"`{default}`"
         expected[f"TAFDIL_{name.upper()}"] = f"{shown} | {field.description}"
     assert rows == expected
