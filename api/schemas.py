@@ -9,7 +9,7 @@ from jobs.access import Scope
 from jobs.curves import CurvePoint
 from jobs.records import AttemptRecord, DatasetRecord, JobRecord, KeyRecord, TaskRecord
 from jobs.service import QueuePlace
-from jobs.states import Cause, JobState, Phase, Request, TaskState
+from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
 from trainer_core.config import Method
 
 
@@ -202,6 +202,109 @@ class DatasetPage(BaseModel):
 
     datasets: list[Dataset]
     next_cursor: str | None
+
+
+class Task(BaseModel):
+    """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
+
+    id: str
+    kind: TaskKind
+    job_id: str | None
+    state: TaskState
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: TaskRecord) -> "Task":
+        created_at = instant(record.created_at)
+        assert created_at is not None
+        names = [name for name in cls.model_fields if name != "created_at"]
+        return cls(**{name: getattr(record, name) for name in names}, created_at=created_at)
+
+
+class Token(BaseModel):
+    """A token of a rendered row."""
+
+    id: int
+    text: str = Field(description="Empty for a token that ends within a letter; the one that completes it has the letter.")
+    trained: bool = Field(description="Whether the loss is taken of it.")
+
+
+class RenderedRow(BaseModel):
+    """A row as the model sees it."""
+
+    row: int | None = Field(description="Its line (JSONL) or number.")
+    label: bool | None = Field(description="Of KTO's rows.")
+    prompt: list[Token]
+    answers: dict[str, list[Token]] = Field(description="`completion`, or `chosen` and `rejected`.")
+
+
+class DryRunPlan(BaseModel):
+    """The steps of a training."""
+
+    optimizer_steps: int
+    batches_an_epoch: int
+    rows_a_step: int
+    evaluations: int
+    tokens_an_epoch: int = Field(description="Tokens that pass through the layers.")
+    learning_rate: float = Field(description="After the cap.")
+
+
+class MemoryEstimate(BaseModel):
+    """Memory of the training process at its peak, in bytes."""
+
+    bytes: int
+    low_bytes: int
+    high_bytes: int
+    parts: dict[str, int] = Field(description="By what takes it; the largest is what to make smaller.")
+    free_bytes: int | None = Field(description="Free where it would run; null when that is not known.")
+    fits: bool | None
+    precision: str
+    gradient_checkpointing: bool
+    weights: int = Field(description="Parameters of the model.")
+
+
+class TimeEstimate(BaseModel):
+    """Seconds from the first step to the end, without queue, imports and loading."""
+
+    flops: float
+    machine: str
+    seconds: float | None
+    low_seconds: float | None = None
+    high_seconds: float | None = None
+    basis: str = Field(description="What the speed was taken from: earlier runs of this model, or the device.")
+
+
+class DryRunResult(BaseModel):
+    """What a training would do."""
+
+    spec: dict[str, Any] = Field(description="With every default filled in.")
+    data: dict[str, Any] = Field(description="Rows and tokens, rows cut and dropped by number, KTO's labels and weights.")
+    lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
+    plan: DryRunPlan
+    warnings: list[dict[str, str]]
+    memory: MemoryEstimate | None
+    time: TimeEstimate | None
+    samples: list[RenderedRow]
+
+
+class DryRun(Task):
+    """A dry run."""
+
+    result: DryRunResult | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class PreviewResult(BaseModel):
+    """Rows as the model sees them."""
+
+    rows: list[RenderedRow]
+
+
+class Preview(Task):
+    """A preview of a dataset."""
+
+    result: PreviewResult | None  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 class Key(BaseModel):

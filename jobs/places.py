@@ -5,6 +5,7 @@ Clients send ids and relative names. Every path that is opened is made here, and
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from jobs.errors import NotFound
 from jobs.settings import SHIPPED_MODELS_DIR, Settings
@@ -84,6 +85,32 @@ def available_models(settings: Settings) -> list[str]:
         for config in root.glob(pattern)
     }
     return sorted(found)
+
+
+def model_places(settings: Settings, spec: dict[str, Any]) -> dict[str, str]:
+    """Where each model is that a resolved spec names, by name. Raises `ModelNotFound`."""
+    # A job that was stored before a field existed does without it.
+    named = [spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")]
+    return {name: find_model(settings, name) for name in named if name}
+
+
+def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
+    """Where the data is that a resolved spec names, as the library's config calls it. Raises `DataInvalid`."""
+
+    def place(field: str) -> str | None:
+        if spec[f"{field}_id"]:
+            try:
+                return str(dataset_file(settings, spec[f"{field}_id"]))
+            except NotFound as error:
+                raise DataInvalid(error.message) from error
+        path = spec[f"{field}_path"]
+        return str(data_file(settings, path, f"{field}_path")) if path else None
+
+    return {
+        **{f"{field}_path": place(field) for field in ("dataset", "eval_dataset")},
+        "cache_dir": str(settings.cache_dir.resolve()),
+        "cache_gib": settings.cache_gib,
+    }
 
 
 def run_dir(settings: Settings, job_id: str) -> Path:

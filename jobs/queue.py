@@ -16,10 +16,19 @@ from jobs.states import TaskKind
 
 TRAIN_TASK = "tafdil.train"
 COMPARE_TASK = "tafdil.compare"
-CHORE_TASK = "tafdil.chore"
+CHECK_TASK = "tafdil.check"
+EXPORT_TASK = "tafdil.export"
 TRAIN_QUEUE = "train"
 COMPARE_QUEUE = "compare"
-CHORE_QUEUE = "chores"
+CHECK_QUEUE = "checks"
+EXPORT_QUEUE = "exports"
+_ROUTES = {
+    TaskKind.COMPARE: (COMPARE_TASK, COMPARE_QUEUE),
+    TaskKind.VALIDATE: (CHECK_TASK, CHECK_QUEUE),
+    TaskKind.PREVIEW: (CHECK_TASK, CHECK_QUEUE),
+    TaskKind.MERGE: (EXPORT_TASK, EXPORT_QUEUE),
+    TaskKind.PUSH: (EXPORT_TASK, EXPORT_QUEUE),
+}
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +41,7 @@ class JobQueue(Protocol):
         ...
 
     def publish_task(self, task_id: str, kind: TaskKind) -> bool:
-        """Wakes a generation worker for a comparison, a chore worker for the rest. False when it could not be sent."""
+        """Wakes a worker that does such tasks. False when it could not be sent."""
         ...
 
     def waiting(self, gpu_class: str | None) -> int:
@@ -123,9 +132,8 @@ class CeleryQueue:
         return self._send(TRAIN_TASK, job_id, train_queue(gpu_class))
 
     def publish_task(self, task_id: str, kind: TaskKind) -> bool:
-        if kind is TaskKind.COMPARE:
-            return self._send(COMPARE_TASK, task_id, COMPARE_QUEUE)
-        return self._send(CHORE_TASK, task_id, CHORE_QUEUE)
+        task, queue = _ROUTES[kind]
+        return self._send(task, task_id, queue)
 
     def waiting(self, gpu_class: str | None) -> int:
         try:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
@@ -21,9 +21,10 @@ from jobs.queue import JobQueue
 from jobs.records import AttemptRecord, DatasetRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
 from jobs.settings import Settings
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
+from jobs.spec import MODEL_NAME, CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.uploads import DatasetUpload
+from trainer_core.config import Method
 from trainer_core.errors import Detail
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
@@ -59,6 +60,23 @@ class ComparisonRequest(BaseModel):
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
+
+
+class PreviewRequest(BaseModel):
+    """Which rows of a dataset to show as a model would see them."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]}
+    )
+
+    model_name: str = MODEL_NAME
+    method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
+    first_row: int = Field(1, ge=1, description="The first row to show, counted from 1.")
+    rows: int = Field(5, ge=1, le=50, description="How many.")
+    max_prompt_length: int = Field(256, ge=1)
+    max_length: int = Field(512, ge=8)
+    on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
+    apply_chat_template: bool | Literal["auto"] = "auto"
 
 
 @dataclass(frozen=True)
@@ -330,13 +348,11 @@ class JobService:
 
     def compare(self, job_id: str, request: ComparisonRequest) -> TaskRecord:
         """Stores a comparison and wakes a generation worker. Raises `StateConflict` unless the job succeeded."""
-        with self.database.transaction() as session:
+        with self.database.reading() as session:
             job = self._own(session, job_id)
             if job.state != JobState.SUCCEEDED:
                 raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
-            comparison_id = tasks.insert(session, TaskKind.COMPARE, self._tenant, request.model_dump(), job_id)
-        self.queue.publish_task(comparison_id, TaskKind.COMPARE)
-        return self.comparison(job_id, comparison_id)
+        return self._ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
         """A page of what was asked of a job's model, newest first, beyond the comparison `cursor`."""
@@ -353,6 +369,35 @@ class JobService:
         record = tasks.owned(session, self._tenant, comparison_id)
         is_it = record is not None and (record.kind, record.job_id) == (TaskKind.COMPARE, job_id)
         return _found(record if is_it else None, "comparison", comparison_id)
+
+    # -- dry runs
+
+    def validate(self, spec: AnySpec, sent: dict[str, Any]) -> TaskRecord:
+        """Checks a spec as `submit` does, and asks a worker what its training would do. Raises as `submit` does."""
+        fields = self._checked(spec, sent)
+        return self._ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})
+
+    def preview(self, dataset_id: str, request: PreviewRequest) -> TaskRecord:
+        """Asks a worker for rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
+        dataset = self.dataset(dataset_id)
+        method = request.method or ("kto" if dataset.kind == "kto" else "ipo")
+        require_kind(method, "kto" if dataset.kind == "kto" else "pairs")
+        find_model(self.settings, request.model_name)
+        dataset_file(self.settings, dataset_id)
+        of_training = request.model_dump(exclude={"method", "first_row", "rows"})
+        spec = read_spec({**of_training, "method": method, "dataset_id": dataset_id}).model_dump(mode="json")
+        rows = {"first_row": request.first_row, "rows": request.rows}
+        return self._ask(TaskKind.PREVIEW, {"dataset_id": dataset_id, "spec": spec, **rows})
+
+    def _ask(self, kind: TaskKind, request: dict[str, Any], job_id: str | None = None) -> TaskRecord:
+        with self.database.transaction() as session:
+            task_id = tasks.insert(session, kind, self._tenant, request, job_id)
+        self.queue.publish_task(task_id, kind)
+        return self.task(task_id)
+
+    def task(self, task_id: str) -> TaskRecord:
+        with self.database.reading() as session:
+            return _found(tasks.owned(session, self._tenant, task_id), "task", task_id)
 
     # -- datasets
 

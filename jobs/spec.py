@@ -29,14 +29,17 @@ def _storable(text: str) -> str:
 PlainText = Annotated[str, AfterValidator(_storable)]
 
 
+MODEL_NAME: Any = Field(
+    min_length=1,
+    max_length=200,
+    pattern=_MODEL,
+    description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen`.",
+)
+
+
 class _JobFields(BaseModel):
     name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for people.")
-    model_name: str = Field(
-        min_length=1,
-        max_length=200,
-        pattern=_MODEL,
-        description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen`.",
-    )
+    model_name: str = MODEL_NAME
     ref_model_name: str | None = Field(
         None, max_length=200, pattern=_MODEL, description="The reference model; `null`: the model before training."
     )

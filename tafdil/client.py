@@ -45,6 +45,14 @@ class Client:
         """Queues a job and returns it. Sent again with the same key, it returns the first one's job."""
         return self._json("POST", "/v1/jobs", json=spec, headers=_key_header(idempotency_key))
 
+    def validate(self, spec: dict[str, Any], wait_s: float = 60.0) -> dict[str, Any]:
+        """A dry run: what the job would do, in `result`, which is None if `wait_s` was too short. Nothing is queued."""
+        return self._asked("/v1/jobs/validate", spec, wait_s)
+
+    def clone(self, job_id: str, idempotency_key: str | None = None, **changes: Any) -> dict[str, Any]:
+        """A new job with the spec of another one, changed."""
+        return self._json("POST", f"/v1/jobs/{job_id}/clone", json=changes, headers=_key_header(idempotency_key))
+
     def job(self, job_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/jobs/{job_id}")
 
@@ -115,13 +123,7 @@ class Client:
 
     def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
         """A comparison. `options`: max_length, temperature, top_p, seed. Its `result` is None if `wait_s` was too short."""
-        return self._json(
-            "POST",
-            f"/v1/jobs/{job_id}/compare",
-            params={"wait_s": wait_s},
-            json={"prompt": prompt, **options},
-            timeout=wait_s + self._timeout_s,
-        )
+        return self._asked(f"/v1/jobs/{job_id}/compare", {"prompt": prompt, **options}, wait_s)
 
     def compare_events(self, job_id: str, prompt: str, **options: Any) -> Generator[dict[str, Any]]:
         """A comparison as it grows: events `partial` with both texts, then `result` with the comparison, or `error`."""
@@ -145,7 +147,14 @@ class Client:
     def dataset(self, dataset_id: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/datasets/{dataset_id}")
 
+    def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
+        """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""
+        return self._asked(f"/v1/datasets/{dataset_id}/preview", {"model_name": model_name, **options}, wait_s)
+
     # -- the wire
+
+    def _asked(self, path: str, body: dict[str, Any], wait_s: float) -> dict[str, Any]:
+        return self._json("POST", path, params={"wait_s": wait_s}, json=body, timeout=wait_s + self._timeout_s)
 
     def ready(self) -> bool:
         """Whether the service can do its work."""

@@ -162,12 +162,14 @@ class LocalStack:
         serve = ["-m", "uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
         train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "100", *_QUIET]
         compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
+        check = ["worker.checks", "worker", "-Q", "checks", "-n", "checks@%h", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),
             Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment),
             Service("dispatcher", [sys.executable, "-m", "worker.dispatcher"], environment=environment),
             Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
             Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),
+            Service("checks-worker", [sys.executable, *_CELERY, *check], environment=environment),
         ]
 
     def _valkey(self, port: int, password: str) -> list[str]:

@@ -15,12 +15,13 @@ from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trainer_core import plan, preflight
+from trainer_core import estimates, plan, preflight
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
 from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
+from trainer_core.estimates import Load, Size, planned_steps
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
 from trainer_core.models import Locate, load_policy, load_tokenizer, resolve_precision, same_name
 from trainer_core.observer import Observer
@@ -95,40 +96,18 @@ class BaseTrainer(ABC):
             return
         self.observer.phase("preparing")
         self.precision = resolve_precision(self.config)
-        self._warn_of_clamp()
+        preflight.warn_of_clamp(self.config, self.observer)
         self.places = preflight.check(self.config, self.locate)
         self.tokenizer = load_tokenizer(self.places.model)
         preflight.check_tokenizer(self.tokenizer, self.places.model)
         renderer = Renderer(self.tokenizer, self.config.apply_chat_template)
         self.data_loader = PreferenceData(self.config, renderer, self.observer)
         self.data_loader.load()
-        self._check_validation()
+        preflight.check_validation(self.config, has_validation=bool(self.data_loader.validation), observer=self.observer)
         self.observer.data(self.data_loader.report())
         self.observer.phase("loading")
         self.model = load_policy(self.config, self.places.model, self.places.adapter, self.precision)
         self._is_loaded = True
-
-    def _warn_of_clamp(self) -> None:
-        if self.config.effective_learning_rate < self.config.learning_rate:
-            self.observer.warning(
-                "learning_rate_clamped",
-                f"learning_rate {self.config.learning_rate:g} is above learning_rate_cap "
-                f"{self.config.learning_rate_cap:g}; training uses {self.config.effective_learning_rate:g}. "
-                "Set learning_rate_cap to null to lift the cap.",
-            )
-
-    def _check_validation(self) -> None:
-        if self.data_loader.validation:
-            return
-        if self.config.early_stopping_patience:
-            raise SpecInvalid(
-                "early_stopping_patience needs validation data: a file of it, a validation part, or validation_split",
-                [Detail("early_stopping_patience", "needs validation data")],
-            )
-        if self.config.sample_prompts:
-            self.observer.warning(
-                "no_samples", "sample_prompts are answered at each evaluation, but without validation data there is none"
-            )
 
     def prepare(self) -> Any:
         """The TRL trainer, made on the first call."""
@@ -223,8 +202,7 @@ class BaseTrainer(ABC):
     def _planned_steps(self, state: TrainerState) -> int:
         """Optimizer steps that the config asks for, which may have changed since the checkpoint."""
         batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
-        an_epoch = max(1, math.ceil(batches / self.config.gradient_accumulation_steps))
-        planned = self.config.max_steps or math.ceil(self.config.num_train_epochs * an_epoch)
+        planned = planned_steps(self.config, batches)
         if planned != state.max_steps:
             self.observer.warning(
                 "length_changed",
@@ -293,6 +271,25 @@ class BaseTrainer(ABC):
         target = folder / f"{self.config.preference_method}_metadata.json"
         target.write_text(json.dumps(self.metadata(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
+    def _speed(self) -> dict[str, Any] | None:
+        """How fast this process's steps were; None without any, or for a model that estimates know nothing of."""
+        if self._watcher is None or not self._watcher.steps:
+            return None
+        try:
+            size = Size.of(self.model.config.to_dict())
+        except KeyError:
+            return None
+        load = Load.of(self.data_loader.train, self.data_loader.validation, self.config)
+        return estimates.speed(
+            self.config,
+            size,
+            load,
+            checkpointing=self.trainer.args.gradient_checkpointing,
+            steps=self._watcher.steps,
+            seconds=self._watcher.seconds,
+            on_gpu=not self.trainer.args.use_cpu,
+        )
+
     def metadata(self) -> dict[str, Any]:
         """The metadata file: the method's fields, then what is needed to load and to repeat the training."""
         config = self.config
@@ -317,5 +314,6 @@ class BaseTrainer(ABC):
             "base_weights_sha256": base if config.use_lora else None,
             "weights_sha256": side_fingerprint(base, self.model, TRAINED_ADAPTER if config.use_lora else None),
             **self.reference_metadata(base),
+            "speed": self._speed(),
             "versions": {name: version(name) for name in LIBRARIES},
         }

@@ -1,6 +1,7 @@
 """What watches a training: passes its life on to an `Observer`, guards it, and stops it early."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,12 @@ class ObserverCallback(TrainerCallback):
         self._observer, self._nullable = observer, nullable
         self._warned: set[str] = set()
         self.stopped = False
+        self.seconds, self.steps = 0.0, 0
+        """Of the optimizer steps of this process, without evaluations and checkpoints."""
+        self._step_began: float | None = None
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step_began = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.stopped = False
@@ -34,6 +41,9 @@ class ObserverCallback(TrainerCallback):
         self._observer.progress(state.global_step, state.max_steps)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._step_began is not None:
+            self.seconds += time.monotonic() - self._step_began
+            self.steps += 1
         self._observer.progress(state.global_step, state.max_steps)
         if state.global_step < state.max_steps and self._observer.should_stop():
             self.stopped = True

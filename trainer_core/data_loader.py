@@ -90,8 +90,12 @@ class PreferenceData:
         """For `Dataset.map(batched=True)`: adds `prompt_ids`, `chosen_ids` and `rejected_ids` to pairs, likewise."""
         return self._format(batch)
 
-    def report(self) -> dict[str, Any]:
-        """Rows and tokens of each file's part, with cuts and drops, and how many rows each use got of them."""
+    def report(self, shown_rows: int = 20) -> dict[str, Any]:
+        """Rows and tokens of each file's part, with cuts and drops, and how many rows each use got of them.
+
+        Args:
+            shown_rows: how many of the rows that are cut or dropped are named.
+        """
         used: dict[str, Any] = {
             "rows_trained_on": len(self.train),
             "rows_validated_on": len(self.validation),
@@ -102,7 +106,7 @@ class PreferenceData:
             desirable = sum(row["label"] for row in self.train)
             counts = {"desirable_rows": desirable, "undesirable_rows": len(self.train) - desirable}
             used |= {**counts, "suggested_weights": suggested_weights(*counts.values())}
-        return {**{part: report.as_dict() for part, report in self._reports.items()}, **used}
+        return {**{part: report.as_dict(shown_rows) for part, report in self._reports.items()}, **used}
 
     def _format(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]

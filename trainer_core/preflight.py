@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trainer_core.config import PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, ModelRefused, SpecInvalid
 from trainer_core.models import Locate, loading
+from trainer_core.observer import Observer
 
 # The packages that each of `report_to` can use, and what installs one of them.
 _REPORTERS = {
@@ -46,11 +47,7 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
     _check_output_dir(config.output_dir)
     if config.load_in_4bit or config.reference_in_4bit:
         _check_4bit()
-    places = Places(
-        model=locate(config.model_name),
-        reference=locate(config.ref_model_name or config.model_name),
-        adapter=locate(config.adapter_name) if config.adapter_name else None,
-    )
+    places = check_models(config, locate)
     for field in ("model", "reference", "adapter"):
         place = getattr(places, field)
         if place and Path(place).is_dir() and Path(place).samefile(config.output_dir):
@@ -58,6 +55,18 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
                 f"output_dir is the directory of the {field} that training starts from; name another",
                 [Detail("output_dir", f"holds the {field}")],
             )
+    if config.load_in_4bit or config.reference_in_4bit:
+        _check_widths(_model_config(places.model, "model_name"), places.model)
+    return places
+
+
+def check_models(config: PreferenceConfig, locate: Locate) -> Places:
+    """What of that holds on any machine. Raises as `check` does."""
+    places = Places(
+        model=locate(config.model_name),
+        reference=locate(config.ref_model_name or config.model_name),
+        adapter=locate(config.adapter_name) if config.adapter_name else None,
+    )
     model = _model_config(places.model, "model_name")
     if places.reference != places.model:
         reference = _model_config(places.reference, "ref_model_name")
@@ -77,9 +86,32 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
         _check_adapter(places.adapter)
     elif config.use_lora:
         _check_targets(config, model, places.model)
-    if config.load_in_4bit or config.reference_in_4bit:
-        _check_widths(model, places.model)
     return places
+
+
+def check_validation(config: TrainingSettings, *, has_validation: bool, observer: Observer) -> None:
+    """What needs validation data where there is none. Raises `SpecInvalid`."""
+    if has_validation:
+        return
+    if config.early_stopping_patience:
+        raise SpecInvalid(
+            "early_stopping_patience needs validation data: a file of it, a validation part, or validation_split",
+            [Detail("early_stopping_patience", "needs validation data")],
+        )
+    if config.sample_prompts:
+        observer.warning(
+            "no_samples", "sample_prompts are answered at each evaluation, but without validation data there is none"
+        )
+
+
+def warn_of_clamp(config: TrainingSettings, observer: Observer) -> None:
+    """Says so when the cap lowers the learning rate."""
+    if config.effective_learning_rate < config.learning_rate:
+        observer.warning(
+            "learning_rate_clamped",
+            f"learning_rate {config.learning_rate:g} is above learning_rate_cap {config.learning_rate_cap:g}; training uses "
+            f"{config.effective_learning_rate:g}. Set learning_rate_cap to null to lift the cap.",
+        )
 
 
 def check_tokenizer(tokenizer: Any, path: str) -> None:

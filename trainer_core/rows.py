@@ -12,6 +12,7 @@ This module knows nothing of tokens, files' places, or who sends the bytes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,6 +144,32 @@ def peek_kind(path: Path) -> Kind:
         if checker.report.kind:
             return checker.report.kind
     return checker.close().kind or "pairs"
+
+
+class _Enough(Exception):
+    """As many rows as were wanted were read."""
+
+
+def peek_rows(path: Path, first: int, count: int) -> list[Row]:
+    """Training rows of a file in their normal form, from the number `first` (from 1), each with its line as `row`.
+
+    What follows them is not read, where the format allows. Raises `DataInvalid`.
+    """
+    found: list[Row] = []
+    seen = 0
+
+    def take(part: Part, row: Row, line: int) -> None:
+        nonlocal seen
+        if part == "train":
+            seen += 1
+            if seen >= first:
+                found.append({**row, "row": line})
+            if len(found) == count:
+                raise _Enough
+
+    with suppress(_Enough):
+        check_file(path, take)
+    return found
 
 
 def _feed(checker: RowChecker, path: Path) -> Iterator[None]:

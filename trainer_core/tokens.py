@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 
-_SHOWN_ROWS = 20
 _HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
 # Rows that are tokenised at once: enough for every core, little in memory.
 _ROWS_AT_ONCE = 1000
@@ -48,7 +47,7 @@ class TokenReport:
     rows_cut: list[int] = field(default_factory=list)
     rows_dropped: list[int] = field(default_factory=list)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
         return {
             "rows": self.rows,
             "total_tokens": self.total_tokens,
@@ -56,9 +55,9 @@ class TokenReport:
             "answer_tokens": _spread(self.answer_tokens),
             "prompts_cut": self.prompts_cut,
             "completions_cut": self.completions_cut,
-            "first_rows_cut": self.rows_cut[:_SHOWN_ROWS],
+            "first_rows_cut": self.rows_cut[:shown_rows],
             "rows_dropped": len(self.rows_dropped),
-            "first_rows_dropped": self.rows_dropped[:_SHOWN_ROWS],
+            "first_rows_dropped": self.rows_dropped[:shown_rows],
         }
 
 

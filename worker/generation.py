@@ -1,30 +1,22 @@
 """The generation worker: `celery -A worker.generation worker -Q compare`. Answers comparisons and keeps models warm."""
 
-import logging
 import os
-import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_init, worker_process_init
 
-from jobs.database import Database
-from jobs.errors import DatabaseError
 from jobs.places import find_model
-from jobs.queue import COMPARE_TASK, CeleryQueue
-from jobs.records import TaskRecord
-from jobs.repository import jobs, tasks
+from jobs.queue import COMPARE_TASK
+from jobs.repository import jobs
 from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
-from trainer_core.errors import ModelNotFound, TafdilError, error_dict
+from trainer_core.errors import ModelNotFound, TafdilError
 from worker import gpu
 from worker.celery_app import app
+from worker.task_runner import Desk, run_next
 
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
-
-log = logging.getLogger(__name__)
 
 
 def _warm_pairs(settings: Settings) -> "WarmPairs":
@@ -78,71 +70,27 @@ def _import_early(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 @app.task(name=COMPARE_TASK)
 def compare(comparison_id: str) -> None:
     """Answers the oldest waiting comparison; the id in the message only wakes."""
-    settings = get_settings()
-    database, queue = Database(settings.database), CeleryQueue(settings, app)
-    try:
-        with database.transaction() as session:
-            comparison = tasks.claim_next(session, [TaskKind.COMPARE], settings.lease_s)
-        if comparison is None:
-            log.info("woken for comparison %s, but none is waiting", comparison_id)
-            return
-        with _kept(database, comparison, settings):
-            result, error = _answer(database, settings, comparison, queue)
-        with database.transaction() as session:
-            tasks.finish(session, comparison, result, error)
-        queue.nudge(comparison.id)
-    finally:
-        database.dispose()
+    run_next(app, [TaskKind.COMPARE], _answer)
 
 
-@contextmanager
-def _kept(database: Database, comparison: TaskRecord, settings: Settings) -> Generator[None]:
-    """Renews the lease in the background: generating may take minutes on a CPU."""
-    ended = threading.Event()
-
-    def renew() -> None:
-        while not ended.wait(settings.heartbeat_s):
-            try:
-                with database.transaction() as session:
-                    tasks.renew(session, comparison, settings.lease_s)
-            except DatabaseError as error:
-                log.warning("the database is away: %s", str(error).splitlines()[0])
-
-    keeper = threading.Thread(target=renew, daemon=True, name="lease")
-    keeper.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        keeper.join()
-
-
-def _answer(
-    database: Database, settings: Settings, comparison: TaskRecord, queue: CeleryQueue
-) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+def _answer(desk: Desk) -> dict[str, Any]:
     from trainer_core.methods import MODULES
 
     def tell(trained: str, reference: str) -> None:
-        texts = {"trained_model_response": trained, "reference_model_response": reference}
-        try:
-            with database.transaction() as session:
-                tasks.tell(session, comparison, texts)
-        except DatabaseError as error:
-            log.warning("the database is away: %s", str(error).splitlines()[0])
-        queue.nudge(comparison.id)
+        desk.tell({"trained_model_response": trained, "reference_model_response": reference})
 
-    warm = _warm_pairs(settings)
+    job_id, request = str(desk.task.job_id), desk.task.request
+    with desk.database.reading() as session:
+        job = jobs.get(session, job_id)
+    if job is None or job.artifact_path is None:
+        raise ModelNotFound(f"job {job_id} has no trained model")
+    directory = desk.settings.runs_dir.resolve() / job.artifact_path
+    if not directory.is_dir():
+        raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
+    warm = _warm_pairs(desk.settings)
+    sampling = {"top_p": request["top_p"]} if request["temperature"] > 0 else {}
     try:
-        with database.transaction() as session:
-            job = jobs.get(session, comparison.job_id or "")
-        if job is None or job.artifact_path is None:
-            raise ModelNotFound(f"job {comparison.job_id} has no trained model")
-        directory = settings.runs_dir.resolve() / job.artifact_path
-        if not directory.is_dir():
-            raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
         method, pair = warm.get(job.id, directory)
-        request = comparison.request
-        sampling = {"top_p": request["top_p"]} if request["temperature"] > 0 else {}
         answer = pair.compare(
             request["prompt"],
             max_new_tokens=request["max_length"],
@@ -151,11 +99,10 @@ def _answer(
             tell=tell,
             **sampling,
         )
-        return MODULES[method].reply(answer), None  # pyright: ignore[reportArgumentType]
-    except TafdilError as error:
-        return None, error.as_dict()
-    except Exception as error:
-        log.exception("comparison %s failed", comparison.id)
+    except TafdilError:
+        raise
+    except Exception:
         # What failed in the middle may be broken; the next question loads it anew.
-        warm.forget(str(comparison.job_id))
-        return None, error_dict("internal", f"{type(error).__name__}: {error}")
+        warm.forget(job.id)
+        raise
+    return MODULES[method].reply(answer)  # pyright: ignore[reportArgumentType]

@@ -28,6 +28,34 @@ class Gpu:
     name: str
 
 
+# Dense bf16 (T4, V100: fp16) arithmetic by the makers' data sheets, in TFLOP/s; the longer name first.
+_PEAK_TFLOPS = (
+    ("B200", 2250),
+    ("H200", 989),
+    ("H100 PCIe", 756),
+    ("H100", 989),
+    ("A100", 312),
+    ("L40S", 362),
+    ("L40", 181),
+    ("L4", 121),
+    ("A10G", 70),
+    ("A10", 125),
+    ("A6000", 155),
+    ("RTX 5090", 209),
+    ("RTX 4090", 165),
+    ("RTX 3090", 71),
+    ("V100", 125),
+    ("T4", 65),
+)
+# Of the peak, what trainings with adapters commonly reach.
+_COMMON_SHARE = 0.3
+
+
+def typical_flops_per_s(name: str) -> float | None:
+    """What a GPU of a name computes in a training, as a first guess; None for one that is not known."""
+    return next((_COMMON_SHARE * tflops * 1e12 for part, tflops in _PEAK_TFLOPS if part in name), None)
+
+
 class GpuUnknown(Exception):
     """What GPUs there are cannot be told at the moment."""
 

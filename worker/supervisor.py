@@ -16,15 +16,14 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs.database import Database
-from jobs.errors import NotFound
-from jobs.places import attempt_dir, data_file, dataset_file, find_model, run_dir
+from jobs.places import attempt_dir, data_places, model_places, run_dir
 from jobs.queue import JobQueue
 from jobs.records import JobRecord
 from jobs.repository import attempts, jobs
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, Phase, Request
-from trainer_core.errors import DataInvalid, TafdilError, error_dict
+from trainer_core.errors import TafdilError, error_dict
 from worker import gpu
 from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_by_exit
 from worker.gpu import Gpu, GpuLock
@@ -100,38 +99,20 @@ class Supervisor:
         """The attempt's directory, with what the training process reads. Raises `TafdilError`."""
         spec = job.resolved_spec
         settings = self.settings
-        # A job that was stored before a field existed does without it.
-        named = [spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")]
-        names = {name for name in named if name}
         folder = attempt_dir(settings, job.id, job.attempt)
         folder.mkdir(parents=True, exist_ok=True)
         plan = {
             "job_id": job.id,
             "attempt": job.attempt,
             "spec": spec,
-            "places": {
-                "dataset_path": str(self._data(spec, "dataset")),
-                "eval_dataset_path": str(self._data(spec, "eval_dataset") or "") or None,
-                "output_dir": str(folder / "output"),
-                "cache_dir": str(settings.cache_dir.resolve()),
-                "cache_gib": settings.cache_gib,
-            },
-            "models": {name: find_model(settings, name) for name in names},
+            "places": {**data_places(settings, spec), "output_dir": str(folder / "output")},
+            "models": model_places(settings, spec),
             "run_dir": str(folder.parent),
             "start_from": str(run_dir(settings, job.start_from)) if job.start_from else None,
             "silence_s": settings.silence_s,
         }
         (folder / "attempt.json").write_text(json.dumps(plan, ensure_ascii=False), encoding="utf-8")
         return folder
-
-    def _data(self, spec: dict[str, Any], field: str) -> Path | None:
-        if spec[f"{field}_id"]:
-            try:
-                return dataset_file(self.settings, spec[f"{field}_id"])
-            except NotFound as error:
-                raise DataInvalid(error.message) from error
-        path = spec[f"{field}_path"]
-        return data_file(self.settings, path, f"{field}_path") if path else None
 
 
 class Attempt:

@@ -1,6 +1,5 @@
 """Comparisons: what the trained model answers next to its reference."""
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Body, Query, Response
@@ -8,15 +7,13 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from api.dependencies import Id, OpenStreams, Service, Wake
-from api.errors import error_response, responses
+from api.errors import responses
 from api.schemas import Comparison, ComparisonPage
 from api.sse import comparison_events
+from api.waiting import WaitS, answered, reply
 from jobs.service import ComparisonRequest
-from jobs.states import TaskState
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["comparisons"])
-
-_LOOK_EVERY_S = 0.5
 
 
 @router.post("/compare", response_model=Comparison, responses={**responses(404, 409), 202: {"model": Comparison}})
@@ -27,7 +24,7 @@ async def compare(
     waker: Wake,
     streams: OpenStreams,
     *,
-    wait_s: Annotated[float, Query(ge=0, description="How long to wait for the answer.")] = 60,
+    wait_s: WaitS = 60,
     stream: Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")] = False,
 ) -> Response:
     """Asks both models. 200 with the answers, or 202 with a `Location` to poll when they take longer than `wait_s`.
@@ -37,17 +34,8 @@ async def compare(
     record = await run_in_threadpool(service.compare, job_id, request)
     if stream:
         return streams.reply(comparison_events(service, waker, job_id, record.id))
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
-    while record.state in (TaskState.QUEUED, TaskState.RUNNING) and loop.time() < deadline:
-        await waker.wait(record.id, min(_LOOK_EVERY_S, max(0.0, deadline - loop.time())))
-        record = await run_in_threadpool(service.comparison, job_id, record.id)
-    if record.error:
-        return error_response(record.error)
-    is_done = record.state == TaskState.SUCCEEDED
-    location = {} if is_done else {"Location": f"/v1/jobs/{job_id}/comparisons/{record.id}"}
-    body = Comparison.of(record).model_dump_json()
-    return Response(body, 200 if is_done else 202, location, "application/json")
+    record = await answered(service, waker, record, wait_s)
+    return reply(record, Comparison.of(record), f"/v1/jobs/{job_id}/comparisons/{record.id}")
 
 
 @router.get(

@@ -21,7 +21,7 @@ from trainer_core.config import Method
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_EXAMPLES = {
+EXAMPLES = {
     "kto": {
         "summary": "KTO on the sample data",
         "value": {
@@ -78,7 +78,7 @@ IdempotencyKey = Annotated[
 
 @router.post("", status_code=202, responses=responses(404, 409, 413))
 def submit(
-    spec: Annotated[JobSpec, Body(openapi_examples=_EXAMPLES)],  # pyright: ignore[reportArgumentType]
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],  # pyright: ignore[reportArgumentType]
     service: Service,
     response: Response,
     idempotency_key: IdempotencyKey = None,

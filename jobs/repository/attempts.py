@@ -80,6 +80,12 @@ def trained_s(session: Session, tenant: str, within_s: float) -> float:
     return session.scalar(query) or 0.0
 
 
+def last_of_class(session: Session, gpu_class: str | None) -> AttemptRecord | None:
+    """The newest attempt on a worker of the class; on any worker for None."""
+    query = select(AttemptRecord).order_by(AttemptRecord.started_at.desc()).limit(1)
+    return session.scalar(query if gpu_class is None else query.where(AttemptRecord.gpu_class == gpu_class))
+
+
 def last_durations_s(session: Session, limit: int = 20) -> list[float]:
     """Seconds that the last attempts took which ended their jobs well."""
     query = (

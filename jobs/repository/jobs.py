@@ -109,6 +109,18 @@ def page(
     return session.scalars(query).all()
 
 
+def last_speeds(session: Session, tenant: str, method: str, model_name: str, limit: int) -> list[dict[str, Any]]:
+    """What the tenant's last trainings of a model by a method tell of their speed, newest first."""
+    query = select(JobRecord.metadata_).where(
+        JobRecord.tenant == tenant,
+        JobRecord.method == method,
+        JobRecord.state == JobState.SUCCEEDED,
+        JobRecord.model_name == model_name,
+    )
+    found = session.scalars(query.order_by(JobRecord.number.desc()).limit(limit))
+    return [metadata["speed"] for metadata in found if metadata and metadata.get("speed")]
+
+
 def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | None, dict[str, int]]:
     """By class and id, the place of each queued job among `jobs` in the order of claims, from 1.
 

@@ -32,6 +32,7 @@ ANY_ID = "0" * 32
 # What a route needs before it looks for what its path names. A new route that needs a body must be added.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/jobs/{job_id}/compare"): {"prompt": "سؤال"},
+    ("POST", "/v1/datasets/{dataset_id}/preview"): {"model_name": "tafdil/tiny-arabic-qwen"},
 }
 
 
@@ -82,7 +83,7 @@ def test_every_route_is_closed_without_a_key(app: FastAPI, admin: TestClient) ->
     paths = {path for _, path in every_route(app)} | {"/nothing/here", "/v1", "/metrics", "/docs", "/openapi.json"}
     for path in paths:
         concrete = path.replace("{path:path}", "x.js")
-        for name in ("job_id", "dataset_id", "comparison_id", "key_id"):
+        for name in ("job_id", "dataset_id", "comparison_id", "task_id", "key_id"):
             concrete = concrete.replace(f"{{{name}}}", ANY_ID)
         assert "{" not in concrete, f"say in this test what {path} takes"
         for method in METHODS:
@@ -111,7 +112,7 @@ def test_a_tenant_sees_nothing_of_another(app: FastAPI, admin: TestClient, spec:
         jobs.finish(session, jobs.Fence(claimed.id, 1, str(claimed.lease_token)), Cause.FINISH, {"artifact_path": "x"})
     asked = theirs.post(f"/v1/jobs/{job['id']}/compare", json={"prompt": "س"}, params={"wait_s": 0}).json()
     before = theirs.get(f"/v1/jobs/{job['id']}").json()
-    ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"], "key_id": ANY_ID}
+    ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"], "task_id": asked["id"]}
     walked = 0
     for method, path in every_route(app):
         if not path.startswith("/v1/") or "{" not in path or path.startswith("/v1/keys"):

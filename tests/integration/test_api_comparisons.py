@@ -11,6 +11,7 @@ from jobs.records import TaskRecord
 from jobs.repository import jobs, metrics, tasks
 from jobs.states import Cause, TaskKind
 from tests.api import client, database, error_of, queue, run
+from tests.conftest import DATA
 from tests.fakes import FakeQueue
 from trainer_core.errors import error_dict
 
@@ -84,3 +85,46 @@ def test_a_curve_is_thinned_on_request(client: TestClient, database: Database, s
     table = client.get(path, params={"max_points": 4, "format": "csv", "name": "loss"}).text
     assert table.count("\n") <= 5
     error_of(client.get(path, params={"max_points": 3}), 422, "spec_invalid")
+
+
+def test_a_dry_run_is_refused_as_a_submit_and_answered_by_a_worker(
+    client: TestClient, database: Database, queue: FakeQueue, spec: dict[str, Any]
+) -> None:
+    for change, status, code in (
+        ({"beta": -1}, 422, "spec_invalid"),
+        ({"model_name": "nobody/nothing"}, 422, "model_not_found"),
+        ({"dataset_path": "absent.jsonl"}, 422, "data_invalid"),
+    ):
+        error = error_of(client.post("/v1/jobs/validate", json={**spec, **change}), status, code)
+        assert error == error_of(client.post("/v1/jobs", json={**spec, **change}), status, code)
+    reply = client.post("/v1/jobs/validate", json=spec, params={"wait_s": 0})
+    assert reply.status_code == 202
+    assert reply.headers["location"] == f"/v1/tasks/{reply.json()['id']}"
+    assert queue.tasks == [(reply.json()["id"], TaskKind.VALIDATE)]
+    assert queue.trainings == []
+    assert client.get("/v1/jobs").json()["jobs"] == []
+    with database.transaction() as session:
+        claimed = tasks.claim_next(session, [TaskKind.VALIDATE], 60)
+        assert claimed is not None
+        assert claimed.request["spec"]["lora_r"] == 16
+        tasks.finish(session, claimed, None, error_dict("data_overlong", "2 rows are longer"))
+    assert client.get(reply.headers["location"]).json()["error"]["code"] == "data_overlong"
+
+
+def test_a_preview_is_checked_before_a_worker_is_asked(client: TestClient, queue: FakeQueue) -> None:
+    kto = client.post("/v1/datasets", content=(DATA / "kto_train.jsonl").read_bytes()).json()["id"]
+    model = "tafdil/tiny-arabic-qwen"
+    path = f"/v1/datasets/{kto}/preview"
+    for body, code in (
+        ({}, "spec_invalid"),
+        ({"model_name": "../etc"}, "spec_invalid"),
+        ({"model_name": "nobody/nothing"}, "model_not_found"),
+        ({"model_name": model, "method": "ipo"}, "data_invalid"),
+        ({"model_name": model, "rows": 51}, "spec_invalid"),
+        ({"model_name": model, "max_prompt_length": 512}, "spec_invalid"),
+    ):
+        error_of(client.post(path, json=body), 422, code)
+    error_of(client.post(f"/v1/datasets/{'0' * 32}/preview", json={"model_name": model}), 404, "not_found")
+    assert queue.tasks == []
+    assert client.post(path, json={"model_name": model}, params={"wait_s": 0}).status_code == 202
+    assert [kind for _, kind in queue.tasks] == [TaskKind.PREVIEW]

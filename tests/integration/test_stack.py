@@ -82,14 +82,34 @@ def training(client: Client, job_id: str, step: int = 1) -> dict[str, Any]:
     return until(look, 400)
 
 
+def test_a_dry_run_says_what_a_job_would_do(client: Client) -> None:
+    dataset = client.upload_dataset(DATA / "pairs_train.jsonl")
+    wanted = {**spec("cpo"), "dataset_path": None, "dataset_id": dataset["id"]}
+    said = client.validate(wanted)["result"]
+    assert said["plan"]["optimizer_steps"] == 10
+    assert said["memory"]["fits"] is True
+    assert said["time"]["seconds"] > 0
+    (row,) = client.preview(dataset["id"], SPEC["model_name"], first_row=7, rows=1)["result"]["rows"]
+    assert row["row"] == 7
+    with pytest.raises(ApiError) as refused:
+        client.validate({**wanted, "max_length": 40, "max_prompt_length": 20, "on_overlong": "reject"})
+    assert (refused.value.status, refused.value.code) == (422, "data_overlong")
+    job = client.wait(client.submit(wanted)["id"], 400)
+    assert job["state"] == "succeeded"
+    # The speed of a training tells the time of the next.
+    assert client.validate(wanted)["result"]["time"]["basis"] == "earlier runs of this model"
+
+
 @pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
 def test_the_whole_road(client: Client, method: str) -> None:
     rows = "kto" if method == "kto" else "pairs"
     train = client.upload_dataset(DATA / f"{rows}_train.jsonl")
     held_out = client.upload_dataset(DATA / f"{rows}_held_out.jsonl")
     fields = {"dataset_path": None, "dataset_id": train["id"], "eval_dataset_id": held_out["id"]}
+    said = client.validate(spec(method, **fields))["result"]
     job = client.submit(spec(method, **fields))
     assert client.wait(job["id"], 400)["state"] == "succeeded"
+    assert said["spec"] == job["spec"]
 
     events = list(client.events(job["id"]))
     kinds = [event["event"] for event in events]
@@ -97,7 +117,7 @@ def test_the_whole_road(client: Client, method: str) -> None:
     assert kinds[-1] == "succeeded"
     assert [event["id"] for event in events] == list(range(1, len(events) + 1))
     (report,) = [event["data"]["report"] for event in events if event["event"] == "data"]
-    assert report["rows_trained_on"] == train["train_rows"]
+    assert report["rows_trained_on"] == said["data"]["rows_trained_on"] == train["train_rows"]
     sampled = [event["data"] for event in events if event["event"] == "samples"]
     assert [entry["step"] for entry in sampled] == [0, 10]
     assert all(sample["prompt"] and sample["response"] for entry in sampled for sample in entry["samples"])

@@ -1,0 +1,50 @@
+"""Before a training: what it would do, and what its rows look like to the model."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Body, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api.dependencies import Id, Service, Wake
+from api.errors import responses
+from api.routes.jobs import EXAMPLES
+from api.schemas import DryRun, Preview, Task
+from api.waiting import WaitS, answered, reply
+from jobs.service import PreviewRequest
+from jobs.spec import JobSpec
+
+router = APIRouter(tags=["dry runs"])
+
+
+@router.post("/jobs/validate", response_model=DryRun, responses={**responses(404, 413), 202: {"model": DryRun}})
+async def validate(
+    spec: Annotated[JobSpec, Body(openapi_examples=EXAMPLES)],  # pyright: ignore[reportArgumentType]
+    service: Service,
+    waker: Wake,
+    wait_s: WaitS = 60,
+) -> Response:
+    """A dry run: nothing is queued for training. The spec with every default, a report of rows and tokens, the plan, memory
+    and time with their bands, rendered samples.
+
+    What the training would be refused for is refused here in the same way. 202 with a `Location` to poll when the report
+    takes longer than `wait_s`.
+    """
+    record = await run_in_threadpool(service.validate, spec, spec.model_dump(mode="json", exclude_unset=True))
+    record = await answered(service, waker, record, wait_s)
+    return reply(record, DryRun.model_validate(Task.of(record).model_dump()), f"/v1/tasks/{record.id}")
+
+
+@router.post("/datasets/{dataset_id}/preview", response_model=Preview, responses={**responses(404), 202: {"model": Preview}})
+async def preview(
+    dataset_id: Id, request: Annotated[PreviewRequest, Body()], service: Service, waker: Wake, wait_s: WaitS = 60
+) -> Response:
+    """Training rows as a model would see them: each token with its id, its text, and whether the loss is taken of it."""
+    record = await run_in_threadpool(service.preview, dataset_id, request)
+    record = await answered(service, waker, record, wait_s)
+    return reply(record, Preview.model_validate(Task.of(record).model_dump()), f"/v1/tasks/{record.id}")
+
+
+@router.get("/tasks/{task_id}", responses=responses(404))
+def show(task_id: Id, service: Service) -> Task:
+    """What a worker was asked for and, once it is done, its answer."""
+    return Task.of(service.task(task_id))

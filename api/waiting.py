@@ -1,0 +1,38 @@
+"""Waiting for the answer of a task, without a thread or a session while it waits."""
+
+import asyncio
+from typing import Annotated
+
+from fastapi import Query, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api.errors import error_response
+from api.schemas import Comparison, Task
+from api.sse import Waker
+from jobs.records import TaskRecord
+from jobs.service import JobService
+from jobs.states import TaskState
+
+_LOOK_EVERY_S = 0.5
+
+WaitS = Annotated[float, Query(ge=0, description="How long to wait for the answer, in seconds.")]
+
+
+async def answered(service: JobService, waker: Waker, record: TaskRecord, wait_s: float) -> TaskRecord:
+    """The task once it is done, or as it stands after `wait_s` seconds (at most `TAFDIL_MAX_WAIT_S`)."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
+    while record.state in (TaskState.QUEUED, TaskState.RUNNING) and loop.time() < deadline:
+        await waker.wait(record.id, min(_LOOK_EVERY_S, max(0.0, deadline - loop.time())))
+        record = await run_in_threadpool(service.task, record.id)
+    return record
+
+
+def reply(record: TaskRecord, shown: Task | Comparison, location: str) -> Response:
+    """200 with the answer, its error, or 202 with a place to look again."""
+    if record.error:
+        return error_response(record.error)
+    is_done = record.state == TaskState.SUCCEEDED
+    return Response(
+        shown.model_dump_json(), 200 if is_done else 202, {} if is_done else {"Location": location}, "application/json"
+    )

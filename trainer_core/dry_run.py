@@ -1,0 +1,186 @@
+"""What a training would do, without its weights: rows and tokens, cuts and drops, steps, memory, time, rendered samples."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig
+
+from trainer_core import estimates, preflight
+from trainer_core.config import PreferenceConfig
+from trainer_core.data_loader import PreferenceData
+from trainer_core.estimates import Load, Precision, Size
+from trainer_core.memory import decide
+from trainer_core.models import Locate, load_tokenizer, same_name
+from trainer_core.observer import Observer
+from trainer_core.plan import row_tokens
+from trainer_core.row_rules import Row
+from trainer_core.rows import check_rows
+from trainer_core.tokens import Renderer, encode_rows
+
+_SHOWN_ROWS = 1000
+_BUCKETS = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where the training will run, as far as is known.
+
+    `flops_per_s` is what it computes in practice; None: not known, and then no time is told. `is_measured`: it comes from
+    earlier trainings of the model. `free_bytes`: of the memory that the training takes; None: not known.
+    """
+
+    on_gpu: bool
+    name: str = "cpu"
+    flops_per_s: float | None = None
+    is_measured: bool = False
+    free_bytes: int | None = None
+
+
+class _Notes(Observer):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[dict[str, str]] = []
+
+    def warning(self, code: str, message: str) -> None:
+        self.warnings.append({"code": code, "message": message})
+
+
+def dry_run(
+    config: PreferenceConfig, machine: Machine | None = None, *, locate: Locate = same_name, samples: int = 3
+) -> dict[str, Any]:
+    """What the training of a config would do.
+
+    Args:
+        machine: where it will run; default this CPU, with no time told.
+        samples: rendered rows to show.
+
+    Returns:
+        `data` (as in the metadata file, with all rows that are cut or dropped up to 1000), `lengths` (rows by their tokens),
+        `plan` (steps), `memory`, `time`, `warnings`, `samples`.
+
+    Raises:
+        DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: what the training itself would fail with.
+    """
+    machine = machine or Machine(on_gpu=False)
+    places = preflight.check_models(config, locate)
+    tokenizer = load_tokenizer(places.model)
+    preflight.check_tokenizer(tokenizer, places.model)
+    notes = _Notes()
+    data = PreferenceData(config, Renderer(tokenizer, config.apply_chat_template), notes)
+    data.load()
+    preflight.check_validation(config, has_validation=bool(data.validation), observer=notes)
+    preflight.warn_of_clamp(config, notes)
+    load = Load.of(data.train, data.validation, config)
+    steps = estimates.planned_steps(config, load.batches)
+    result: dict[str, Any] = {
+        "data": data.report(shown_rows=_SHOWN_ROWS),
+        "lengths": histogram([row_tokens(row) for row in data.train]),
+        "plan": {
+            "optimizer_steps": steps,
+            "batches_an_epoch": load.batches,
+            "rows_a_step": config.per_device_train_batch_size * config.gradient_accumulation_steps,
+            "evaluations": estimates.evaluations(config, steps, has_validation=bool(data.validation)),
+            "tokens_an_epoch": load.tokens,
+            "learning_rate": config.effective_learning_rate,
+        },
+        "warnings": notes.warnings,
+        "samples": rendered(data.train[:samples], data.renderer),
+    }
+    try:
+        size = Size.of(AutoConfig.from_pretrained(places.model, trust_remote_code=False).to_dict())
+    except KeyError as error:
+        notes.warning("no_estimate", f"the model's configuration has no {error}, so that nothing can be estimated")
+        return {**result, "memory": None, "time": None}
+    return {**result, **_estimated(config, size, load, machine)}
+
+
+def _estimated(config: PreferenceConfig, size: Size, load: Load, machine: Machine) -> dict[str, Any]:
+    precision = _precision(config, machine)
+    checkpointing = config.gradient_checkpointing
+    if checkpointing == "auto":
+        whole = estimates.memory_parts(config, size, load, precision, on_gpu=machine.on_gpu, checkpointing=False)
+        checkpointing = machine.free_bytes is not None and decide(sum(whole.values()), machine.free_bytes).checkpointing
+    parts = estimates.memory_parts(config, size, load, precision, on_gpu=machine.on_gpu, checkpointing=checkpointing)
+    total = sum(parts.values())
+    low, high = estimates.MEMORY_BAND
+    memory = {
+        "bytes": total,
+        "low_bytes": int(total * low),
+        "high_bytes": int(total * high),
+        "parts": parts,
+        "free_bytes": machine.free_bytes,
+        "fits": None if machine.free_bytes is None else total <= machine.free_bytes,
+        "precision": precision,
+        "gradient_checkpointing": checkpointing,
+        "weights": size.weights,
+    }
+    work = estimates.work(config, size, load, checkpointing=checkpointing)
+    time: dict[str, Any] = {"flops": work.flops + work.evaluation_flops, "machine": machine.name}
+    if machine.flops_per_s is None:
+        return {"memory": memory, "time": {**time, "seconds": None, "basis": "none"}}
+    seconds = work.seconds(machine.flops_per_s, is_measured=machine.is_measured)
+    low, high = estimates.TIME_BAND_OF_RUNS if machine.is_measured else estimates.TIME_BAND_OF_DEVICE
+    basis = "earlier runs of this model" if machine.is_measured else "the speed of the device"
+    told = {"seconds": seconds, "low_seconds": seconds * low, "high_seconds": seconds * high, "basis": basis}
+    return {"memory": memory, "time": {**time, **told}}
+
+
+def _precision(config: PreferenceConfig, machine: Machine) -> Precision:
+    asked = config.effective_precision
+    if asked == "auto":
+        return "bf16" if machine.on_gpu else "fp32"
+    return asked
+
+
+def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = same_name) -> list[dict[str, Any]]:
+    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out.
+
+    Returns:
+        As `rendered`.
+
+    Raises:
+        DataInvalid, DataOverlong, ModelNotFound, ModelRefused: as a training would.
+    """
+    renderer = Renderer(load_tokenizer(locate(config.model_name)), config.apply_chat_template)
+    # Rows that were read from a file know their number in it.
+    numbers = [row.get("row", place) if isinstance(row, dict) else place for place, row in enumerate(rows, start=1)]
+    checked = [{**row, "row": numbers[row["row"] - 1]} for row in check_rows(rows, config.preference_method)]
+    encoded, _ = encode_rows(checked, renderer, config)
+    return rendered(encoded, renderer)
+
+
+def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
+    """Of each tokenised row its number, its label or none, and its prompt and answers as tokens.
+
+    A token has its `id`, its `text` and whether the loss is taken of it (`trained`): of every answer's and no prompt's. A
+    token that ends within a letter has no text; the one that completes it has the letter.
+    """
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        names = [name for name in ("completion", "chosen", "rejected") if f"{name}_ids" in row]
+        answers = {name: _tokens(row[f"{name}_ids"], renderer, trained=True) for name in names}
+        prompt = _tokens(row["prompt_ids"], renderer, trained=False)
+        shown.append({"row": row.get("row"), "label": row.get("label"), "prompt": prompt, "answers": answers})
+    return shown
+
+
+def _tokens(ids: Sequence[int], renderer: Renderer, *, trained: bool) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    start = 0
+    for end, token in enumerate(ids, start=1):
+        text: str = renderer.tokenizer.decode(ids[start:end])
+        is_whole = not text.endswith("�")
+        found.append({"id": token, "text": text if is_whole else "", "trained": trained})
+        start = end if is_whole else start
+    return found
+
+
+def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
+    """Rows by length, in buckets of equal width: `up_to` so many tokens, `rows`."""
+    width = max(1, -(-max(lengths) // _BUCKETS))
+    counts = [0] * -(-max(lengths) // width)
+    for length in lengths:
+        counts[max(0, length - 1) // width] += 1
+    return [{"up_to": (place + 1) * width, "rows": count} for place, count in enumerate(counts)]

@@ -1,0 +1,88 @@
+"""How a worker does a task: claims the oldest, keeps its lease while it works, stores the answer or the error."""
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+
+from jobs.database import Database
+from jobs.errors import DatabaseError
+from jobs.queue import CeleryQueue
+from jobs.records import TaskRecord
+from jobs.repository import tasks
+from jobs.settings import Settings, get_settings
+from jobs.states import TaskKind
+from trainer_core.errors import TafdilError, error_dict
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A task at work, with what its answer needs."""
+
+    task: TaskRecord
+    database: Database
+    queue: CeleryQueue
+    settings: Settings
+
+    def tell(self, partial: dict[str, Any]) -> None:
+        """Stores the answer so far, for those who watch it grow."""
+        try:
+            with self.database.transaction() as session:
+                tasks.tell(session, self.task, partial)
+        except DatabaseError as error:
+            log.warning("the database is away: %s", str(error).splitlines()[0])
+        self.queue.nudge(self.task.id)
+
+
+def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], dict[str, Any]]) -> None:
+    """Answers the oldest waiting task of the kinds, if there is one. What `answer` raises is stored as its error."""
+    settings = get_settings()
+    database, queue = Database(settings.database), CeleryQueue(settings, app)
+    try:
+        with database.transaction() as session:
+            task = tasks.claim_next(session, kinds, settings.lease_s)
+        if task is None:
+            log.info("woken, but no task waits")
+            return
+        result, error = None, None
+        with _kept(database, task, settings):
+            try:
+                result = answer(Desk(task, database, queue, settings))
+            except TafdilError as known:
+                error = known.as_dict()
+            except Exception as unknown:
+                log.exception("task %s (%s) failed", task.id, task.kind)
+                error = error_dict("internal", f"{type(unknown).__name__}: {unknown}")
+        with database.transaction() as session:
+            tasks.finish(session, task, result, error)
+        queue.nudge(task.id)
+    finally:
+        database.dispose()
+
+
+@contextmanager
+def _kept(database: Database, task: TaskRecord, settings: Settings) -> Generator[None]:
+    """Renews the lease in the background: an answer may take minutes on a CPU."""
+    ended = threading.Event()
+
+    def renew() -> None:
+        while not ended.wait(settings.heartbeat_s):
+            try:
+                with database.transaction() as session:
+                    tasks.renew(session, task, settings.lease_s)
+            except DatabaseError as error:
+                log.warning("the database is away: %s", str(error).splitlines()[0])
+
+    keeper = threading.Thread(target=renew, daemon=True, name="lease")
+    keeper.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        keeper.join()
