@@ -12,7 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from api import errors
 from api.gate import Gate
 from api.limits import BodyLimit, ReadLimit, StreamLimit
-from api.routes import checks, comparisons, datasets, health, jobs, keys
+from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
 from api.sse import Waker
 from jobs.access import Access
 from jobs.database import Database
@@ -60,6 +60,6 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app.add_middleware(Gate, settings=settings)
     errors.install(app)
     app.include_router(health.router)
-    for router in (checks.router, jobs.router, comparisons.router, datasets.router, keys.router):
+    for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):
         app.include_router(router, prefix="/v1")
     return app

@@ -10,12 +10,24 @@ from fastapi.responses import StreamingResponse
 from api.limits import StreamLimit
 from api.sse import Waker, event_stream
 from jobs.access import Access
+from jobs.artifact_service import ArtifactService
+from jobs.dataset_service import DatasetService
 from jobs.service import JobService
 
 
 def get_service(request: Request) -> JobService:
     """The service as the caller sees it. Without a caller, which the gate names, this fails."""
     return request.app.state.service.for_caller(request.state.caller)
+
+
+def get_datasets(request: Request) -> DatasetService:
+    service = get_service(request)
+    return DatasetService(service.database, service.queue, service.settings, service.caller)
+
+
+def get_artifacts(request: Request) -> ArtifactService:
+    service = get_service(request)
+    return ArtifactService(service.database, service.queue, service.settings, service.caller)
 
 
 def get_access(request: Request) -> Access:
@@ -48,4 +60,6 @@ class Streams:
 OpenStreams = Annotated[Streams, Depends(get_streams)]
 KeyAccess = Annotated[Access, Depends(get_access)]
 Wake = Annotated[Waker, Depends(get_waker)]
+Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]
+Datasets = Annotated[DatasetService, Depends(get_datasets)]
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="An id that the service gave.")]

@@ -6,8 +6,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.access import Scope
+from jobs.artifact_service import Removed
+from jobs.artifacts import ArtifactKind
 from jobs.curves import CurvePoint
-from jobs.records import AttemptRecord, DatasetRecord, JobRecord, KeyRecord, TaskRecord
+from jobs.records import ArtifactRecord, AttemptRecord, DatasetRecord, JobRecord, KeyRecord, TaskRecord
 from jobs.service import QueuePlace
 from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
 from trainer_core.config import Method
@@ -204,6 +206,20 @@ class DatasetPage(BaseModel):
     next_cursor: str | None
 
 
+class DatasetRemoval(BaseModel):
+    """A dataset that was deleted."""
+
+    dataset_id: str
+    freed_bytes: int
+
+
+class DatasetRows(BaseModel):
+    """Rows as they are in a dataset's file."""
+
+    dataset_id: str
+    rows: list[dict[str, Any]]
+
+
 class Task(BaseModel):
     """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
 
@@ -305,6 +321,48 @@ class Preview(Task):
     """A preview of a dataset."""
 
     result: PreviewResult | None  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Artifact(BaseModel):
+    """A file that a job left behind."""
+
+    id: str
+    kind: ArtifactKind
+    name: str = Field(description="Its path below the job's directory.")
+    attempt: int | None
+    size_bytes: int
+    sha256: str
+    href: str = Field(description="Where to download it.")
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: ArtifactRecord) -> "Artifact":
+        created_at = instant(record.created_at)
+        assert created_at is not None
+        same = ("id", "kind", "name", "attempt", "size_bytes", "sha256")
+        href = f"/v1/jobs/{record.job_id}/artifacts/{record.id}"
+        return cls(**{name: getattr(record, name) for name in same}, href=href, created_at=created_at)
+
+
+class ArtifactList(BaseModel):
+    """The files of a job, by kind and name."""
+
+    job_id: str
+    artifacts: list[Artifact]
+
+
+class Removal(BaseModel):
+    """What was deleted, and what stays."""
+
+    job_id: str
+    removed: list[Artifact]
+    kept: list[Artifact]
+    freed_bytes: int
+
+    @classmethod
+    def of(cls, removed: Removed, job_id: str) -> "Removal":
+        gone, kept = ([Artifact.of(file) for file in files] for files in (removed.files, removed.kept))
+        return cls(job_id=job_id, removed=gone, kept=kept, freed_bytes=removed.freed_bytes)
 
 
 class Key(BaseModel):

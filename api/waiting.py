@@ -10,15 +10,15 @@ from api.errors import error_response
 from api.schemas import Comparison, Task
 from api.sse import Waker
 from jobs.records import TaskRecord
-from jobs.service import JobService
 from jobs.states import TaskState
+from jobs.tenancy import TenantService
 
 _LOOK_EVERY_S = 0.5
 
 WaitS = Annotated[float, Query(ge=0, description="How long to wait for the answer, in seconds.")]
 
 
-async def answered(service: JobService, waker: Waker, record: TaskRecord, wait_s: float) -> TaskRecord:
+async def answered(service: TenantService, waker: Waker, record: TaskRecord, wait_s: float) -> TaskRecord:
     """The task once it is done, or as it stands after `wait_s` seconds (at most `TAFDIL_MAX_WAIT_S`)."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + min(wait_s, service.settings.max_wait_s)

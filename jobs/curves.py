@@ -1,6 +1,8 @@
 """Curves with fewer points: what a chart of some hundred pixels can show."""
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import NamedTuple
 
@@ -12,6 +14,15 @@ class CurvePoint(NamedTuple):
     attempt: int
     step: int
     value: float | None
+
+
+def as_csv(points: Iterable[CurvePoint]) -> str:
+    """A table with the columns name, attempt, step, value; a value that is not defined is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["name", "attempt", "step", "value"])
+    writer.writerows([p.name, p.attempt, p.step, "" if p.value is None else repr(p.value)] for p in points)
+    return text.getvalue()
 
 
 def downsample(points: Sequence[CurvePoint], max_points: int) -> list[CurvePoint]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 # SQLite makes a row id of INTEGER primary keys only.
@@ -81,6 +81,7 @@ class JobRecord(Record):
         Index("jobs_queue", "state", priority.desc(), "turn", "number", "gpu_class"),
         Index("jobs_turn", "priority", "turn"),
         Index("jobs_tenant_turn", "tenant", "priority", "turn"),
+        Index("jobs_finished", "finished_at"),
         Index("jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     )
 
@@ -207,6 +208,27 @@ class TaskRecord(Record):
         Index("tasks_state_number", "state", "number"),
         Index("tasks_job", "job_id", "kind", "number"),
     )
+
+
+class ArtifactRecord(Record):
+    """A file that a job left behind."""
+
+    __tablename__ = "artifacts"
+
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    """An `ArtifactKind`."""
+    name: Mapped[str] = mapped_column(Text)
+    """Its path below the job's directory."""
+    attempt: Mapped[int | None] = mapped_column(Integer)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+
+    __table_args__ = (UniqueConstraint("job_id", "name"),)
 
 
 class KeyRecord(Record):

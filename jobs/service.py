@@ -3,28 +3,23 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs import quotas
-from jobs.access import LOCAL, Caller
 from jobs.curves import CurvePoint, downsample
-from jobs.database import Database
 from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
 from jobs.places import attempt_dir, data_file, dataset_file, find_model
-from jobs.queue import JobQueue
-from jobs.records import AttemptRecord, DatasetRecord, JobRecord, TaskRecord
+from jobs.records import AttemptRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.settings import Settings
-from jobs.spec import MODEL_NAME, CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
-from jobs.uploads import DatasetUpload
-from trainer_core.config import Method
+from jobs.tenancy import TenantService, found
 from trainer_core.errors import Detail
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
@@ -62,23 +57,6 @@ class ComparisonRequest(BaseModel):
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
 
 
-class PreviewRequest(BaseModel):
-    """Which rows of a dataset to show as a model would see them."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]}
-    )
-
-    model_name: str = MODEL_NAME
-    method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
-    first_row: int = Field(1, ge=1, description="The first row to show, counted from 1.")
-    rows: int = Field(5, ge=1, le=50, description="How many.")
-    max_prompt_length: int = Field(256, ge=1)
-    max_length: int = Field(512, ge=8)
-    on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
-    apply_chat_template: bool | Literal["auto"] = "auto"
-
-
 @dataclass(frozen=True)
 class QueuePlace:
     """Where a queued job stands: its place (1: next to be claimed) and an estimate of when it starts."""
@@ -88,23 +66,8 @@ class QueuePlace:
 
 
 @dataclass(frozen=True)
-class JobService:
-    """The service behind the API, as one caller sees it: what belongs to another tenant is not there.
-
-    Its methods raise `TafdilError`s and return records that no session holds any more.
-    """
-
-    database: Database
-    queue: JobQueue
-    settings: Settings
-    caller: Caller = LOCAL
-
-    def for_caller(self, caller: Caller) -> "JobService":
-        return replace(self, caller=caller)
-
-    @property
-    def _tenant(self) -> str:
-        return self.caller.tenant
+class JobService(TenantService):
+    """Jobs and what is asked of their models."""
 
     # -- jobs
 
@@ -187,16 +150,16 @@ class JobService:
         if key.text is None:
             return None
         with self.database.reading() as session:
-            job = jobs.by_key(session, self._tenant, key.text)
+            job = jobs.by_key(session, self.tenant, key.text)
         if job is not None and job.request_sha256 != key.request_sha256:
             raise IdempotencyConflict(f"the Idempotency-Key {key.text!r} came before with another request (job {job.id})")
         return job
 
     def _store(self, fields: dict[str, Any], key: "_Key", data: dict[str, Any] | None = None) -> JobRecord:
-        owner = {"tenant": self._tenant, "idempotency_key": key.text, "request_sha256": key.request_sha256}
+        owner = {"tenant": self.tenant, "idempotency_key": key.text, "request_sha256": key.request_sha256}
         try:
             with self.database.transaction() as session:
-                quotas.check_job(session, self.settings, self._tenant)
+                quotas.check_job(session, self.settings, self.tenant)
                 job_id = jobs.insert(session, {**fields, **owner}, data)
         except DuplicateKey:
             # The same request, sent twice at once: the other one was first.
@@ -211,7 +174,7 @@ class JobService:
         dataset_id: str | None = getattr(spec, f"{field}_id")
         path: str | None = getattr(spec, f"{field}_path")
         if dataset_id:
-            record = datasets.owned(session, self._tenant, dataset_id)
+            record = datasets.owned(session, self.tenant, dataset_id)
             if record is None:
                 raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
             require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
@@ -224,18 +187,15 @@ class JobService:
 
     def job(self, job_id: str) -> JobRecord:
         with self.database.reading() as session:
-            return self._own(session, job_id)
-
-    def _own(self, session: Session, job_id: str) -> JobRecord:
-        return _found(jobs.owned(session, self._tenant, job_id), "job", job_id)
+            return self.own_job(session, job_id)
 
     def jobs(
         self, limit: int, cursor: str | None = None, state: str | None = None, method: str | None = None
     ) -> list[JobRecord]:
         """A page of jobs, newest first, beyond the job `cursor`."""
         with self.database.reading() as session:
-            before = self._own(session, cursor).number if cursor else None
-            return list(jobs.page(session, self._tenant, limit, before, state=state, method=method))
+            before = self.own_job(session, cursor).number if cursor else None
+            return list(jobs.page(session, self.tenant, limit, before, state=state, method=method))
 
     def queue_places(self, found: Sequence[JobRecord]) -> dict[str, QueuePlace]:
         """By job id, where those of the jobs stand that are queued."""
@@ -252,7 +212,7 @@ class JobService:
     def attempts(self, job_id: str) -> list[AttemptRecord]:
         """Every try of a job, the first one first."""
         with self.database.reading() as session:
-            self._own(session, job_id)
+            self.own_job(session, job_id)
             return list(attempts.of_job(session, job_id))
 
     def metrics(
@@ -265,7 +225,7 @@ class JobService:
             max_points: of each curve, the fewest that keep its shape; None: all.
         """
         with self.database.reading() as session:
-            self._own(session, job_id)
+            self.own_job(session, job_id)
             points = metrics.series(session, job_id, names)
             begun = [(each.number, each.first_step) for each in attempts.of_job(session, job_id)]
         if only_current:
@@ -335,10 +295,10 @@ class JobService:
 
     def _change(self, job_id: str, action: str, change: Callable[[Session], bool]) -> JobRecord:
         with self.database.transaction() as session:
-            self._own(session, job_id)
+            self.own_job(session, job_id)
             changed = change(session)
             session.expire_all()
-            job = self._own(session, job_id)
+            job = self.own_job(session, job_id)
             if not changed:
                 raise StateConflict(f"job {job_id} is {_standing(job)}; it cannot be {action}")
         self.queue.nudge(job_id)
@@ -349,15 +309,15 @@ class JobService:
     def compare(self, job_id: str, request: ComparisonRequest) -> TaskRecord:
         """Stores a comparison and wakes a generation worker. Raises `StateConflict` unless the job succeeded."""
         with self.database.reading() as session:
-            job = self._own(session, job_id)
+            job = self.own_job(session, job_id)
             if job.state != JobState.SUCCEEDED:
                 raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
-        return self._ask(TaskKind.COMPARE, request.model_dump(), job_id)
+        return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
         """A page of what was asked of a job's model, newest first, beyond the comparison `cursor`."""
         with self.database.reading() as session:
-            self._own(session, job_id)
+            self.own_job(session, job_id)
             before = self._comparison(session, job_id, cursor).number if cursor else None
             return list(tasks.of_job(session, job_id, TaskKind.COMPARE, limit, before))
 
@@ -366,62 +326,16 @@ class JobService:
             return self._comparison(session, job_id, comparison_id)
 
     def _comparison(self, session: Session, job_id: str, comparison_id: str) -> TaskRecord:
-        record = tasks.owned(session, self._tenant, comparison_id)
+        record = tasks.owned(session, self.tenant, comparison_id)
         is_it = record is not None and (record.kind, record.job_id) == (TaskKind.COMPARE, job_id)
-        return _found(record if is_it else None, "comparison", comparison_id)
+        return found(record if is_it else None, "comparison", comparison_id)
 
     # -- dry runs
 
     def validate(self, spec: AnySpec, sent: dict[str, Any]) -> TaskRecord:
         """Checks a spec as `submit` does, and asks a worker what its training would do. Raises as `submit` does."""
         fields = self._checked(spec, sent)
-        return self._ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})
-
-    def preview(self, dataset_id: str, request: PreviewRequest) -> TaskRecord:
-        """Asks a worker for rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
-        dataset = self.dataset(dataset_id)
-        method = request.method or ("kto" if dataset.kind == "kto" else "ipo")
-        require_kind(method, "kto" if dataset.kind == "kto" else "pairs")
-        find_model(self.settings, request.model_name)
-        dataset_file(self.settings, dataset_id)
-        of_training = request.model_dump(exclude={"method", "first_row", "rows"})
-        spec = read_spec({**of_training, "method": method, "dataset_id": dataset_id}).model_dump(mode="json")
-        rows = {"first_row": request.first_row, "rows": request.rows}
-        return self._ask(TaskKind.PREVIEW, {"dataset_id": dataset_id, "spec": spec, **rows})
-
-    def _ask(self, kind: TaskKind, request: dict[str, Any], job_id: str | None = None) -> TaskRecord:
-        with self.database.transaction() as session:
-            task_id = tasks.insert(session, kind, self._tenant, request, job_id)
-        self.queue.publish_task(task_id, kind)
-        return self.task(task_id)
-
-    def task(self, task_id: str) -> TaskRecord:
-        with self.database.reading() as session:
-            return _found(tasks.owned(session, self._tenant, task_id), "task", task_id)
-
-    # -- datasets
-
-    def dataset(self, dataset_id: str) -> DatasetRecord:
-        with self.database.reading() as session:
-            return _found(datasets.owned(session, self._tenant, dataset_id), "dataset", dataset_id)
-
-    def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
-        """A page of datasets, newest first, beyond the dataset `cursor`."""
-        with self.database.reading() as session:
-            before = _found(datasets.owned(session, self._tenant, cursor), "dataset", cursor).number if cursor else None
-            return list(datasets.page(session, self._tenant, limit, before))
-
-    def begin_upload(self, name: str | None) -> "DatasetUpload":
-        """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
-        with self.database.reading() as session:
-            quotas.check_upload(session, self.settings, self._tenant, 1)
-        return DatasetUpload(self.settings, name, self._store_dataset)
-
-    def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
-        with self.database.transaction() as session:
-            quotas.check_upload(session, self.settings, self._tenant, fields["size_bytes"])
-            datasets.insert(session, {**fields, "tenant": self._tenant})
-        return self.dataset(fields["id"])
+        return self.ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})
 
 
 @dataclass(frozen=True)
@@ -444,9 +358,3 @@ def _standing(job: JobRecord) -> str:
     if job.requested:
         return "being paused already" if job.requested == Request.PAUSE else "being cancelled already"
     return f"{job.state} already" if JobState(job.state).is_final else job.state
-
-
-def _found(record: Found | None, kind: str, subject_id: str) -> Found:
-    if record is None:
-        raise NotFound(f"there is no {kind} {subject_id}")
-    return record

@@ -25,6 +25,14 @@ class Settings(BaseSettings):
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker and wake-ups.")
     redis_prefix: str = Field("tafdil:", description="Put before every key and channel.")
     allow_hub: bool = Field(False, description="Load models that are not on disk from the Hugging Face hub.")
+    hub_token: SecretStr | None = Field(
+        None, description="Lets the exports worker push models to the Hugging Face hub; give it to that worker alone."
+    )
+    hub_namespace: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9-]{0,95}$",
+        description="The account that models are pushed to.",
+    )
 
     admin_key: SecretStr | None = Field(
         None,
@@ -84,6 +92,12 @@ class Settings(BaseSettings):
         "it answers first. Trainings on one base share its weights.",
     )
 
+    keep_checkpoints_days: float | None = Field(
+        None, gt=0, description="Checkpoints are deleted so long after their job's end; default never."
+    )
+    keep_jobs_days: float | None = Field(
+        None, gt=0, description="Jobs are deleted with all their files so long after their end; default never."
+    )
     cache_gib: float = Field(
         10,
         ge=0,

@@ -4,6 +4,6 @@ from tafdil import Client
 """
 
 from tafdil.client import Client
-from tafdil.errors import ApiError, StackError, TafdilClientError, Unreachable
+from tafdil.errors import ApiError, DamagedDownload, StackError, TafdilClientError, Unreachable
 
-__all__ = ["ApiError", "Client", "StackError", "TafdilClientError", "Unreachable"]
+__all__ = ["ApiError", "Client", "DamagedDownload", "StackError", "TafdilClientError", "Unreachable"]

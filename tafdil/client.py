@@ -1,18 +1,20 @@
 """A small client of the HTTP API. Returns the API's JSON as dictionaries."""
 
+import hashlib
 import json
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
-from tafdil.errors import ApiError, Unreachable
+from tafdil.errors import ApiError, DamagedDownload, Unreachable
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 _UPLOAD_CHUNK_BYTES = 2**16
+_DOWNLOAD_CHUNK_BYTES = 2**20
 
 
 class Client:
@@ -132,6 +134,51 @@ class Client:
             for fields in _fields(response):
                 yield {"event": fields["event"], "data": json.loads(fields["data"])}
 
+    # -- files
+
+    def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """The files that a job left behind; of the kinds model, merged, checkpoint, log, metrics and manifest."""
+        return self._json("GET", f"/v1/jobs/{job_id}/artifacts", params={"kind": list(kinds)})["artifacts"]
+
+    def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
+        """Downloads files of a job into a directory and checks their hashes. What was interrupted goes on where it stood.
+
+        Files of the model and the merged weights get their names below the model's directory, others their last name.
+        Raises `DamagedDownload` when a file is not what the service says it is.
+        """
+        return [self._download(file, Path(folder)) for file in self.artifacts(job_id, kinds)]
+
+    def _download(self, file: dict[str, Any], folder: Path) -> Path:
+        target = folder / _local_name(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f"{target.name}.{file['sha256'][:16]}.part")
+        done = part.stat().st_size if part.exists() else 0
+        headers = {"Range": f"bytes={done}-", "If-Range": f'"{file["sha256"]}"'} if 0 < done < file["size_bytes"] else {}
+        if done != file["size_bytes"] or not done:
+            with self._stream("GET", file["href"], headers=headers) as response, part.open("ab") as output:
+                if response.status_code != 206:
+                    output.truncate(0)
+                for data in response.iter_bytes(_DOWNLOAD_CHUNK_BYTES):
+                    output.write(data)
+        with part.open("rb") as found:
+            if hashlib.file_digest(found, "sha256").hexdigest() != file["sha256"]:
+                part.unlink()
+                raise DamagedDownload(f"{file['name']} is not what the service says it is; download it again")
+        part.replace(target)
+        return target
+
+    def merge(self, job_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+        """Asks for full weights of base and adapter, as files of the kind `merged`. Its `result` is None until they are."""
+        return self._json("POST", f"/v1/jobs/{job_id}/merge", params={"wait_s": wait_s}, timeout=wait_s + self._timeout_s)
+
+    def delete_artifacts(self, job_id: str, kinds: Sequence[str] = ("checkpoint", "merged")) -> dict[str, Any]:
+        """Deletes files of a job that is over; says which, and what stays."""
+        return self._json("DELETE", f"/v1/jobs/{job_id}/artifacts", params={"kind": list(kinds)})
+
+    def delete_job(self, job_id: str) -> dict[str, Any]:
+        """Deletes a job that is over, with all it has."""
+        return self._json("DELETE", f"/v1/jobs/{job_id}")
+
     # -- datasets
 
     def upload_dataset(self, path: str | Path, name: str | None = None) -> dict[str, Any]:
@@ -176,6 +223,14 @@ class Client:
 
     def _stream(self, method: str, path: str, **options: Any) -> "_Stream":
         return _Stream(self._http, method, path, options)
+
+
+def _local_name(file: dict[str, Any]) -> str:
+    """Of a model's file its path below the model, of others the last part. Never a way out of the directory."""
+    parts = [part for part in file["name"].split("/") if part not in ("", ".", "..")]
+    if file["kind"] == "checkpoint":
+        return "/".join(parts[2:])
+    return "/".join(parts[2:]) if file["kind"] == "model" else "/".join(parts[1:])
 
 
 def _fields(response: httpx.Response) -> Generator[dict[str, str]]:

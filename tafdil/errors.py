@@ -3,6 +3,7 @@
 TafdilClientError
 ├── ApiError       the service answered with an error; `code` is one of the documented codes
 ├── Unreachable    no answer
+├── DamagedDownload   a file that is not what the service says it is
 └── StackError     the local stack could not be started
 """
 
@@ -32,6 +33,10 @@ class ApiError(TafdilClientError):
 
 class Unreachable(TafdilClientError):
     """The service did not answer."""
+
+
+class DamagedDownload(TafdilClientError):
+    """A downloaded file has another hash than the service says."""
 
 
 class StackError(TafdilClientError):

@@ -163,6 +163,7 @@ class LocalStack:
         train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "100", *_QUIET]
         compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
         check = ["worker.checks", "worker", "-Q", "checks", "-n", "checks@%h", *_QUIET]
+        export = ["worker.exports", "worker", "-Q", "exports", "-n", "exports@%h", "--max-tasks-per-child", "1", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),
             Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment),
@@ -170,6 +171,7 @@ class LocalStack:
             Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
             Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),
             Service("checks-worker", [sys.executable, *_CELERY, *check], environment=environment),
+            Service("exports-worker", [sys.executable, *_CELERY, *export], environment=environment),
         ]
 
     def _valkey(self, port: int, password: str) -> list[str]:

@@ -111,7 +111,7 @@ def _estimated(config: PreferenceConfig, size: Size, load: Load, machine: Machin
         "high_bytes": int(total * high),
         "parts": parts,
         "free_bytes": machine.free_bytes,
-        "fits": None if machine.free_bytes is None else total <= machine.free_bytes,
+        "fits": None if machine.free_bytes is None else total - parts["mapped_files"] <= machine.free_bytes,
         "precision": precision,
         "gradient_checkpointing": checkpointing,
         "weights": size.weights,

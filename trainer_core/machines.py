@@ -10,7 +10,7 @@ from trainer_core.models import free_memory
 _MEASURE_S = 0.3
 _ROWS, _WIDTH = 512, 1024
 # Share of the speed of one large multiplication that a whole training reaches: see docs/estimates.md.
-_SHARE = 0.5
+_SHARE = 0.78
 
 
 def this_machine() -> Machine:

@@ -217,7 +217,14 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
     data = {f"{name}_sha256": sha256(Path(path)) for name, path in paths.items() if path}
     metadata = Path(places["output_dir"]) / f"{trainer.preference_method}_metadata.json"
     saved = json.loads(metadata.read_text(encoding="utf-8"))
-    reports.send("finished", metadata={**saved, **data, "attempt": plan["attempt"]})
+    files = {name: sha256(Path(places["output_dir"]) / name) for name in result_files(Path(places["output_dir"]))}
+    reports.send("finished", metadata={**saved, **data, "attempt": plan["attempt"]}, files=files)
+
+
+def result_files(output: Path) -> list[str]:
+    """The files of a trained model: what lies beside its checkpoints."""
+    paths = (path.relative_to(output) for path in sorted(output.rglob("*")) if path.is_file())
+    return [path.as_posix() for path in paths if not path.parts[0].startswith(("checkpoint-", ".", "logs", "runs"))]
 
 
 def newest_checkpoint(plan: dict[str, Any]) -> Path | None:

@@ -6,10 +6,12 @@ Any number may run: each action is a compare-and-set or a message that is harmle
 import logging
 import signal
 import threading
+import time
 from typing import Any
 
 from sqlalchemy.orm import Session
 
+from jobs import retention
 from jobs.database import Database, this_host
 from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
@@ -17,6 +19,8 @@ from jobs.repository import dispatch, jobs, tasks
 from jobs.settings import Settings, get_settings
 
 log = logging.getLogger(__name__)
+
+_CLEAN_EVERY_S = 600.0
 
 
 def warn_of_other_host(session: Session, database: Database, settings: Settings) -> None:
@@ -78,9 +82,13 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     log.info("dispatching every %g s", settings.dispatch_s)
+    cleaned_at = -_CLEAN_EVERY_S
     while not ended.wait(settings.dispatch_s):
         try:
             run_round(database, queue, settings)
+            if time.monotonic() - cleaned_at >= _CLEAN_EVERY_S:
+                cleaned_at = time.monotonic()
+                retention.apply(database, queue, settings)
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
         except Exception:

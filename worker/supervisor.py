@@ -15,16 +15,17 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from jobs.artifacts import ArtifactFile
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir
 from jobs.queue import JobQueue
 from jobs.records import JobRecord
-from jobs.repository import attempts, jobs
+from jobs.repository import artifacts, attempts, jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, Phase, Request
 from trainer_core.errors import TafdilError, error_dict
-from worker import gpu
+from worker import gpu, publisher
 from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_by_exit
 from worker.gpu import Gpu, GpuLock
 from worker.reporter import AttemptReporter
@@ -130,6 +131,7 @@ class Attempt:
         self._kill_at: float | None = None
         self._drain_ends_at: float | None = None
         self._oom_watch = OomWatch()
+        self._left: list[ArtifactFile] = []
 
     def run(self) -> None:
         """Runs to the end of the attempt, whatever that is."""
@@ -241,6 +243,8 @@ class Attempt:
         last, requested = self._reporter.last, self._reporter.requested
         log.info("job %s attempt %d: exit code %d, %s", self._job.id, self._job.attempt, exit_code, last.get("type"))
         stopped = last.get("type") == "stopped"
+        if not self._reporter.is_fenced and last.get("type") != "finished":
+            self._left = self._leave(folder, {})
         # A TERM for every process may come before the training has learnt to obey it.
         was_terminated = exit_code == -signal.SIGTERM and self._supervisor.is_draining()
         left_on_request = stopped or self._is_stopping or self._is_cancelled or was_terminated
@@ -249,6 +253,7 @@ class Attempt:
             log.warning("job %s attempt %d is not the job's any more", self._job.id, self._job.attempt)
         elif last.get("type") == "finished":
             artifact = (folder / "output").relative_to(self._settings.runs_dir.resolve())
+            self._left = self._leave(folder, last)
             self._finish(Cause.FINISH, report, {"artifact_path": str(artifact), "metadata_": last["metadata"]})
         elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
             # The process and its group are gone by now, and what they held with them.
@@ -270,12 +275,23 @@ class Attempt:
         else:
             self._lose(told_by_exit(exit_code), report)
 
+    def _leave(self, folder: Path, finished: dict[str, Any]) -> list[ArtifactFile]:
+        """Lists the files of the job as they are at the end of this attempt."""
+        points = self._reporter.insist(lambda session: metrics.series(session, self._job.id), self._gives_up) or []
+        return publisher.leave(self._job, folder, points, finished.get("metadata"), finished.get("files", {}))
+
+    def _keep(self, session: Session, is_its_end: bool) -> bool:
+        """Stores that list with the state that the attempt ended in, or not at all."""
+        if is_its_end and self._left:
+            artifacts.keep(session, self._job.tenant, self._job.id, self._left)
+        return is_its_end
+
     def _lose(self, reason: str, report: dict[str, Any]) -> None:
         log.warning("job %s attempt %d: %s", self._job.id, self._job.attempt, reason)
 
         def lose(session: Session) -> bool:
             attempts.set_device_report(session, self._job.id, self._job.attempt, report)
-            return jobs.lose(session, self._fence, self._settings.max_losses, reason)
+            return self._keep(session, jobs.lose(session, self._fence, self._settings.max_losses, reason))
 
         self._reporter.insist(lose, self._gives_up)
         self._supervisor.queue.nudge(self._job.id)
@@ -298,7 +314,7 @@ class Attempt:
             if report:
                 attempts.set_device_report(session, self._job.id, self._job.attempt, report)
             event = {**(data or {}), **({"device": report} if report else {})}
-            return jobs.finish(session, self._fence, cause, values, event, reason=reason)
+            return self._keep(session, jobs.finish(session, self._fence, cause, values, event, reason=reason))
 
         self._reporter.insist(finish, self._gives_up)
         self._supervisor.queue.nudge(self._job.id)

@@ -5,12 +5,12 @@ from typing import Annotated
 from fastapi import APIRouter, Body, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import Id, Service, Wake
+from api.dependencies import Datasets, Id, Service, Wake
 from api.errors import responses
 from api.routes.jobs import EXAMPLES
 from api.schemas import DryRun, Preview, Task
 from api.waiting import WaitS, answered, reply
-from jobs.service import PreviewRequest
+from jobs.dataset_service import PreviewRequest
 from jobs.spec import JobSpec
 
 router = APIRouter(tags=["dry runs"])
@@ -36,11 +36,11 @@ async def validate(
 
 @router.post("/datasets/{dataset_id}/preview", response_model=Preview, responses={**responses(404), 202: {"model": Preview}})
 async def preview(
-    dataset_id: Id, request: Annotated[PreviewRequest, Body()], service: Service, waker: Wake, wait_s: WaitS = 60
+    dataset_id: Id, request: Annotated[PreviewRequest, Body()], datasets: Datasets, waker: Wake, wait_s: WaitS = 60
 ) -> Response:
     """Training rows as a model would see them: each token with its id, its text, and whether the loss is taken of it."""
-    record = await run_in_threadpool(service.preview, dataset_id, request)
-    record = await answered(service, waker, record, wait_s)
+    record = await run_in_threadpool(datasets.preview, dataset_id, request)
+    record = await answered(datasets, waker, record, wait_s)
     return reply(record, Preview.model_validate(Task.of(record).model_dump()), f"/v1/tasks/{record.id}")
 
 

@@ -1,7 +1,5 @@
 """Jobs: submit, list, watch; pause, resume, cancel, run again."""
 
-import csv
-import io
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -13,6 +11,7 @@ from api.dependencies import Id, OpenStreams, Service, Wake
 from api.errors import responses
 from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
 from api.sse import job_events
+from jobs.curves import as_csv
 from jobs.records import JobRecord
 from jobs.service import JobService
 from jobs.spec import JobSpec
@@ -197,11 +196,7 @@ def metrics(
     points = service.metrics(job_id, name, only_current=only_current, max_points=max_points)
     if form == "json":
         return Metrics.of(job_id, points)
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["name", "attempt", "step", "value"])
-    writer.writerows([p.name, p.attempt, p.step, "" if p.value is None else repr(p.value)] for p in points)
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+    return Response(as_csv(points), media_type="text/csv; charset=utf-8")
 
 
 @router.get("/{job_id}/metadata", responses=responses(404))

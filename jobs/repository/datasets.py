@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import delete as sql_delete
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -17,6 +18,10 @@ def insert(session: Session, fields: dict[str, Any]) -> None:
 def owned(session: Session, tenant: str, dataset_id: str) -> DatasetRecord | None:
     """A dataset of the tenant's."""
     return session.scalar(select(DatasetRecord).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant))
+
+
+def delete(session: Session, dataset_id: str) -> None:
+    session.execute(sql_delete(DatasetRecord).where(DatasetRecord.id == dataset_id))
 
 
 def total_bytes(session: Session, tenant: str) -> int:

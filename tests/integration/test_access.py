@@ -15,9 +15,11 @@ from api.app import create_app
 from api.gate import OPEN_PATHS, OPEN_PREFIXES, needed_scope
 from api.limits import StreamLimit
 from jobs.access import Scope
+from jobs.artifacts import ArtifactFile, ArtifactKind
 from jobs.database import Database
 from jobs.errors import RateLimited
-from jobs.repository import jobs
+from jobs.places import run_dir
+from jobs.repository import artifacts, jobs
 from jobs.settings import Settings
 from jobs.states import Cause
 from tests.api import BASE_URL, error_of, queue
@@ -32,6 +34,7 @@ ANY_ID = "0" * 32
 # What a route needs before it looks for what its path names. A new route that needs a body must be added.
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/v1/jobs/{job_id}/compare"): {"prompt": "سؤال"},
+    ("POST", "/v1/jobs/{job_id}/push"): {"name": "model"},
     ("POST", "/v1/datasets/{dataset_id}/preview"): {"model_name": "tafdil/tiny-arabic-qwen"},
 }
 
@@ -83,7 +86,7 @@ def test_every_route_is_closed_without_a_key(app: FastAPI, admin: TestClient) ->
     paths = {path for _, path in every_route(app)} | {"/nothing/here", "/v1", "/metrics", "/docs", "/openapi.json"}
     for path in paths:
         concrete = path.replace("{path:path}", "x.js")
-        for name in ("job_id", "dataset_id", "comparison_id", "task_id", "key_id"):
+        for name in ("job_id", "dataset_id", "comparison_id", "task_id", "artifact_id", "key_id"):
             concrete = concrete.replace(f"{{{name}}}", ANY_ID)
         assert "{" not in concrete, f"say in this test what {path} takes"
         for method in METHODS:
@@ -110,9 +113,15 @@ def test_a_tenant_sees_nothing_of_another(app: FastAPI, admin: TestClient, spec:
         claimed = jobs.claim_next(session, "worker", 60)
         assert claimed
         jobs.finish(session, jobs.Fence(claimed.id, 1, str(claimed.lease_token)), Cause.FINISH, {"artifact_path": "x"})
+        artifacts.add(session, "theirs", job["id"], [ArtifactFile(ArtifactKind.LOG, "log.txt", 1, "0" * 64)])
+    log = run_dir(admin.app.state.service.settings, job["id"]) / "log.txt"  # type: ignore[attr-defined]
+    log.parent.mkdir(parents=True)
+    log.write_text("x")
+    artifact = theirs.get(f"/v1/jobs/{job['id']}/artifacts").json()["artifacts"][0]["id"]
     asked = theirs.post(f"/v1/jobs/{job['id']}/compare", json={"prompt": "س"}, params={"wait_s": 0}).json()
     before = theirs.get(f"/v1/jobs/{job['id']}").json()
-    ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"], "task_id": asked["id"]}
+    ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"]}
+    ids |= {"task_id": asked["id"], "artifact_id": artifact}
     walked = 0
     for method, path in every_route(app):
         if not path.startswith("/v1/") or "{" not in path or path.startswith("/v1/keys"):

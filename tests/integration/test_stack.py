@@ -3,6 +3,7 @@
 The road runs on the embedded broker with SQLite, and on Redis with PostgreSQL. `tests/faults` causes many more, on both.
 """
 
+import json
 import os
 import signal
 from collections.abc import Generator
@@ -98,6 +99,27 @@ def test_a_dry_run_says_what_a_job_would_do(client: Client) -> None:
     assert job["state"] == "succeeded"
     # The speed of a training tells the time of the next.
     assert client.validate(wanted)["result"]["time"]["basis"] == "earlier runs of this model"
+
+
+def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Client, tmp_path: Path) -> None:
+    job = client.wait(client.submit(spec("ipo", save_steps=5, max_steps=10))["id"], 400)
+    files = {file["name"]: file for file in client.artifacts(job["id"])}
+    assert {file["kind"] for file in files.values()} == {"model", "checkpoint", "log", "metrics", "manifest"}
+    assert {"attempt-1/output/adapter_model.safetensors", "attempt-1/output/checkpoint-5/optimizer.pt"} <= set(files)
+    saved = client.download(job["id"], tmp_path, kinds=["model", "metrics", "manifest"])
+    assert {path.name for path in saved} >= {"adapter_model.safetensors", "ipo_metadata.json", "metrics.csv"}
+    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["resolved_spec"] == job["spec"]
+    assert len(manifest["files"]) == len(files) - 1
+    told = until(lambda: client.merge(job["id"], wait_s=100)["result"], 200)
+    assert told["max_logit_difference"] < 1e-2
+    assert "model.safetensors" in {path.name for path in client.download(job["id"], tmp_path / "m", kinds=["merged"])}
+    removed = client.delete_artifacts(job["id"])
+    assert {file["kind"] for file in removed["removed"]} == {"checkpoint", "merged"}
+    assert client.compare(job["id"], "ما عاصمة مصر؟", max_length=8)["state"] == "succeeded"
+    client.delete_job(job["id"])
+    with pytest.raises(ApiError):
+        client.job(job["id"])
 
 
 @pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])

@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.queue import CHECK_QUEUE, CHECK_TASK, COMPARE_QUEUE, COMPARE_TASK, TRAIN_QUEUE, TRAIN_TASK
+from jobs.queue import (
+    CHECK_QUEUE,
+    CHECK_TASK,
+    COMPARE_QUEUE,
+    COMPARE_TASK,
+    EXPORT_QUEUE,
+    EXPORT_TASK,
+    TRAIN_QUEUE,
+    TRAIN_TASK,
+)
 from jobs.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-OURS = {"api", "dispatcher", "train-worker", "train-worker-cpu", "generation-worker", "checks-worker"}
+OURS = {"api", "dispatcher", "train-worker", "train-worker-cpu", "generation-worker", "checks-worker", "exports-worker"}
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text(encoding="utf-8")
 
 
@@ -55,6 +64,7 @@ def test_every_substituted_variable_is_in_the_example() -> None:
         ("train-worker-cpu", "worker.tasks", TRAIN_TASK, TRAIN_QUEUE),
         ("generation-worker", "worker.generation", COMPARE_TASK, COMPARE_QUEUE),
         ("checks-worker", "worker.checks", CHECK_TASK, CHECK_QUEUE),
+        ("exports-worker", "worker.exports", EXPORT_TASK, EXPORT_QUEUE),
     ],
 )
 def test_the_workers_run_the_task_of_their_queue(name: str, module: str, task: str, queue: str) -> None:
@@ -84,7 +94,7 @@ def test_the_workers_run_as_the_local_stack_runs_them(tmp_path: Path) -> None:
     from tafdil.local_stack import LocalStack
 
     planned = {service.name: service.command for service in LocalStack(tmp_path, port=0)._plan()}
-    for name in ("train-worker", "generation-worker", "checks-worker"):
+    for name in ("train-worker", "generation-worker", "checks-worker", "exports-worker"):
         assert SERVICES[name]["command"] == planned[name][2:]
 
 

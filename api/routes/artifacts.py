@@ -1,0 +1,88 @@
+"""Files that jobs leave behind: listed and downloaded by id, merged, deleted."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.concurrency import run_in_threadpool
+
+from api.dependencies import Artifacts, Id, Wake
+from api.errors import responses
+from api.files import file_response
+from api.schemas import Artifact, ArtifactList, Removal, Task
+from api.waiting import WaitS, answered, reply
+from jobs.artifact_service import PushRequest
+from jobs.artifacts import ArtifactKind
+
+router = APIRouter(tags=["artifacts"])
+
+# What can be made again, or is large; logs, metrics and the manifest go only when they are named.
+_LARGE = (ArtifactKind.CHECKPOINT, ArtifactKind.MERGED)
+
+
+@router.get("/jobs/{job_id}/artifacts", responses=responses(404))
+def list_artifacts(
+    job_id: Id,
+    artifacts: Artifacts,
+    kind: Annotated[list[ArtifactKind] | None, Query(description="Only these kinds.")] = None,
+) -> ArtifactList:
+    """Every file that the job left behind so far: its model, checkpoints, logs, metrics and manifest, with their hashes."""
+    found = artifacts.of_job(job_id)
+    return ArtifactList(job_id=job_id, artifacts=[Artifact.of(file) for file in found if not kind or file.kind in kind])
+
+
+@router.get(
+    "/jobs/{job_id}/artifacts/{artifact_id}",
+    response_class=Response,
+    responses={
+        **responses(404),
+        200: {"content": {"application/octet-stream": {}}, "description": "The file"},
+        206: {"content": {"application/octet-stream": {}}, "description": "The range of it that was asked for"},
+        304: {"description": "The file is as the client has it"},
+        416: {"description": "The file has no such range"},
+    },
+)
+def download(
+    job_id: Id,
+    artifact_id: Id,
+    artifacts: Artifacts,
+    *,
+    wanted: Annotated[str | None, Header(alias="range", description="`bytes=1000-`, to go on with a download.")] = None,
+    if_range: Annotated[str | None, Header(description="The `ETag` of the download to go on with.")] = None,
+    if_none_match: Annotated[str | None, Header(description="The `ETag` of what the client has.")] = None,
+) -> Response:
+    """The bytes of a file. `ETag` is its SHA-256, as in the list, and `Repr-Digest` the same in base64."""
+    record, path = artifacts.file(job_id, artifact_id)
+    headers = {"range": wanted, "if-range": if_range, "if-none-match": if_none_match}
+    return file_response(path, record.name.rpartition("/")[2], record.sha256, headers)
+
+
+@router.delete("/jobs/{job_id}/artifacts", responses=responses(404, 409))
+def remove_artifacts(
+    job_id: Id,
+    artifacts: Artifacts,
+    kind: Annotated[list[ArtifactKind] | None, Query(description="Default: checkpoints and merged weights.")] = None,
+) -> Removal:
+    """Deletes files of a job that is over, and says which. The job, its metrics and events stay."""
+    return Removal.of(artifacts.remove(job_id, kind or _LARGE), job_id)
+
+
+@router.delete("/jobs/{job_id}", responses=responses(404, 409))
+def remove_job(job_id: Id, artifacts: Artifacts) -> Removal:
+    """Deletes a job that is over, for good: its files, metrics, events and comparisons."""
+    return Removal.of(artifacts.remove_job(job_id), job_id)
+
+
+@router.post("/jobs/{job_id}/merge", response_model=Task, responses={**responses(404, 409), 202: {"model": Task}})
+async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
+    """Makes full weights of base and adapter, as files of the kind `merged`. 202 with a `Location` to poll."""
+    record = await run_in_threadpool(artifacts.merge, job_id)
+    record = await answered(artifacts, waker, record, wait_s)
+    return reply(record, Task.of(record), f"/v1/tasks/{record.id}")
+
+
+@router.post("/jobs/{job_id}/push", response_model=Task, responses={**responses(403, 404, 409), 202: {"model": Task}})
+async def push(job_id: Id, request: PushRequest, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
+    """Puts the model on the Hugging Face hub, where the service has a token for one. 202 with a `Location` to poll."""
+    record = await run_in_threadpool(artifacts.push, job_id, request)
+    record = await answered(artifacts, waker, record, wait_s)
+    return reply(record, Task.of(record), f"/v1/tasks/{record.id}")

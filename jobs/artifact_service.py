@@ -1,0 +1,135 @@
+"""What the service does with the files that jobs leave behind: list, hand out, delete."""
+
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.orm import Session
+
+from jobs.artifacts import ArtifactKind
+from jobs.errors import NotFound, StateConflict
+from jobs.places import run_dir
+from jobs.records import ArtifactRecord, TaskRecord
+from jobs.repository import artifacts, jobs
+from jobs.states import JobState, TaskKind
+from jobs.tenancy import TenantService, found
+
+
+class PushRequest(BaseModel):
+    """What to put on the hub."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$", description="The repository, without the account.")
+    kind: Literal["model", "merged"] = Field("model", description="The trained files as they are, or the merged weights.")
+    private: bool = Field(True, description="Whether a repository that is made now is private.")
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was deleted, and how much room that made."""
+
+    files: list[ArtifactRecord]
+    kept: list[ArtifactRecord]
+
+    @property
+    def freed_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class ArtifactService(TenantService):
+    """Files of jobs."""
+
+    def of_job(self, job_id: str) -> list[ArtifactRecord]:
+        """Every file that a job left behind so far, by kind and name."""
+        with self.database.reading() as session:
+            self.own_job(session, job_id)
+            return list(artifacts.of_job(session, job_id))
+
+    def file(self, job_id: str, artifact_id: str) -> tuple[ArtifactRecord, Path]:
+        """A file and where it is. Raises `NotFound`, also when it was removed from disk."""
+        with self.database.reading() as session:
+            record = found(artifacts.owned(session, self.tenant, job_id, artifact_id), "artifact", artifact_id)
+        path = run_dir(self.settings, job_id) / record.name
+        if not path.is_file():
+            raise NotFound(f"the file of artifact {artifact_id} ({record.name}) is gone from the data directory")
+        return record, path
+
+    def remove(self, job_id: str, kinds: Collection[ArtifactKind]) -> Removed:
+        """Deletes the files of a job that are of the kinds. The job itself and its metrics stay.
+
+        Raises:
+            StateConflict: the job is not over, and may need them.
+        """
+        with self.database.reading() as session:
+            self._must_be_over(session, job_id)
+            files = list(artifacts.of_job(session, job_id))
+        removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
+        root = run_dir(self.settings, job_id)
+        # The files go first: what is interrupted here leaves names without files, and is done when it is asked again.
+        for file in removed.files:
+            (root / file.name).unlink(missing_ok=True)
+        for folder in sorted({(root / file.name).parent for file in removed.files}, reverse=True):
+            _remove_empty(folder, root)
+        data = {"kinds": sorted({file.kind for file in removed.files}), "freed_bytes": removed.freed_bytes}
+        with self.database.transaction() as session:
+            artifacts.remove(session, job_id, [file.id for file in removed.files])
+            if removed.files:
+                jobs.note(session, job_id, "artifacts_removed", {**data, "files": len(removed.files)})
+        return removed
+
+    def remove_job(self, job_id: str) -> Removed:
+        """Deletes a job that is over: its files, metrics, events, comparisons, and the job itself.
+
+        Raises:
+            StateConflict: the job is not over, or another one that is not starts from its checkpoint.
+        """
+        with self.database.reading() as session:
+            self._must_be_over(session, job_id)
+            files = list(artifacts.of_job(session, job_id))
+        shutil.rmtree(run_dir(self.settings, job_id), ignore_errors=True)
+        with self.database.transaction() as session:
+            jobs.delete(session, job_id)
+        return Removed(files, [])
+
+    def merge(self, job_id: str) -> TaskRecord:
+        """Asks a worker for full weights of a model that was trained with adapters. Raises `StateConflict`."""
+        with self.database.reading() as session:
+            job = self.own_job(session, job_id)
+        if job.state != JobState.SUCCEEDED:
+            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
+        if not job.resolved_spec.get("use_lora", True):
+            raise StateConflict(f"job {job_id} trained all weights: its model is whole as it is")
+        return self.ask(TaskKind.MERGE, {}, job_id)
+
+    def push(self, job_id: str, request: PushRequest) -> TaskRecord:
+        """Asks a worker to put a model on the hub that the service is configured for. Raises `StateConflict`, `NotFound`."""
+        with self.database.reading() as session:
+            job = self.own_job(session, job_id)
+            kinds = {file.kind for file in artifacts.of_job(session, job_id)}
+        if job.state != JobState.SUCCEEDED:
+            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
+        if request.kind not in kinds:
+            merge_first = "; ask for a merge first" if request.kind == "merged" else ""
+            raise NotFound(f"job {job_id} has no files of the kind {request.kind}{merge_first}")
+        return self.ask(TaskKind.PUSH, request.model_dump(), job_id)
+
+    def _must_be_over(self, session: Session, job_id: str) -> None:
+        job = self.own_job(session, job_id)
+        if not JobState(job.state).is_final:
+            raise StateConflict(f"job {job_id} is {job.state}; cancel it before you delete what it has")
+        if (other := jobs.open_starter_from(session, self.tenant, job_id)) is not None:
+            raise StateConflict(f"job {other} starts from a checkpoint of job {job_id}, and is not over")
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Removes a directory and those above it, up to `root`, as far as they are empty."""
+    with suppress(OSError):
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent

@@ -1,0 +1,78 @@
+"""What a job leaves behind: its model, checkpoints, logs and metrics as files that are listed by id, with their hashes.
+
+Below a job's directory in the runs directory:
+
+    attempt-2/output/            the trained model: weights or adapter, tokenizer, configurations, metadata
+    attempt-2/output/checkpoint-40/
+    attempt-2/log.txt            what the training printed
+    attempt-2/metrics.csv        every metric point
+    attempt-2/manifest.json      the specs, and all files with their hashes
+    merged-<id>/                 full weights, when somebody asked for them
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+_CHECKPOINT_MANIFEST = "manifest.json"
+_ATTEMPT = re.compile(r"attempt-(\d+)/")
+
+
+class ArtifactKind(StrEnum):
+    """What a file is part of."""
+
+    MODEL = "model"
+    MERGED = "merged"
+    CHECKPOINT = "checkpoint"
+    LOG = "log"
+    METRICS = "metrics"
+    MANIFEST = "manifest"
+
+
+@dataclass(frozen=True)
+class ArtifactFile:
+    """One file, by its path below the job's directory."""
+
+    kind: ArtifactKind
+    name: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def attempt(self) -> int | None:
+        found = _ATTEMPT.match(self.name)
+        return int(found.group(1)) if found else None
+
+
+def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
+    """The files of all whole checkpoints, with the hashes that were taken when they were written."""
+    for folder in sorted(run_dir.glob("attempt-*/output/checkpoint-*")):
+        try:
+            manifest = json.loads((folder / _CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
+            found = [_file(run_dir, folder / name, ArtifactKind.CHECKPOINT, sha) for name, sha in manifest["files"].items()]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            # Rotated away meanwhile, or not whole.
+            continue
+        yield from found
+
+
+def model_files(run_dir: Path, folder: Path, hashes: dict[str, str]) -> Iterator[ArtifactFile]:
+    """The files of a trained model, whose hashes its training told."""
+    for name, sha256 in sorted(hashes.items()):
+        yield _file(run_dir, folder / name, ArtifactKind.MODEL, sha256)
+
+
+def hashed(run_dir: Path, paths: Iterable[Path], kind: ArtifactKind) -> Iterator[ArtifactFile]:
+    """Files that are hashed now; those that are not there are left out."""
+    for path in paths:
+        if path.is_file():
+            with path.open("rb") as file:
+                yield _file(run_dir, path, kind, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _file(run_dir: Path, path: Path, kind: ArtifactKind, sha256: str) -> ArtifactFile:
+    return ArtifactFile(kind, path.relative_to(run_dir).as_posix(), path.stat().st_size, sha256)

@@ -1,0 +1,90 @@
+"""What the service does with datasets: upload, list, show, delete."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs import quotas
+from jobs.errors import StateConflict
+from jobs.places import dataset_file, find_model
+from jobs.records import DatasetRecord, TaskRecord
+from jobs.repository import datasets, jobs
+from jobs.spec import MODEL_NAME, read_spec
+from jobs.states import TaskKind
+from jobs.tenancy import TenantService, found
+from jobs.uploads import DatasetUpload
+from trainer_core.config import Method
+from trainer_core.rows import peek_rows, require_kind
+
+
+class PreviewRequest(BaseModel):
+    """Which rows of a dataset to show as a model would see them."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]}
+    )
+
+    model_name: str = MODEL_NAME
+    method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
+    first_row: int = Field(1, ge=1, description="The first row to show, counted from 1.")
+    rows: int = Field(5, ge=1, le=50, description="How many.")
+    max_prompt_length: int = Field(256, ge=1)
+    max_length: int = Field(512, ge=8)
+    on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
+    apply_chat_template: bool | Literal["auto"] = "auto"
+
+
+@dataclass(frozen=True)
+class DatasetService(TenantService):
+    """Uploaded datasets."""
+
+    def preview(self, dataset_id: str, request: PreviewRequest) -> TaskRecord:
+        """Asks a worker for rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
+        dataset = self.dataset(dataset_id)
+        method = request.method or ("kto" if dataset.kind == "kto" else "ipo")
+        require_kind(method, "kto" if dataset.kind == "kto" else "pairs")
+        find_model(self.settings, request.model_name)
+        dataset_file(self.settings, dataset_id)
+        of_training = request.model_dump(exclude={"method", "first_row", "rows"})
+        spec = read_spec({**of_training, "method": method, "dataset_id": dataset_id}).model_dump(mode="json")
+        rows = {"first_row": request.first_row, "rows": request.rows}
+        return self.ask(TaskKind.PREVIEW, {"dataset_id": dataset_id, "spec": spec, **rows})
+
+    def dataset(self, dataset_id: str) -> DatasetRecord:
+        with self.database.reading() as session:
+            return found(datasets.owned(session, self.tenant, dataset_id), "dataset", dataset_id)
+
+    def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
+        """A page of datasets, newest first, beyond the dataset `cursor`."""
+        with self.database.reading() as session:
+            before = found(datasets.owned(session, self.tenant, cursor), "dataset", cursor).number if cursor else None
+            return list(datasets.page(session, self.tenant, limit, before))
+
+    def rows(self, dataset_id: str, first: int, count: int) -> list[dict[str, Any]]:
+        """Training rows of a dataset from a number on (from 1)."""
+        self.dataset(dataset_id)
+        return peek_rows(dataset_file(self.settings, dataset_id), first, count)
+
+    def remove(self, dataset_id: str) -> int:
+        """Deletes a dataset; returns its size in bytes. Raises `StateConflict` while a job that is not over uses it."""
+        record = self.dataset(dataset_id)
+        with self.database.transaction() as session:
+            user = jobs.open_user_of(session, self.tenant, dataset_id)
+            if user is not None:
+                raise StateConflict(f"dataset {dataset_id} is used by job {user}, which is not over")
+            datasets.delete(session, dataset_id)
+        (self.settings.datasets_dir / f"{dataset_id}.rows").unlink(missing_ok=True)
+        return record.size_bytes
+
+    def begin_upload(self, name: str | None) -> "DatasetUpload":
+        """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
+        with self.database.reading() as session:
+            quotas.check_upload(session, self.settings, self.tenant, 1)
+        return DatasetUpload(self.settings, name, self._store_dataset)
+
+    def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
+        with self.database.transaction() as session:
+            quotas.check_upload(session, self.settings, self.tenant, fields["size_bytes"])
+            datasets.insert(session, {**fields, "tenant": self.tenant})
+        return self.dataset(fields["id"])

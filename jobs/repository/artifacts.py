@@ -1,0 +1,82 @@
+"""Files that jobs left behind."""
+
+import uuid
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from jobs.artifacts import ArtifactFile, ArtifactKind
+from jobs.database import db_now
+from jobs.records import ArtifactRecord, JobRecord
+
+
+def keep(session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile]) -> None:
+    """Makes the files of a job those of the list: new ones get an id, changed ones another, those that are gone lose theirs.
+
+    Merged weights, which no training writes, are left as they are.
+    """
+    known = {record.name: record for record in of_job(session, job_id)}
+    now = session.scalar(select(db_now()))
+    for file in files:
+        record = known.pop(file.name, None)
+        if record is not None and record.sha256 == file.sha256:
+            continue
+        if record is not None:
+            session.delete(record)
+            session.flush()
+        session.add(_record(tenant, job_id, file, now))
+    for record in known.values():
+        if record.kind != ArtifactKind.MERGED:
+            session.delete(record)
+
+
+def add(session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile]) -> None:
+    """Adds files to those of a job."""
+    now = session.scalar(select(db_now()))
+    session.add_all([_record(tenant, job_id, file, now) for file in files])
+
+
+def of_job(session: Session, job_id: str) -> Sequence[ArtifactRecord]:
+    """All files of a job, by kind and name."""
+    query = select(ArtifactRecord).where(ArtifactRecord.job_id == job_id)
+    return session.scalars(query.order_by(ArtifactRecord.kind, ArtifactRecord.name)).all()
+
+
+def jobs_with(session: Session, kind: ArtifactKind, age_s: float, limit: int) -> list[tuple[str, str]]:
+    """Ids and tenants of jobs that ended so long ago and still have files of a kind, the oldest first."""
+    has_files = (
+        select(ArtifactRecord.number).where(ArtifactRecord.job_id == JobRecord.id, ArtifactRecord.kind == kind).exists()
+    )
+    query = select(JobRecord.id, JobRecord.tenant).where(JobRecord.finished_at < db_now() - age_s, has_files)
+    return [(row.id, row.tenant) for row in session.execute(query.order_by(JobRecord.finished_at).limit(limit))]
+
+
+def owned(session: Session, tenant: str, job_id: str, artifact_id: str) -> ArtifactRecord | None:
+    """A file of a job of the tenant's."""
+    query = select(ArtifactRecord).where(
+        ArtifactRecord.id == artifact_id, ArtifactRecord.job_id == job_id, ArtifactRecord.tenant == tenant
+    )
+    return session.scalar(query)
+
+
+def remove(session: Session, job_id: str, ids: Collection[str]) -> None:
+    session.execute(
+        delete(ArtifactRecord)
+        .where(ArtifactRecord.job_id == job_id, ArtifactRecord.id.in_(ids))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _record(tenant: str, job_id: str, file: ArtifactFile, now: float | None) -> ArtifactRecord:
+    return ArtifactRecord(
+        id=uuid.uuid4().hex,
+        tenant=tenant,
+        job_id=job_id,
+        kind=file.kind,
+        name=file.name,
+        attempt=file.attempt,
+        size_bytes=file.size_bytes,
+        sha256=file.sha256,
+        created_at=now,
+    )

@@ -1,0 +1,50 @@
+"""Deletes what is kept no longer: checkpoints and whole jobs, so many days after their end, if a setting says so."""
+
+import logging
+from dataclasses import replace
+
+from jobs.access import LOCAL
+from jobs.artifact_service import ArtifactService
+from jobs.artifacts import ArtifactKind
+from jobs.database import Database
+from jobs.errors import StateConflict
+from jobs.queue import JobQueue
+from jobs.repository import artifacts, jobs
+from jobs.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_DAY_S = 86_400
+# Jobs that one call deletes something of; the next call goes on.
+_AT_ONCE = 50
+
+
+def apply(database: Database, queue: JobQueue, settings: Settings) -> int:
+    """Deletes what is due. Returns the bytes that were freed."""
+    service = ArtifactService(database, queue, settings)
+    freed = 0
+    if settings.keep_jobs_days is not None:
+        with database.reading() as session:
+            due = jobs.ended_before(session, settings.keep_jobs_days * _DAY_S, _AT_ONCE)
+        for job_id, tenant in due:
+            freed += _freed(service, tenant, job_id, whole=True)
+    if settings.keep_checkpoints_days is not None:
+        with database.reading() as session:
+            age_s = settings.keep_checkpoints_days * _DAY_S
+            due = artifacts.jobs_with(session, ArtifactKind.CHECKPOINT, age_s, _AT_ONCE)
+        for job_id, tenant in due:
+            freed += _freed(service, tenant, job_id, whole=False)
+    return freed
+
+
+def _freed(service: ArtifactService, tenant: str, job_id: str, *, whole: bool) -> int:
+    own = service.for_caller(replace(LOCAL, tenant=tenant, key_id="retention"))
+    try:
+        removed = own.remove_job(job_id) if whole else own.remove(job_id, [ArtifactKind.CHECKPOINT])
+    except StateConflict as error:
+        # Another job starts from it; its time comes when that one is over.
+        log.info("kept: %s", error)
+        return 0
+    what = "the job" if whole else "its checkpoints"
+    log.info("job %s: deleted %s, %d bytes, as old as the settings allow", job_id, what, removed.freed_bytes)
+    return removed.freed_bytes

@@ -1,0 +1,58 @@
+"""What every service behind the API has: a caller, who sees what is the tenant's and nothing else."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeVar
+
+from sqlalchemy.orm import Session
+
+from jobs.access import LOCAL, Caller
+from jobs.database import Database
+from jobs.errors import NotFound
+from jobs.queue import JobQueue
+from jobs.records import JobRecord, TaskRecord
+from jobs.repository import jobs, tasks
+from jobs.settings import Settings
+from jobs.states import TaskKind
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True)
+class TenantService:
+    """A service as one caller sees it: what belongs to another tenant is not there.
+
+    Its methods raise `TafdilError`s and return records that no session holds any more.
+    """
+
+    database: Database
+    queue: JobQueue
+    settings: Settings
+    caller: Caller = LOCAL
+
+    def for_caller(self, caller: Caller) -> Self:
+        return replace(self, caller=caller)
+
+    @property
+    def tenant(self) -> str:
+        return self.caller.tenant
+
+    def task(self, task_id: str) -> TaskRecord:
+        with self.database.reading() as session:
+            return found(tasks.owned(session, self.tenant, task_id), "task", task_id)
+
+    def own_job(self, session: Session, job_id: str) -> JobRecord:
+        return found(jobs.owned(session, self.tenant, job_id), "job", job_id)
+
+    def ask(self, kind: TaskKind, request: dict[str, Any], job_id: str | None = None) -> TaskRecord:
+        """Stores a task and wakes a worker for it."""
+        with self.database.transaction() as session:
+            task_id = tasks.insert(session, kind, self.tenant, request, job_id)
+        self.queue.publish_task(task_id, kind)
+        return self.task(task_id)
+
+
+def found(record: Found | None, kind: str, subject_id: str) -> Found:
+    """The record. Raises `NotFound` for None."""
+    if record is None:
+        raise NotFound(f"there is no {kind} {subject_id}")
+    return record

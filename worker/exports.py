@@ -1,0 +1,99 @@
+"""The exports worker: `celery -A worker.exports worker -Q exports`. Merges adapters and pushes to a hub, on the CPU.
+
+Each task runs in a pool process of its own (`--max-tasks-per-child 1`), so that the memory of a merge is free after it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from celery.signals import worker_init
+
+from jobs.artifacts import ArtifactKind, hashed
+from jobs.errors import Forbidden, NotFound
+from jobs.places import find_model, run_dir
+from jobs.queue import EXPORT_TASK
+from jobs.records import JobRecord
+from jobs.repository import artifacts, jobs
+from jobs.states import TaskKind
+from trainer_core.errors import ModelNotFound
+from worker.celery_app import app
+from worker.task_runner import Desk, run_next
+
+
+@worker_init.connect
+def _leave_gpus_alone(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+@app.task(name=EXPORT_TASK)
+def export(task_id: str) -> None:
+    """Does the oldest waiting export; the id in the message only wakes."""
+    run_next(app, [TaskKind.MERGE, TaskKind.PUSH], _answer)
+
+
+def _answer(desk: Desk) -> dict[str, Any]:
+    with desk.database.reading() as session:
+        job = jobs.get(session, str(desk.task.job_id))
+    if job is None or job.artifact_path is None:
+        raise ModelNotFound(f"job {desk.task.job_id} has no trained model")
+    return _merge(desk, job) if desk.task.kind == TaskKind.MERGE else _push(desk, job)
+
+
+def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
+    from trainer_core.merging import merge
+
+    root = run_dir(desk.settings, job.id)
+    target = root / f"merged-{desk.task.id}"
+    # A worker that was lost may have come that far.
+    shutil.rmtree(target, ignore_errors=True)
+    directory = desk.settings.runs_dir.resolve() / str(job.artifact_path)
+    told = merge(directory, target, lambda name: find_model(desk.settings, name))
+    files = list(hashed(root, sorted(path for path in target.rglob("*") if path.is_file()), ArtifactKind.MERGED))
+    with desk.database.transaction() as session:
+        earlier = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MERGED]
+        artifacts.remove(session, job.id, [file.id for file in earlier])
+        artifacts.add(session, job.tenant, job.id, files)
+    for folder in {(root / file.name).parent for file in earlier} - {target}:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {**told, "files": len(files), "size_bytes": sum(file.size_bytes for file in files)}
+
+
+def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
+    settings, request = desk.settings, desk.task.request
+    if settings.hub_token is None or settings.hub_namespace is None:
+        raise Forbidden("no hub is configured: set TAFDIL_HUB_TOKEN and TAFDIL_HUB_NAMESPACE for the exports worker")
+    with desk.database.reading() as session:
+        files = [file.name for file in artifacts.of_job(session, job.id) if file.kind == request["kind"]]
+    if not files:
+        raise NotFound(f"job {job.id} has no files of the kind {request['kind']}")
+    root = run_dir(settings, job.id)
+    folder = root / os.path.commonpath([os.path.dirname(name) for name in files])
+    names = [(root / name).relative_to(folder).as_posix() for name in files]
+    repository = f"{settings.hub_namespace}/{request['name']}"
+    return push(folder, names, repository, settings.hub_token.get_secret_value(), private=request["private"])
+
+
+def push(
+    folder: Path, names: list[str], repository: str, token: str, *, private: bool, endpoint: str | None = None
+) -> dict[str, Any]:
+    """Uploads files to a repository of the hub, which is made if it is not there. Raises `Forbidden` when the hub refuses.
+
+    Args:
+        names: of the files, below `folder`.
+        endpoint: the hub's URL; default that of huggingface_hub (`HF_ENDPOINT`).
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub = HfApi(endpoint=endpoint, token=token)
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=repository, folder_path=folder, allow_patterns=names, commit_message="A model trained with Tafdil"
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        raise Forbidden(f"the hub refused {repository} with HTTP {status}; check the token and the namespace") from error
+    return {"repository": repository, "url": commit.commit_url, "files": len(names)}

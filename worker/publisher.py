@@ -1,0 +1,50 @@
+"""What an attempt leaves behind, as files with hashes: written and listed when it ends, stored with the state it ends in."""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jobs.artifacts import ArtifactFile, ArtifactKind, checkpoint_files, hashed, model_files
+from jobs.curves import CurvePoint, as_csv
+from jobs.records import JobRecord
+
+log = logging.getLogger(__name__)
+
+
+def leave(
+    job: JobRecord, folder: Path, points: Sequence[CurvePoint], metadata: dict[str, Any] | None, model: dict[str, str]
+) -> list[ArtifactFile]:
+    """Writes the metrics and the manifest of an attempt beside its log, and lists what the job has by now.
+
+    Args:
+        folder: the attempt's.
+        points: of all metrics of the job.
+        metadata: of the trained model; None without one.
+        model: the hashes of its files, by their names below `output`.
+    """
+    run_dir = folder.parent
+    files = [*checkpoint_files(run_dir), *model_files(run_dir, folder / "output", model)]
+    try:
+        (folder / "metrics.csv").write_text(as_csv(points), encoding="utf-8")
+        for kind, name in ((ArtifactKind.LOG, "log.txt"), (ArtifactKind.METRICS, "metrics.csv")):
+            files += hashed(run_dir, sorted(run_dir.glob(f"attempt-*/{name}")), kind)
+        manifest = {
+            "job_id": job.id,
+            "attempt": job.attempt,
+            "sent_spec": job.spec,
+            "resolved_spec": job.resolved_spec,
+            "metadata": metadata,
+            "files": [
+                {"kind": file.kind, "name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256}
+                for file in files
+            ],
+        }
+        text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
+        (folder / "manifest.json").write_text(text, encoding="utf-8")
+        files += hashed(run_dir, [folder / "manifest.json"], ArtifactKind.MANIFEST)
+    except OSError as error:
+        # A full disk takes the tables, not the end of the job.
+        log.warning("job %s: its metrics or manifest could not be written: %s", job.id, error)
+    return files
