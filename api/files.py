@@ -3,8 +3,7 @@
 import base64
 import re
 from collections.abc import Iterator
-from email.utils import formatdate
-from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import quote
 
 from fastapi import Response
@@ -15,37 +14,38 @@ _CHUNK_BYTES = 2**20
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
-def file_response(path: Path, name: str, sha256: str, headers: dict[str, str | None]) -> Response:
-    """The reply to a GET of a file.
+def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: dict[str, str | None]) -> Response:
+    """The reply to a GET of a file, which is closed at its end.
 
     Args:
+        size: of the file, in bytes.
         name: what to save it as.
         headers: of the request: `range`, `if-range`, `if-none-match`.
     """
-    size = path.stat().st_size
     tag = f'"{sha256}"'
     shared = {
         "Accept-Ranges": "bytes",
         "ETag": tag,
         "Repr-Digest": f"sha-256=:{_base64(sha256)}:",
-        "Last-Modified": formatdate(path.stat().st_mtime, usegmt=True),
         "Cache-Control": "private, no-cache",
         "Content-Disposition": _disposition(name),
         "Content-Security-Policy": "sandbox; default-src 'none'",
         "X-Content-Type-Options": "nosniff",
     }
     if headers.get("if-none-match") in (tag, "*"):
+        file.close()
         return Response(status_code=304, headers=shared)
     wanted = headers.get("range") if headers.get("if-range") in (None, tag) else None
     span = _span(wanted, size) if wanted else None
     if span is None:
         whole = {**shared, "Content-Length": str(size)}
-        return StreamingResponse(_read(path, 0, size), 200, whole, "application/octet-stream")
+        return StreamingResponse(_read(file, 0, size), 200, whole, "application/octet-stream")
     first, last = span
     if first >= size or last < first:
+        file.close()
         return Response(status_code=416, headers={**shared, "Content-Range": f"bytes */{size}"})
     part = {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}
-    return StreamingResponse(_read(path, first, last - first + 1), 206, {**shared, **part}, "application/octet-stream")
+    return StreamingResponse(_read(file, first, last - first + 1), 206, {**shared, **part}, "application/octet-stream")
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:
@@ -61,8 +61,8 @@ def _span(wanted: str, size: int) -> tuple[int, int] | None:
     return int(first), min(int(last) if last else size - 1, size - 1)
 
 
-def _read(path: Path, first: int, count: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
+def _read(file: BinaryIO, first: int, count: int) -> Iterator[bytes]:
+    with file:
         file.seek(first)
         while count > 0 and (data := file.read(min(_CHUNK_BYTES, count))):
             count -= len(data)

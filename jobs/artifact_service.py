@@ -1,21 +1,18 @@
 """What the service does with the files that jobs leave behind: list, hand out, delete."""
 
-import shutil
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
-from jobs.places import run_dir
 from jobs.records import ArtifactRecord, TaskRecord
 from jobs.repository import artifacts, jobs
 from jobs.states import JobState, TaskKind
+from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 
 
@@ -51,14 +48,11 @@ class ArtifactService(TenantService):
             self.own_job(session, job_id)
             return list(artifacts.of_job(session, job_id))
 
-    def file(self, job_id: str, artifact_id: str) -> tuple[ArtifactRecord, Path]:
-        """A file and where it is. Raises `NotFound`, also when it was removed from disk."""
+    def file(self, job_id: str, artifact_id: str) -> tuple[ArtifactRecord, BinaryIO, int]:
+        """A file, open, and its size. Raises `NotFound`, also when its bytes are gone."""
         with self.database.reading() as session:
             record = found(artifacts.owned(session, self.tenant, job_id, artifact_id), "artifact", artifact_id)
-        path = run_dir(self.settings, job_id) / record.name
-        if not path.is_file():
-            raise NotFound(f"the file of artifact {artifact_id} ({record.name}) is gone from the data directory")
-        return record, path
+        return record, *Storage(self.settings).open(job_id, record.name)
 
     def remove(self, job_id: str, kinds: Collection[ArtifactKind]) -> Removed:
         """Deletes the files of a job that are of the kinds. The job itself and its metrics stay.
@@ -70,12 +64,8 @@ class ArtifactService(TenantService):
             self._must_be_over(session, job_id)
             files = list(artifacts.of_job(session, job_id))
         removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
-        root = run_dir(self.settings, job_id)
         # The files go first: what is interrupted here leaves names without files, and is done when it is asked again.
-        for file in removed.files:
-            (root / file.name).unlink(missing_ok=True)
-        for folder in sorted({(root / file.name).parent for file in removed.files}, reverse=True):
-            _remove_empty(folder, root)
+        Storage(self.settings).delete(job_id, [file.name for file in removed.files])
         data = {"kinds": sorted({file.kind for file in removed.files}), "freed_bytes": removed.freed_bytes}
         with self.database.transaction() as session:
             artifacts.remove(session, job_id, [file.id for file in removed.files])
@@ -92,7 +82,7 @@ class ArtifactService(TenantService):
         with self.database.reading() as session:
             self._must_be_over(session, job_id)
             files = list(artifacts.of_job(session, job_id))
-        shutil.rmtree(run_dir(self.settings, job_id), ignore_errors=True)
+        Storage(self.settings).delete_job(job_id)
         with self.database.transaction() as session:
             jobs.delete(session, job_id)
         return Removed(files, [])
@@ -125,11 +115,3 @@ class ArtifactService(TenantService):
             raise StateConflict(f"job {job_id} is {job.state}; cancel it before you delete what it has")
         if (other := jobs.open_starter_from(session, self.tenant, job_id)) is not None:
             raise StateConflict(f"job {other} starts from a checkpoint of job {job_id}, and is not over")
-
-
-def _remove_empty(folder: Path, root: Path) -> None:
-    """Removes a directory and those above it, up to `root`, as far as they are empty."""
-    with suppress(OSError):
-        while folder != root:
-            folder.rmdir()
-            folder = folder.parent

@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from jobs.records import ArtifactRecord
+
 _CHECKPOINT_MANIFEST = "manifest.json"
+_CHECKPOINT = re.compile(r"attempt-\d+/output/checkpoint-\d+/")
 _ATTEMPT = re.compile(r"attempt-(\d+)/")
 
 
@@ -54,10 +57,21 @@ def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
         try:
             manifest = json.loads((folder / _CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
             found = [_file(run_dir, folder / name, ArtifactKind.CHECKPOINT, sha) for name, sha in manifest["files"].items()]
+            found += hashed(run_dir, [folder / _CHECKPOINT_MANIFEST], ArtifactKind.CHECKPOINT)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Rotated away meanwhile, or not whole.
             continue
         yield from found
+
+
+def newest_checkpoint(files: Iterable[ArtifactRecord]) -> list[ArtifactRecord]:
+    """Of files of checkpoints those of the one with the highest step."""
+    by_folder: dict[str, list[ArtifactRecord]] = {}
+    for file in files:
+        if found := _CHECKPOINT.match(file.name):
+            by_folder.setdefault(found.group(0), []).append(file)
+    newest = max(by_folder, key=lambda folder: int(folder.rpartition("-")[2].rstrip("/")), default="")
+    return by_folder.get(newest, [])
 
 
 def model_files(run_dir: Path, folder: Path, hashes: dict[str, str]) -> Iterator[ArtifactFile]:

@@ -4,8 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
@@ -14,16 +13,16 @@ from jobs import quotas
 from jobs.curves import CurvePoint, downsample
 from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
-from jobs.places import attempt_dir, data_file, dataset_file, find_model
+from jobs.places import data_file, dataset_file, find_model
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
 from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
+from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 from trainer_core.errors import Detail
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
-Found = TypeVar("Found")
 AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
 # A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
@@ -254,15 +253,18 @@ class JobService(TenantService):
             "resolved_spec": spec,
         }
 
-    def log_files(self, job_id: str, attempt: int | None = None) -> list[tuple[int, Path]]:
-        """The log of each attempt that has one, or of the one asked for. Raises `NotFound` when that has none."""
-        job = self.job(job_id)
-        attempts = [attempt] if attempt else range(1, job.attempt + 1)
-        files = [(number, attempt_dir(self.settings, job_id, number) / "log.txt") for number in attempts]
-        existing = [(number, path) for number, path in files if path.is_file()]
-        if attempt and not existing:
+    def logs(self, job_id: str, attempt: int | None = None) -> list[int]:
+        """The attempts that have a log, or the one asked for. Raises `NotFound` when that has none."""
+        job, storage = self.job(job_id), Storage(self.settings)
+        wanted = [attempt] if attempt else range(1, job.attempt + 1)
+        found = [number for number in wanted if storage.has(job_id, _log_name(number))]
+        if attempt and not found:
             raise NotFound(f"job {job_id} has no log of attempt {attempt}")
-        return existing
+        return found
+
+    def log(self, job_id: str, attempt: int) -> BinaryIO:
+        """The log of one of `logs`, open. Raises `NotFound`."""
+        return Storage(self.settings).open(job_id, _log_name(attempt))[0]
 
     def oldest_expired_lease_s(self) -> float:
         with self.database.reading() as session:
@@ -351,6 +353,10 @@ class _Key:
             return cls(None, None)
         canonical = json.dumps([action, request], ensure_ascii=False, sort_keys=True)
         return cls(text, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _log_name(attempt: int) -> str:
+    return f"attempt-{attempt}/log.txt"
 
 
 def _standing(job: JobRecord) -> str:

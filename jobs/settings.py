@@ -22,6 +22,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("tafdil-data"), description="Datasets, runs, logs, and the SQLite database by default.")
     models_dir: Path | None = Field(None, description="Models by name: `<models_dir>/Qwen/Qwen2.5-0.5B-Instruct`.")
     database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite below the data directory.")
+    artifacts_url: str | None = Field(
+        None,
+        description="An object store for what jobs leave behind, as fsspec names it: `s3://bucket/prefix` (needs "
+        "`tafdil[s3]` and the `AWS_` variables); default the runs directory alone.",
+    )
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker and wake-ups.")
     redis_prefix: str = Field("tafdil:", description="Put before every key and channel.")
     allow_hub: bool = Field(False, description="Load models that are not on disk from the Hugging Face hub.")

@@ -157,6 +157,10 @@ class LocalStack:
             "PYTHONUNBUFFERED": "1",
         }
         environment.pop("TAFDIL_DATABASE_URL", None)
+        # Each secret goes to the one process that needs it.
+        admin_key, hub_token = (
+            {name: environment.pop(name)} if name in environment else {} for name in ("TAFDIL_ADMIN_KEY", "TAFDIL_HUB_TOKEN")
+        )
         if self.models_dir:
             environment["TAFDIL_MODELS_DIR"] = str(self.models_dir.resolve())
         serve = ["-m", "uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
@@ -166,12 +170,12 @@ class LocalStack:
         export = ["worker.exports", "worker", "-Q", "exports", "-n", "exports@%h", "--max-tasks-per-child", "1", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),
-            Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment),
+            Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment | admin_key),
             Service("dispatcher", [sys.executable, "-m", "worker.dispatcher"], environment=environment),
             Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
             Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),
             Service("checks-worker", [sys.executable, *_CELERY, *check], environment=environment),
-            Service("exports-worker", [sys.executable, *_CELERY, *export], environment=environment),
+            Service("exports-worker", [sys.executable, *_CELERY, *export], environment=environment | hub_token),
         ]
 
     def _valkey(self, port: int, password: str) -> list[str]:

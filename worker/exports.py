@@ -17,9 +17,10 @@ from jobs.queue import EXPORT_TASK
 from jobs.records import JobRecord
 from jobs.repository import artifacts, jobs
 from jobs.states import TaskKind
+from jobs.storage import Storage
 from trainer_core.errors import ModelNotFound
 from worker.celery_app import app
-from worker.task_runner import Desk, run_next
+from worker.task_runner import Desk, model_directory, run_next
 
 
 @worker_init.connect
@@ -48,15 +49,15 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
     target = root / f"merged-{desk.task.id}"
     # A worker that was lost may have come that far.
     shutil.rmtree(target, ignore_errors=True)
-    directory = desk.settings.runs_dir.resolve() / str(job.artifact_path)
-    told = merge(directory, target, lambda name: find_model(desk.settings, name))
+    told = merge(model_directory(desk, job), target, lambda name: find_model(desk.settings, name))
     files = list(hashed(root, sorted(path for path in target.rglob("*") if path.is_file()), ArtifactKind.MERGED))
+    storage = Storage(desk.settings)
+    storage.publish(job.id, files)
     with desk.database.transaction() as session:
         earlier = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MERGED]
         artifacts.remove(session, job.id, [file.id for file in earlier])
         artifacts.add(session, job.tenant, job.id, files)
-    for folder in {(root / file.name).parent for file in earlier} - {target}:
-        shutil.rmtree(folder, ignore_errors=True)
+    storage.delete(job.id, [file.name for file in earlier])
     return {**told, "files": len(files), "size_bytes": sum(file.size_bytes for file in files)}
 
 
@@ -65,7 +66,9 @@ def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
     if settings.hub_token is None or settings.hub_namespace is None:
         raise Forbidden("no hub is configured: set TAFDIL_HUB_TOKEN and TAFDIL_HUB_NAMESPACE for the exports worker")
     with desk.database.reading() as session:
-        files = [file.name for file in artifacts.of_job(session, job.id) if file.kind == request["kind"]]
+        found = [file for file in artifacts.of_job(session, job.id) if file.kind == request["kind"]]
+    Storage(settings).fetch(job.id, found)
+    files = [file.name for file in found]
     if not files:
         raise NotFound(f"job {job.id} has no files of the kind {request['kind']}")
     root = run_dir(settings, job.id)

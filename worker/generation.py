@@ -13,7 +13,7 @@ from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError
 from worker import gpu
 from worker.celery_app import app
-from worker.task_runner import Desk, run_next
+from worker.task_runner import Desk, model_directory, run_next
 
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
@@ -84,9 +84,7 @@ def _answer(desk: Desk) -> dict[str, Any]:
         job = jobs.get(session, job_id)
     if job is None or job.artifact_path is None:
         raise ModelNotFound(f"job {job_id} has no trained model")
-    directory = desk.settings.runs_dir.resolve() / job.artifact_path
-    if not directory.is_dir():
-        raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
+    directory = model_directory(desk, job)
     warm = _warm_pairs(desk.settings)
     sampling = {"top_p": request["top_p"]} if request["temperature"] > 0 else {}
     try:

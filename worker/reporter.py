@@ -79,6 +79,11 @@ class AttemptReporter:
             self._count += 1
             self._waiting.append((self._count, report))
 
+    def flush(self, give_up: Callable[[], bool]) -> None:
+        """Waits until all that was reported is stored, or the attempt fenced, or `give_up` says so. The lease is kept."""
+        while (self._waiting or self._progress) and self._thread.is_alive() and not self.is_fenced and not give_up():
+            time.sleep(_TICK_S)
+
     def close(self, give_up: Callable[[], bool]) -> None:
         """Stores what waits, however long the database is away, unless `give_up` says otherwise. The lease is kept."""
         self.stop()

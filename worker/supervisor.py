@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs.artifacts import ArtifactFile
+from jobs.artifacts import ArtifactFile, ArtifactKind, newest_checkpoint
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir
 from jobs.queue import JobQueue
@@ -24,6 +24,7 @@ from jobs.repository import artifacts, attempts, jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, Phase, Request
+from jobs.storage import Storage
 from trainer_core.errors import TafdilError, error_dict
 from worker import gpu, publisher
 from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_by_exit
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 TRAINER = (sys.executable, "-m", "worker.child")
 _TICK_S = 0.2
+# For so long a trained model waits for a store that does not take it.
+_STORE_PATIENCE_S = 600.0
+_STORE_RETRY_S = 5.0
 _ABORT_GRACE_S = 5.0
 # How long a killed process may take to go before it is left to the kernel.
 _UNKILLABLE_S = 60.0
@@ -102,6 +106,8 @@ class Supervisor:
         settings = self.settings
         folder = attempt_dir(settings, job.id, job.attempt)
         folder.mkdir(parents=True, exist_ok=True)
+        for job_id in filter(None, (job.id, job.start_from)):
+            self._fetch_checkpoint(job_id)
         plan = {
             "job_id": job.id,
             "attempt": job.attempt,
@@ -114,6 +120,14 @@ class Supervisor:
         }
         (folder / "attempt.json").write_text(json.dumps(plan, ensure_ascii=False), encoding="utf-8")
         return folder
+
+    def _fetch_checkpoint(self, job_id: str) -> None:
+        """Makes a job's newest checkpoint local, where a store has it and this machine does not."""
+        if self.settings.artifacts_url is None:
+            return
+        with self.database.reading() as session:
+            files = [file for file in artifacts.of_job(session, job_id) if file.kind == ArtifactKind.CHECKPOINT]
+        Storage(self.settings).fetch(job_id, newest_checkpoint(files))
 
 
 class Attempt:
@@ -132,6 +146,7 @@ class Attempt:
         self._drain_ends_at: float | None = None
         self._oom_watch = OomWatch()
         self._left: list[ArtifactFile] = []
+        self._not_stored: str | None = None
 
     def run(self) -> None:
         """Runs to the end of the attempt, whatever that is."""
@@ -175,6 +190,10 @@ class Attempt:
             "memory_after_bytes": gpu.memory_after_bytes(self._device, memory_before) if self._device else None,
             "processes_left": left,
         }
+        self._reporter.flush(self._gives_up)
+        if not self._reporter.is_fenced:
+            # The lease is kept meanwhile: a store may be slow.
+            self._left = self._leave(folder, self._reporter.last)
         self._reporter.close(self._gives_up)
         self._end(exit_code, was_oom_killed, folder, report)
 
@@ -243,17 +262,17 @@ class Attempt:
         last, requested = self._reporter.last, self._reporter.requested
         log.info("job %s attempt %d: exit code %d, %s", self._job.id, self._job.attempt, exit_code, last.get("type"))
         stopped = last.get("type") == "stopped"
-        if not self._reporter.is_fenced and last.get("type") != "finished":
-            self._left = self._leave(folder, {})
         # A TERM for every process may come before the training has learnt to obey it.
         was_terminated = exit_code == -signal.SIGTERM and self._supervisor.is_draining()
         left_on_request = stopped or self._is_stopping or self._is_cancelled or was_terminated
         saved = {"checkpoint": stopped, "checkpoint_step": self._reporter.checkpoint_step}
         if self._reporter.is_fenced:
             log.warning("job %s attempt %d is not the job's any more", self._job.id, self._job.attempt)
+        elif last.get("type") == "finished" and self._not_stored:
+            message = f"the artifact store did not take the trained model, which lies on its worker: {self._not_stored}"
+            self._fail(error_dict("internal", message), report, folder)
         elif last.get("type") == "finished":
             artifact = (folder / "output").relative_to(self._settings.runs_dir.resolve())
-            self._left = self._leave(folder, last)
             self._finish(Cause.FINISH, report, {"artifact_path": str(artifact), "metadata_": last["metadata"]})
         elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
             # The process and its group are gone by now, and what they held with them.
@@ -275,10 +294,22 @@ class Attempt:
         else:
             self._lose(told_by_exit(exit_code), report)
 
-    def _leave(self, folder: Path, finished: dict[str, Any]) -> list[ArtifactFile]:
+    def _leave(self, folder: Path, last: dict[str, Any]) -> list[ArtifactFile]:
         """Lists the files of the job as they are at the end of this attempt."""
         points = self._reporter.insist(lambda session: metrics.series(session, self._job.id), self._gives_up) or []
-        return publisher.leave(self._job, folder, points, finished.get("metadata"), finished.get("files", {}))
+        files = publisher.leave(self._job, folder, points, last.get("metadata"), last.get("files", {}))
+        ends_at = time.monotonic() + _STORE_PATIENCE_S
+        while True:
+            try:
+                Storage(self._settings).publish(self._job.id, files)
+                return files
+            except Exception as error:
+                # A store and its client raise what they like; none of it may take a trained model.
+                log.warning("job %s: the store does not take its files: %s", self._job.id, error)
+                if self._gives_up() or time.monotonic() > ends_at:
+                    self._not_stored = f"{type(error).__name__}: {error}"
+                    return []
+                time.sleep(_STORE_RETRY_S)
 
     def _keep(self, session: Session, is_its_end: bool) -> bool:
         """Stores that list with the state that the attempt ended in, or not at all."""

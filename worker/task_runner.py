@@ -5,18 +5,21 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
+from jobs.artifacts import ArtifactKind
 from jobs.database import Database
-from jobs.errors import DatabaseError
+from jobs.errors import DatabaseError, NotFound
 from jobs.queue import CeleryQueue
-from jobs.records import TaskRecord
-from jobs.repository import tasks
+from jobs.records import JobRecord, TaskRecord
+from jobs.repository import artifacts, tasks
 from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
-from trainer_core.errors import TafdilError, error_dict
+from jobs.storage import Storage
+from trainer_core.errors import ModelNotFound, TafdilError, error_dict
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,20 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
         queue.nudge(task.id)
     finally:
         database.dispose()
+
+
+def model_directory(desk: Desk, job: JobRecord) -> Path:
+    """Where the trained model of a job is on this machine, got from the store at need. Raises `ModelNotFound`."""
+    directory = desk.settings.runs_dir.resolve() / str(job.artifact_path)
+    with desk.database.reading() as session:
+        files = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MODEL]
+    try:
+        Storage(desk.settings).fetch(job.id, files)
+    except NotFound as error:
+        raise ModelNotFound(f"the trained model of job {job.id} is gone: {error.message}") from error
+    if not directory.is_dir():
+        raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
+    return directory
 
 
 @contextmanager

@@ -10,8 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# The training process needs neither; what it does not have it cannot leak into a log or an artifact.
-_SECRETS = ("TAFDIL_DATABASE_URL", "TAFDIL_REDIS_URL")
+# The training process needs none of them; what it does not have it cannot leak into a log or an artifact.
+_SECRETS = (
+    "TAFDIL_DATABASE_URL",
+    "TAFDIL_REDIS_URL",
+    "TAFDIL_ADMIN_KEY",
+    "TAFDIL_HUB_TOKEN",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+)
 _PING_EVERY_S = 0.2
 _UNKILLABLE_S = 10.0
 _SESSION_FIELD = 3  # of /proc/<pid>/stat, counted after the command's name

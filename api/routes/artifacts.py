@@ -51,9 +51,9 @@ def download(
     if_none_match: Annotated[str | None, Header(description="The `ETag` of what the client has.")] = None,
 ) -> Response:
     """The bytes of a file. `ETag` is its SHA-256, as in the list, and `Repr-Digest` the same in base64."""
-    record, path = artifacts.file(job_id, artifact_id)
+    record, file, size = artifacts.file(job_id, artifact_id)
     headers = {"range": wanted, "if-range": if_range, "if-none-match": if_none_match}
-    return file_response(path, record.name.rpartition("/")[2], record.sha256, headers)
+    return file_response(file, size, record.name.rpartition("/")[2], record.sha256, headers)
 
 
 @router.delete("/jobs/{job_id}/artifacts", responses=responses(404, 409))

@@ -216,13 +216,13 @@ def logs(
     attempt: Annotated[int | None, Query(ge=1, description="One attempt; default all.")] = None,
 ) -> StreamingResponse:
     """What the training processes printed, attempt by attempt, also after they ended."""
-    files = service.log_files(job_id, attempt)
+    attempts = service.logs(job_id, attempt)
 
     def read() -> Iterator[bytes]:
-        for number, path in files:
-            if len(files) > 1:
+        for number in attempts:
+            if len(attempts) > 1:
                 yield f"--- attempt {number} ---\n".encode()
-            with path.open("rb") as file:
+            with service.log(job_id, number) as file:
                 while data := file.read(2**16):
                     yield data
 

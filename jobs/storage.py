@@ -1,0 +1,107 @@
+"""Where jobs' files are for every process: the runs directory, or an object store beside it (`TAFDIL_ARTIFACTS_URL`).
+
+With a store, the runs directory of a machine is its scratch: an attempt writes there, and when it ends its files are copied
+to the store before the job's state says that it ended. Whoever needs them elsewhere gets them from there.
+"""
+
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import fsspec  # pyright: ignore[reportMissingTypeStubs]
+
+from jobs.artifacts import ArtifactFile
+from jobs.errors import NotFound
+from jobs.places import run_dir
+from jobs.records import ArtifactRecord
+from jobs.settings import Settings
+
+
+class Storage:
+    """Files of jobs, by the job's id and their name below its directory. Names come from the database, not from clients."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._store: Any = None
+        self._root = ""
+        if settings.artifacts_url:
+            self._store, self._root = fsspec.core.url_to_fs(settings.artifacts_url)
+
+    def publish(self, job_id: str, files: Collection[ArtifactFile]) -> None:
+        """Copies files to the store, those that it does not have. Does nothing without one."""
+        if self._store is None:
+            return
+        root = run_dir(self._settings, job_id)
+        for file in files:
+            # A name that was written again, as a log, has another size or is small enough to copy twice.
+            place = self._place(job_id, file.name)
+            with suppress(FileNotFoundError):
+                if file.kind == "checkpoint" and self._store.size(place) == file.size_bytes:
+                    continue
+            self._store.put_file(str(root / file.name), place)
+
+    def has(self, job_id: str, name: str) -> bool:
+        """Whether a file is here or in the store."""
+        if (run_dir(self._settings, job_id) / name).is_file():
+            return True
+        return self._store is not None and bool(self._store.exists(self._place(job_id, name)))
+
+    def open(self, job_id: str, name: str) -> tuple[BinaryIO, int]:
+        """A file, to read from anywhere in it, and its size. Raises `NotFound`."""
+        path = run_dir(self._settings, job_id) / name
+        with suppress(FileNotFoundError, IsADirectoryError):
+            return path.open("rb"), path.stat().st_size
+        if self._store is not None:
+            self._store.invalidate_cache()
+            with suppress(FileNotFoundError):
+                found = self._store.open(self._place(job_id, name), "rb")
+                return cast("BinaryIO", found), int(found.size)
+        raise NotFound(f"the file {name} of job {job_id} is gone from where the service keeps files")
+
+    def fetch(self, job_id: str, files: Collection[ArtifactRecord]) -> None:
+        """Makes files of a job local. Raises `NotFound` when one is nowhere."""
+        root = run_dir(self._settings, job_id)
+        for file in files:
+            path = root / file.name
+            if path.is_file():
+                continue
+            if self._store is None:
+                raise NotFound(f"the file {file.name} of job {job_id} is gone from the data directory")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            try:
+                self._store.get_file(self._place(job_id, file.name), str(part))
+            except FileNotFoundError as error:
+                raise NotFound(f"the file {file.name} of job {job_id} is gone from the store") from error
+            part.replace(path)
+
+    def delete(self, job_id: str, names: Collection[str]) -> None:
+        """Deletes files, here and in the store; those that are gone already are none."""
+        root = run_dir(self._settings, job_id)
+        for name in names:
+            (root / name).unlink(missing_ok=True)
+            if self._store is not None:
+                with suppress(FileNotFoundError):
+                    self._store.rm_file(self._place(job_id, name))
+        for folder in sorted({(root / name).parent for name in names}, reverse=True):
+            _remove_empty(folder, root)
+
+    def delete_job(self, job_id: str) -> None:
+        """Deletes everything that a job has."""
+        shutil.rmtree(run_dir(self._settings, job_id), ignore_errors=True)
+        if self._store is not None:
+            with suppress(FileNotFoundError):
+                self._store.rm(self._place(job_id, ""), recursive=True)
+
+    def _place(self, job_id: str, name: str) -> str:
+        return f"{self._root}/{job_id}/{name}".rstrip("/")
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    """Removes a directory and those above it, up to `root`, as far as they are empty."""
+    with suppress(OSError):
+        while folder != root:
+            folder.rmdir()
+            folder = folder.parent
