@@ -1,19 +1,20 @@
 """The application: `uvicorn api.app:create_app --factory`."""
 
-import logging
-import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from prometheus_client import CollectorRegistry
 
 from api import errors
 from api.gate import Gate
 from api.limits import BodyLimit, ReadLimit, StreamLimit
+from api.metrics import HttpMetrics, ServiceCollector
 from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
 from api.sse import Waker
+from jobs import logs
 from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
@@ -33,9 +34,7 @@ Upload rows with `POST /v1/datasets`, start a training with `POST /v1/jobs`, wat
 def create_app(settings: Settings | None = None, queue: JobQueue | None = None) -> FastAPI:
     """The API on the given settings and queue; default: those of the environment."""
     settings = settings or get_settings()
-    logging.basicConfig(
-        level=os.environ.get("TAFDIL_LOG_LEVEL", "INFO"), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -44,6 +43,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         database = Database(settings.database)
         await run_in_threadpool(database.migrate)
         app.state.service = JobService(database, queue or CeleryQueue(settings), settings)
+        collector = ServiceCollector(database, app.state.service.queue, settings)
+        app.state.registry.register(collector)
         app.state.stream_limit = StreamLimit(settings.max_streams)
         app.state.access = Access(database, settings)
         app.state.waker = Waker(settings)
@@ -51,6 +52,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         try:
             yield
         finally:
+            app.state.registry.unregister(collector)
             await app.state.waker.stop()
             database.dispose()
 
@@ -58,6 +60,9 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
     app.add_middleware(Gate, settings=settings)
+    registry = CollectorRegistry()
+    app.state.registry = registry
+    app.add_middleware(HttpMetrics, registry=registry)
     errors.install(app)
     app.include_router(health.router)
     for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):

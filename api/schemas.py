@@ -135,12 +135,14 @@ class Attempt(BaseModel):
     reason: str | None = Field(description="Why, in words.")
     first_step: int | None = Field(description="Steps done when it began to train; null when it did not get that far.")
     last_step: int | None = Field(description="Steps done when it was last heard of.")
+    tokens: int = Field(description="Tokens that went through the layers; 0 on TRL's own path, which does not count them.")
+    memory_bytes: int | None = Field(description="At the last look: in use on the GPU, or by the process on a CPU.")
 
     @classmethod
     def of(cls, record: AttemptRecord) -> "Attempt":
         started_at = instant(record.started_at)
         assert started_at is not None
-        same = ("number", "worker", "outcome", "reason", "first_step", "device_report")
+        same = ("number", "worker", "outcome", "reason", "first_step", "device_report", "tokens", "memory_bytes")
         return cls(
             **{name: getattr(record, name) for name in same},
             device=record.device or "cpu",

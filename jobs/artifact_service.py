@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
 from jobs.records import ArtifactRecord, TaskRecord
-from jobs.repository import artifacts, jobs
+from jobs.repository import artifacts, kept_jobs
 from jobs.states import JobState, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
@@ -70,7 +70,7 @@ class ArtifactService(TenantService):
         with self.database.transaction() as session:
             artifacts.remove(session, job_id, [file.id for file in removed.files])
             if removed.files:
-                jobs.note(session, job_id, "artifacts_removed", {**data, "files": len(removed.files)})
+                kept_jobs.note(session, job_id, "artifacts_removed", {**data, "files": len(removed.files)})
         return removed
 
     def remove_job(self, job_id: str) -> Removed:
@@ -84,7 +84,7 @@ class ArtifactService(TenantService):
             files = list(artifacts.of_job(session, job_id))
         Storage(self.settings).delete_job(job_id)
         with self.database.transaction() as session:
-            jobs.delete(session, job_id)
+            kept_jobs.delete(session, job_id)
         return Removed(files, [])
 
     def merge(self, job_id: str) -> TaskRecord:
@@ -113,5 +113,5 @@ class ArtifactService(TenantService):
         job = self.own_job(session, job_id)
         if not JobState(job.state).is_final:
             raise StateConflict(f"job {job_id} is {job.state}; cancel it before you delete what it has")
-        if (other := jobs.open_starter_from(session, self.tenant, job_id)) is not None:
+        if (other := kept_jobs.open_starter_from(session, self.tenant, job_id)) is not None:
             raise StateConflict(f"job {other} starts from a checkpoint of job {job_id}, and is not over")

@@ -9,7 +9,7 @@ from jobs import quotas
 from jobs.errors import StateConflict
 from jobs.places import dataset_file, find_model
 from jobs.records import DatasetRecord, TaskRecord
-from jobs.repository import datasets, jobs
+from jobs.repository import datasets, kept_jobs
 from jobs.spec import MODEL_NAME, read_spec
 from jobs.states import TaskKind
 from jobs.tenancy import TenantService, found
@@ -70,7 +70,7 @@ class DatasetService(TenantService):
         """Deletes a dataset; returns its size in bytes. Raises `StateConflict` while a job that is not over uses it."""
         record = self.dataset(dataset_id)
         with self.database.transaction() as session:
-            user = jobs.open_user_of(session, self.tenant, dataset_id)
+            user = kept_jobs.open_user_of(session, self.tenant, dataset_id)
             if user is not None:
                 raise StateConflict(f"dataset {dataset_id} is used by job {user}, which is not over")
             datasets.delete(session, dataset_id)

@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 
 from jobs.errors import RateLimited, TooLarge
-from jobs.repository import attempts, datasets, jobs
+from jobs.repository import attempts, datasets, kept_jobs
 from jobs.settings import Settings
 
 _HOUR_S = 3600
@@ -15,7 +15,7 @@ _ASK_AGAIN_S = 60
 def check_job(session: Session, settings: Settings, tenant: str) -> None:
     """Raises `RateLimited` when the tenant may not have another job now."""
     most = settings.quota_open_jobs
-    if most is not None and jobs.count_open(session, tenant) >= most:
+    if most is not None and kept_jobs.count_open(session, tenant) >= most:
         raise RateLimited(f"you have {most} jobs that are not over, and may not have more", retry_after_s=_ASK_AGAIN_S)
     hours = settings.quota_training_hours
     if hours is not None and attempts.trained_s(session, tenant, _MONTH_S) >= hours * _HOUR_S:

@@ -107,6 +107,10 @@ class AttemptRecord(Record):
     """Steps that were done when it began to train: those of the checkpoint it started from."""
     last_step: Mapped[int | None] = mapped_column(Integer)
     device_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """That went through the layers in this attempt."""
+    memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    """At the last look: in use on the GPU, or by the training process on a CPU."""
 
     __table_args__ = (
         # Two live attempts never share a GPU, whatever workers believe.

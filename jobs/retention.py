@@ -9,7 +9,7 @@ from jobs.artifacts import ArtifactKind
 from jobs.database import Database
 from jobs.errors import StateConflict
 from jobs.queue import JobQueue
-from jobs.repository import artifacts, jobs
+from jobs.repository import artifacts, kept_jobs
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def apply(database: Database, queue: JobQueue, settings: Settings) -> int:
     freed = 0
     if settings.keep_jobs_days is not None:
         with database.reading() as session:
-            due = jobs.ended_before(session, settings.keep_jobs_days * _DAY_S, _AT_ONCE)
+            due = kept_jobs.ended_before(session, settings.keep_jobs_days * _DAY_S, _AT_ONCE)
         for job_id, tenant in due:
             freed += _freed(service, tenant, job_id, whole=True)
     if settings.keep_checkpoints_days is not None:

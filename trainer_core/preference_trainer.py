@@ -214,6 +214,12 @@ class PreferenceTrainer(BaseTrainer):
                 self._start = self._scores(validation, None)
         return trainer
 
+    @property
+    def tokens_computed(self) -> int:
+        """Tokens that this process has sent through the layers; 0 on TRL's own path, which does not count them."""
+        savings = getattr(self.trainer, "savings", None)
+        return savings.computed - savings.computed_before if savings else 0
+
     def acceleration_metadata(self) -> dict[str, Any]:
         return self._fast_path.metadata()
 

@@ -1,12 +1,11 @@
 """The Celery application of this process, and its end: a warm shutdown that asks a running training to checkpoint."""
 
-import logging
 import mmap
-import os
 from typing import Any
 
 from celery.signals import setup_logging, worker_shutting_down
 
+from jobs import logs
 from jobs.queue import make_celery
 from jobs.settings import get_settings
 
@@ -29,5 +28,4 @@ def _drain(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 
 @setup_logging.connect
 def _log(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    level = os.environ.get("TAFDIL_LOG_LEVEL", "INFO")
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()

@@ -7,7 +7,7 @@ from celery.signals import worker_init
 
 from jobs.places import data_places, dataset_file, find_model, model_places
 from jobs.queue import CHECK_TASK
-from jobs.repository import attempts, jobs
+from jobs.repository import attempts, kept_jobs
 from jobs.spec import library_config
 from jobs.states import TaskKind
 from worker import gpu
@@ -52,7 +52,7 @@ def _machine(desk: Desk, spec: dict[str, Any]) -> "Machine":
 
     with desk.database.reading() as session:
         last = attempts.last_of_class(session, spec["gpu_class"])
-        speeds = jobs.last_speeds(session, desk.task.tenant, spec["method"], spec["model_name"], _RUNS_ASKED)
+        speeds = kept_jobs.last_speeds(session, desk.task.tenant, spec["method"], spec["model_name"], _RUNS_ASKED)
     here = this_machine()
     if last is None or last.device is None:
         on_gpu, name = False, here.name

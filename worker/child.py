@@ -148,6 +148,8 @@ class Reporter(Observer):
         self._reports, self._stop, self._told_at = reports, stop, 0.0
         self._clock: StartClock | None = clock
         self._has_begun = False
+        self.tokens: Callable[[], int] = lambda: 0
+        """Tokens that this process has sent through the layers."""
 
     def alive(self) -> None:
         if time.monotonic() - self._told_at >= _ALIVE_EVERY_S:
@@ -165,7 +167,7 @@ class Reporter(Observer):
             self._clock = None
         # The first report tells where training begins, the second one of its first step.
         self._has_begun = True
-        self._reports.send("progress", step=step, total_steps=total_steps)
+        self._reports.send("progress", step=step, total_steps=total_steps, tokens=self.tokens())
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
         self._reports.send("metrics", step=step, values=values)
@@ -206,7 +208,9 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
 
     places = plan["places"]
     config = library_config(plan["spec"], places)
-    trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=Reporter(reports, stop, clock))
+    reporter = Reporter(reports, stop, clock)
+    trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=reporter)
+    reporter.tokens = lambda: trainer.tokens_computed
     checkpoint = newest_checkpoint(plan)
     if checkpoint:
         reports.send("checkpoint_loaded", step=verified_step(checkpoint), job_id=checkpoint.parents[2].name)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import retention
+from jobs import logs, retention
 from jobs.database import Database, this_host
 from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
@@ -68,7 +68,7 @@ def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure()
     settings = get_settings()
     settings.make_directories()
     database = Database(settings.database)

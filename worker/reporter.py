@@ -15,10 +15,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
+from jobs import logs
 from jobs.database import Database
 from jobs.errors import BadStatement, StatementError
 from jobs.queue import JobQueue
-from jobs.repository import jobs, metrics
+from jobs.repository import attempts, jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Request
@@ -35,6 +36,9 @@ _LAST = ("finished", "failed", "stopped")
 class AttemptReporter:
     """Stores the reports of an attempt, renews its lease and learns what is asked of it.
 
+    Args:
+        memory: what the training takes at the moment, in bytes; asked at each renewal of the lease.
+
     Attributes:
         last: the report that tells of the end, or an empty dict.
         phase: what the attempt is doing.
@@ -43,7 +47,15 @@ class AttemptReporter:
         is_fenced: the attempt is not the job's any more; nothing that it does counts.
     """
 
-    def __init__(self, database: Database, queue: JobQueue, settings: Settings, fence: Fence) -> None:
+    def __init__(
+        self,
+        database: Database,
+        queue: JobQueue,
+        settings: Settings,
+        fence: Fence,
+        memory: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        self._memory = memory
         self._database, self._queue, self._settings, self._fence = database, queue, settings, fence
         self._waiting: deque[tuple[int, dict[str, Any]]] = deque()
         self._count = 0
@@ -110,6 +122,10 @@ class AttemptReporter:
                 time.sleep(_RETRY_S)
 
     def _run(self) -> None:
+        with logs.about(job=self._fence.job_id, attempt=self._fence.attempt):
+            self._work()
+
+    def _work(self) -> None:
         try:
             while not self._closing.wait(_TICK_S):
                 self._round()
@@ -137,6 +153,11 @@ class AttemptReporter:
             held = jobs.renew(session, self._fence, self._settings.lease_s)
         self._renew_at = now + self._settings.heartbeat_s
         self.is_fenced = self.is_fenced or not held
+        # After the renewal, as a driver may take its time.
+        size_bytes = self._memory()
+        if size_bytes is not None and held:
+            with self._database.transaction() as session:
+                attempts.set_memory(session, self._fence.job_id, self._fence.attempt, size_bytes)
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -191,7 +212,8 @@ class AttemptReporter:
     def _write_progress(self, session: Session, progress: dict[str, Any]) -> None:
         if not self._is_first_step_stored and self._first:
             jobs.set_first_step(session, self._fence, self._first[1])
-        jobs.set_progress(session, self._fence, progress["step"], progress["total_steps"], progress["seconds_left"])
+        steps = progress["step"], progress["total_steps"], progress["seconds_left"]
+        jobs.set_progress(session, self._fence, *steps, tokens=progress.get("tokens", 0))
 
     def _seconds_left(self, step: int, total_steps: int) -> float | None:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from jobs import logs
 from jobs.artifacts import ArtifactFile, ArtifactKind, newest_checkpoint
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir
@@ -87,7 +88,8 @@ class Supervisor:
             job = self._claim(device)
             if job is None:
                 return False
-            Attempt(self, job, device, lock).run()
+            with logs.about(job=job.id, attempt=job.attempt):
+                Attempt(self, job, device, lock).run()
         return True
 
     def _claim(self, device: Gpu | None) -> JobRecord | None:
@@ -138,7 +140,10 @@ class Attempt:
         self._supervisor, self._job, self._device, self._lock = supervisor, job, device, lock
         self._settings = supervisor.settings
         self._fence = Fence(job.id, job.attempt, job.lease_token)
-        self._reporter = AttemptReporter(supervisor.database, supervisor.queue, self._settings, self._fence)
+        self._reporter = AttemptReporter(
+            supervisor.database, supervisor.queue, self._settings, self._fence, self._memory_bytes
+        )
+        self._process: TrainingProcess | None = None
         self._is_cancelled = False
         self._is_stopping = False
         self._is_hung = False
@@ -163,6 +168,7 @@ class Attempt:
         try:
             folder = self._supervisor.prepare(self._job)
             process = TrainingProcess(self._supervisor.trainer, folder, self._environment(), lock)
+            self._process = process
         except (TafdilError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
                 # This worker cannot start a training; another one may.
@@ -196,6 +202,11 @@ class Attempt:
             self._left = self._leave(folder, self._reporter.last)
         self._reporter.close(self._gives_up)
         self._end(exit_code, was_oom_killed, folder, report)
+
+    def _memory_bytes(self) -> int | None:
+        if self._device:
+            return gpu.memory_used_bytes(self._device)
+        return self._process.resident_bytes() if self._process else None
 
     def _environment(self) -> dict[str, str]:
         # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.

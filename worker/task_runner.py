@@ -10,6 +10,7 @@ from typing import Any
 
 from celery import Celery
 
+from jobs import logs
 from jobs.artifacts import ArtifactKind
 from jobs.database import Database
 from jobs.errors import DatabaseError, NotFound
@@ -54,7 +55,7 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
             log.info("woken, but no task waits")
             return
         result, error = None, None
-        with _kept(database, task, settings):
+        with logs.about(task=task.id, job=task.job_id or ""), _kept(database, task, settings):
             try:
                 result = answer(Desk(task, database, queue, settings))
             except TafdilError as known:

@@ -69,6 +69,14 @@ class TrainingProcess:
         self._buffer = b""
         self._is_silent = False
 
+    def resident_bytes(self) -> int | None:
+        """Memory that the process holds, in bytes; None when it is gone, or where the kernel does not say."""
+        try:
+            pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError, ValueError):
+            return None
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
     def hear(self, seconds: float) -> list[dict[str, Any]] | None:
         """Reports that arrive within `seconds`; None once there will be no more."""
         self._ping()

@@ -1,6 +1,7 @@
 """Whether the process lives, and whether it can do its work."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from api.dependencies import Service
 from jobs.errors import DatabaseError
@@ -14,6 +15,12 @@ _LEASES_LATE = 3
 def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}, "description": "Metrics"}})
+def metrics(request: Request) -> Response:
+    """The service's state and this process's HTTP, for Prometheus. With keys on it needs the `metrics` scope."""
+    return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/readyz", responses={503: {"description": "Not ready"}})

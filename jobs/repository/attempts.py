@@ -43,8 +43,14 @@ def set_first_step(session: Session, job_id: str, number: int, step: int) -> Non
     )
 
 
-def set_last_step(session: Session, job_id: str, number: int, step: int) -> None:
-    _update(session, job_id, number, {"last_step": step})
+def set_last_step(session: Session, job_id: str, number: int, step: int, tokens: int) -> None:
+    """Notes how far the attempt is: steps, and tokens that went through the layers."""
+    _update(session, job_id, number, {"last_step": step, "tokens": tokens})
+
+
+def set_memory(session: Session, job_id: str, number: int, size_bytes: int) -> None:
+    """Notes the memory that the attempt takes: of its device, or of the machine on a CPU."""
+    _update(session, job_id, number, {"memory_bytes": size_bytes})
 
 
 def set_device_report(session: Session, job_id: str, number: int, report: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ class Savings:
 
     computed: int = 0
     plain: int = 0
+    computed_before: int = 0
+    """Of `computed`, what an earlier process of the same training had computed."""
 
 
 @dataclass

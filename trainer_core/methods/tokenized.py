@@ -98,6 +98,7 @@ class TokenizedTrainer(StagedCheckpoints):
         trainer._globalstep_last_logged = pending["last_logged_step"]
         trainer._total_train_tokens = pending["tokens"]
         self.savings.computed += pending["tokens_computed"]
+        self.savings.computed_before += pending["tokens_computed"]
         self.savings.plain += pending["tokens_plain"]
         self._collected().update(pending["metrics"])
 

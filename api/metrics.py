@@ -1,0 +1,103 @@
+"""`/metrics` for Prometheus: the service's gauges, read from SQL when it is scraped, and this process's HTTP."""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from jobs.database import Database
+from jobs.queue import JobQueue
+from jobs.repository import watch
+from jobs.settings import Settings
+
+# Several scrapers at once share one reading.
+_KEPT_S = 5.0
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+class ServiceCollector(Collector):
+    """Gauges over all tenants. Metrics keep to what is bounded: no job's or person's name is a label."""
+
+    def __init__(self, database: Database, queue: JobQueue, settings: Settings) -> None:
+        self._database, self._queue, self._settings = database, queue, settings
+        self._read_at = -_KEPT_S
+        self._numbers: watch.Numbers | None = None
+
+    def describe(self) -> Iterable[Metric]:
+        # Known without asking the database when the collector is registered.
+        return []
+
+    def collect(self) -> Iterable[Metric]:
+        if self._numbers is None or time.monotonic() - self._read_at >= _KEPT_S:
+            with self._database.reading() as session:
+                self._numbers = watch.numbers(session, self._settings.lease_s)
+            self._read_at = time.monotonic()
+        found = self._numbers
+        yield _gauges("tafdil_jobs", "Jobs by state", ["state"], {(k,): v for k, v in found.jobs.items()})
+        queues = found.queues
+        yield _gauges("tafdil_queue_depth", "Queued jobs", ["gpu_class"], {(k,): v.depth for k, v in queues.items()})
+        oldest = {(k,): v.oldest_s for k, v in queues.items()}
+        yield _gauges("tafdil_queue_oldest_seconds", "Age of the oldest queued job", ["gpu_class"], oldest)
+        yield _gauges("tafdil_tasks", "Comparisons and other tasks that are not done", ["kind", "state"], found.tasks)
+        labels = ["worker", "device"]
+        ages = {(r.worker, r.device): r.lease_age_s for r in found.running}
+        yield _gauges("tafdil_lease_age_seconds", "Seconds since a running attempt renewed its lease", labels, ages)
+        memory = {(r.worker, r.device): r.memory_bytes for r in found.running if r.memory_bytes is not None}
+        yield _gauges("tafdil_memory_bytes", "In use on the GPU of a running attempt, or by its process", labels, memory)
+        yield CounterMetricFamily("tafdil_steps", "Optimizer steps of all attempts", found.steps)
+        yield CounterMetricFamily("tafdil_tokens", "Tokens that went through the layers", found.tokens)
+        ended = CounterMetricFamily("tafdil_attempts_ended", "Attempts by how they ended", labels=["outcome"])
+        for outcome, count in found.attempts.items():
+            ended.add_metric([outcome], count)
+        yield ended
+        yield GaugeMetricFamily("tafdil_broker_up", "Whether the broker answers", float(self._queue.is_up()))
+
+
+def _gauges(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    family = GaugeMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(list(key), value)
+    return family
+
+
+class HttpMetrics:
+    """ASGI middleware. Counts requests and times them to the first byte of the reply, by route, not by path."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        labels = ["method", "route"]
+        self._requests = Counter("tafdil_http_requests", "Requests", [*labels, "status"], registry=registry)
+        self._seconds = Histogram(
+            "tafdil_http_request_seconds", "Time to the reply's first byte", labels, buckets=_BUCKETS, registry=registry
+        )
+        self._open = Gauge("tafdil_http_requests_open", "Requests and streams that are not over", registry=registry)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+
+        async def timed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                method, route = _route_of(scope)
+                self._requests.labels(method, route, str(message["status"])).inc()
+                self._seconds.labels(method, route).observe(time.perf_counter() - began)
+            await send(message)
+
+        with self._open.track_inprogress():
+            await self._app(scope, receive, timed)
+
+
+def _route_of(scope: Scope) -> tuple[str, str]:
+    """Method and route of a request: its path with the names of parameters in their places. `other` where no route is."""
+    if scope.get("route") is None:
+        return "other", "other"
+    path: str = scope["path"]
+    for name, value in scope.get("path_params", {}).items():
+        path = path.replace(str(value), f"{{{name}}}")
+    return scope["method"], path

@@ -1,0 +1,73 @@
+"""What the service's own gauges are read from: counts over all tenants."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from jobs.database import db_now
+from jobs.records import AttemptRecord, JobRecord, TaskRecord
+from jobs.states import JobState, TaskState
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Queued jobs of one class: how many, and for how long the oldest has waited."""
+
+    depth: int
+    oldest_s: float
+
+
+@dataclass(frozen=True)
+class Running:
+    """A live attempt."""
+
+    worker: str
+    device: str
+    lease_age_s: float
+    """Since its lease was renewed."""
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The state of the service at an instant."""
+
+    jobs: dict[str, int]
+    queues: dict[str, Queue]
+    tasks: dict[tuple[str, str], int]
+    running: list[Running]
+    steps: int
+    """Optimizer steps of all attempts that there are."""
+    tokens: int
+    attempts: dict[str, int]
+    """Ended attempts by how they ended."""
+
+
+def numbers(session: Session, lease_s: float) -> Numbers:
+    """Reads all of them."""
+    states = session.execute(select(JobRecord.state, func.count()).group_by(JobRecord.state))
+    queued = session.execute(
+        select(JobRecord.gpu_class, func.count(), func.max(db_now() - JobRecord.created_at))
+        .where(JobRecord.state == JobState.QUEUED)
+        .group_by(JobRecord.gpu_class)
+    )
+    waiting = select(TaskRecord.kind, TaskRecord.state, func.count()).where(
+        TaskRecord.state.in_([TaskState.QUEUED, TaskState.RUNNING])
+    )
+    live = select(AttemptRecord, JobRecord.lease_expires_at, db_now()).join(JobRecord, JobRecord.id == AttemptRecord.job_id)
+    steps = AttemptRecord.last_step - AttemptRecord.first_step
+    ended = select(AttemptRecord.outcome, func.count()).where(AttemptRecord.ended_at.is_not(None))
+    totals = session.execute(select(func.sum(steps), func.sum(AttemptRecord.tokens))).one()
+    return Numbers(
+        jobs={state.value: 0 for state in JobState} | {row[0]: row[1] for row in states},
+        queues={row[0] or "any": Queue(row[1], max(0.0, row[2] or 0.0)) for row in queued},
+        tasks={(row[0], row[1]): row[2] for row in session.execute(waiting.group_by(TaskRecord.kind, TaskRecord.state))},
+        running=[
+            Running(a.worker, a.device or "cpu", max(0.0, lease_s - ((expires_at or now) - now)), a.memory_bytes)
+            for a, expires_at, now in session.execute(live.where(AttemptRecord.ended_at.is_(None)))
+        ],
+        steps=int(totals[0] or 0),
+        tokens=int(totals[1] or 0),
+        attempts={str(row[0]): row[1] for row in session.execute(ended.group_by(AttemptRecord.outcome))},
+    )
