@@ -3,7 +3,44 @@
 from tafdil import Client
 """
 
-from tafdil.client import Client
-from tafdil.errors import ApiError, DamagedDownload, StackError, TafdilClientError, Unreachable
+from tafdil.async_client import AsyncClient, AsyncJob
+from tafdil.client import Client, Job
+from tafdil.errors import (
+    ApiError,
+    Conflict,
+    DamagedDownload,
+    Forbidden,
+    InvalidRequest,
+    JobFailed,
+    NotFound,
+    RateLimited,
+    ServerError,
+    StackError,
+    TafdilClientError,
+    TooLarge,
+    Unauthorized,
+    Unreachable,
+    WaitTimeout,
+)
 
-__all__ = ["ApiError", "Client", "DamagedDownload", "StackError", "TafdilClientError", "Unreachable"]
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "AsyncJob",
+    "Client",
+    "Conflict",
+    "DamagedDownload",
+    "Forbidden",
+    "InvalidRequest",
+    "Job",
+    "JobFailed",
+    "NotFound",
+    "RateLimited",
+    "ServerError",
+    "StackError",
+    "TafdilClientError",
+    "TooLarge",
+    "Unauthorized",
+    "Unreachable",
+    "WaitTimeout",
+]

@@ -1,36 +1,117 @@
-"""A small client of the HTTP API. Returns the API's JSON as dictionaries."""
+# Made of async_client.py by `python -m tests.twin`; change that file.
+"""The client of the HTTP API. Its async twin is `tafdil.async_client.AsyncClient`, with the same methods, awaited.
 
-import hashlib
-import json
+from tafdil import Client
+
+with Client("http://127.0.0.1:8000", key="tafdil_...") as client:
+    job = client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_id": ...})
+    for state in job.watch():
+        print(state.describe())
+    answer = job.compare("ما عاصمة مصر؟")
+    print(answer.result["trained_model_response"])
+"""
+
+import os
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
+from pydantic import PrivateAttr
 
-from tafdil.errors import ApiError, DamagedDownload, Unreachable
+from tafdil import calls
+from tafdil.calls import Call, EventReader, Retries, raise_for
+from tafdil.downloads import Download
+from tafdil.errors import JobFailed, Unreachable, WaitTimeout
+from tafdil.models import Artifact, Attempt, Comparison, Dataset, Event, JobFields, Key, MetricPoint, Removal, Task
 
-FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-_UPLOAD_CHUNK_BYTES = 2**16
+Result = TypeVar("Result")
+DEFAULT_URL = "http://127.0.0.1:8000"
+# The service pings every 15 s; a minute of silence means that it is gone.
+STREAM_TIMEOUT_S = 60.0
 _DOWNLOAD_CHUNK_BYTES = 2**20
+_UPLOAD_CHUNK_BYTES = 2**16
+
+
+class Job(JobFields):
+    """A job as it was when it was asked for, and what can be done with it. It does not change; `refresh` asks again."""
+
+    _client: "Client" = PrivateAttr()
+
+    def refresh(self) -> "Job":
+        return self._client.job(self.id)
+
+    def wait(self, timeout_s: float | None = None, *, check: bool = False) -> "Job":
+        """As `Client.wait`."""
+        return self._client.wait(self.id, timeout_s, check=check)
+
+    def watch(self, every_s: float = 1.0) -> Generator["Job"]:
+        """As `Client.watch`."""
+        return self._client.watch(self.id, every_s)
+
+    def events(self, after: int = 0) -> Generator[Event]:
+        return self._client.events(self.id, after)
+
+    def metrics(self, names: Sequence[str] = (), **options: Any) -> dict[str, list[MetricPoint]]:
+        return self._client.metrics(self.id, names, **options)
+
+    def metadata(self) -> dict[str, Any]:
+        return self._client.metadata(self.id)
+
+    def logs(self, attempt: int | None = None) -> str:
+        return self._client.logs(self.id, attempt)
+
+    def attempts(self) -> list[Attempt]:
+        return self._client.attempts(self.id)
+
+    def compare(self, prompt: str, wait_s: float = 60.0, **options: Any) -> Comparison:
+        return self._client.compare(self.id, prompt, wait_s, **options)
+
+    def artifacts(self, kinds: Sequence[str] = ()) -> list[Artifact]:
+        return self._client.artifacts(self.id, kinds)
+
+    def download(self, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
+        return self._client.download(self.id, folder, kinds)
+
+    def cancel(self, save_checkpoint: bool = False) -> "Job":
+        return self._client.cancel(self.id, save_checkpoint)
+
+    def pause(self) -> "Job":
+        return self._client.pause(self.id)
+
+    def resume(self) -> "Job":
+        return self._client.resume(self.id)
+
+    def rerun(self, from_checkpoint: bool = False) -> "Job":
+        return self._client.rerun(self.id, from_checkpoint)
+
+    def clone(self, **changes: Any) -> "Job":
+        return self._client.clone(self.id, **changes)
+
+    def delete(self) -> Removal:
+        return self._client.delete_job(self.id)
 
 
 class Client:
-    """Talks to one Tafdil service.
+    """Talks to one Tafdil service. Methods raise an `ApiError` when it refuses, and `Unreachable` when it is not there.
 
-        with Client("http://127.0.0.1:8000") as client:
-            dataset = client.upload_dataset("rows.jsonl")
-            job = client.submit({"method": "kto", "model_name": ..., "dataset_id": dataset["id"]})
-            job = client.wait(job["id"])
-
-    Every method raises `ApiError` when the service refuses and `Unreachable` when it does not answer.
+    Args:
+        base_url: default `TAFDIL_URL`, else this machine's port 8000.
+        timeout_s: for one answer, not counting what the service is asked to wait.
+        key: an API key; default `TAFDIL_API_KEY`.
+        retries: how often a request is sent again that failed on the way. Only such are that cannot do a thing twice: reads,
+            and requests with an Idempotency-Key, which every one that makes a job gets by itself.
     """
 
-    def __init__(self, base_url: str = "http://127.0.0.1:8000", timeout_s: float = 30.0) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
-        self._timeout_s = timeout_s
+    def __init__(
+        self, base_url: str | None = None, timeout_s: float = 30.0, *, key: str | None = None, retries: int = 3
+    ) -> None:
+        self.base_url = base_url or os.environ.get("TAFDIL_URL") or DEFAULT_URL
+        self._http = httpx.Client(base_url=self.base_url, headers=authorization(key))
+        self._timeout_s, self._retries = timeout_s, Retries(retries)
 
     def __enter__(self) -> Self:
         return self
@@ -43,239 +124,300 @@ class Client:
 
     # -- jobs
 
-    def submit(self, spec: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
-        """Queues a job and returns it. Sent again with the same key, it returns the first one's job."""
-        return self._json("POST", "/v1/jobs", json=spec, headers=_key_header(idempotency_key))
+    def submit(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+        """Queues a job. Sent again with the same key, it returns the first one's job."""
+        return self._job(calls.submit(spec, idempotency_key))
 
-    def validate(self, spec: dict[str, Any], wait_s: float = 60.0) -> dict[str, Any]:
+    def validate(self, spec: Mapping[str, Any], wait_s: float = 60.0) -> Task:
         """A dry run: what the job would do, in `result`, which is None if `wait_s` was too short. Nothing is queued."""
-        return self._asked("/v1/jobs/validate", spec, wait_s)
+        return self._do(calls.validate(spec, wait_s))
 
-    def clone(self, job_id: str, idempotency_key: str | None = None, **changes: Any) -> dict[str, Any]:
-        """A new job with the spec of another one, changed."""
-        return self._json("POST", f"/v1/jobs/{job_id}/clone", json=changes, headers=_key_header(idempotency_key))
+    def job(self, job_id: str) -> Job:
+        return self._job(calls.job(job_id))
 
-    def job(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{job_id}")
-
-    def jobs(self, state: str | None = None, method: str | None = None) -> Iterator[dict[str, Any]]:
-        """Every job, newest first, page by page."""
-        query: dict[str, Any] = {"state": state, "method": method}
+    def jobs(self, state: str | None = None, method: str | None = None, limit: int | None = None) -> Iterator[Job]:
+        """Jobs, newest first; all of them, page by page, unless `limit` says how many."""
+        cursor, given = None, 0
         while True:
-            page = self._json("GET", "/v1/jobs", params={name: value for name, value in query.items() if value})
-            yield from page["jobs"]
-            query["cursor"] = page["next_cursor"]
-            if not query["cursor"]:
+            page = self._do(calls.jobs(state, method, None if limit is None else min(200, limit - given), cursor))
+            for fields in page["jobs"]:
+                yield self._bound(fields)
+            given, cursor = given + len(page["jobs"]), page["next_cursor"]
+            if not cursor or (limit is not None and given >= limit):
                 return
 
-    def cancel(self, job_id: str, save_checkpoint: bool = False) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{job_id}/cancel", json={"save_checkpoint": save_checkpoint})
-
-    def pause(self, job_id: str) -> dict[str, Any]:
-        """Asks for a pause; the job is `paused` once its checkpoint is saved and its process gone."""
-        return self._json("POST", f"/v1/jobs/{job_id}/pause")
-
-    def resume(self, job_id: str) -> dict[str, Any]:
-        return self._json("POST", f"/v1/jobs/{job_id}/resume")
-
-    def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> dict[str, Any]:
+    def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> Job:
         """A new job with the spec of one that is over."""
-        headers = _key_header(idempotency_key)
-        return self._json("POST", f"/v1/jobs/{job_id}/rerun", json={"from_checkpoint": from_checkpoint}, headers=headers)
+        return self._job(calls.rerun(job_id, from_checkpoint, idempotency_key))
 
-    def attempts(self, job_id: str) -> list[dict[str, Any]]:
+    def clone(self, job_id: str, idempotency_key: str | None = None, **changes: Any) -> Job:
+        """A new job with the spec of another one, changed."""
+        return self._job(calls.clone(job_id, changes, idempotency_key))
+
+    def cancel(self, job_id: str, save_checkpoint: bool = False) -> Job:
+        return self._job(calls.cancel(job_id, save_checkpoint))
+
+    def pause(self, job_id: str) -> Job:
+        """Asks for a pause; the job is `paused` once its checkpoint is saved and its process gone."""
+        return self._job(calls.pause(job_id))
+
+    def resume(self, job_id: str) -> Job:
+        return self._job(calls.resume(job_id))
+
+    def attempts(self, job_id: str) -> list[Attempt]:
         """Every try of a job, the first one first."""
-        return self._json("GET", f"/v1/jobs/{job_id}/attempts")["attempts"]
+        return self._do(calls.attempts(job_id))
 
-    def wait(self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5) -> dict[str, Any]:
-        """The job once it is over, whatever its end. Raises `TimeoutError` after `timeout_s`."""
+    def delete_job(self, job_id: str) -> Removal:
+        """Deletes a job that is over, with all it has."""
+        return self._do(calls.delete_job(job_id))
+
+    # -- watching
+
+    def wait(self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5, *, check: bool = False) -> Job:
+        """The job once it is over. Raises `WaitTimeout`, and with `check` also `JobFailed` unless it succeeded."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             job = self.job(job_id)
-            if job["state"] in FINAL_STATES:
+            if job.is_over:
+                if check and job.state != "succeeded":
+                    raise JobFailed(job)
                 return job
             if deadline is not None and time.monotonic() > deadline:
-                raise TimeoutError(f"job {job_id} is still {job['state']} after {timeout_s:g} s")
+                raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout_s:g} s")
             time.sleep(every_s)
 
+    def watch(self, job_id: str, every_s: float = 1.0) -> Generator[Job]:
+        """The job now, and again whenever it has changed, until it is over."""
+        last: Job | None = None
+        while last is None or not last.is_over:
+            job = self.job(job_id)
+            if last is None or job.as_dict() != last.as_dict():
+                yield job
+            last = job
+            if not job.is_over:
+                time.sleep(every_s)
+
+    def events(self, job_id: str, after: int = 0) -> Generator[Event]:
+        """Events beyond the number `after`, as they happen, until the job is over. A broken stream is taken up again."""
+        tried = 0
+        while True:
+            try:
+                for event in self._stream_events("GET", f"/v1/jobs/{job_id}/events", {"Last-Event-ID": str(after)}):
+                    after, tried = event.id or after, 0
+                    yield event
+                return
+            except Unreachable as error:
+                delay = self._retries.delay_s(calls.job(job_id), tried, httpx.ReadError(str(error)))
+                if delay is None:
+                    raise
+                tried += 1
+                time.sleep(delay)
+
     def metrics(
-        self, job_id: str, *, only_current: bool = False, max_points: int | None = None
-    ) -> dict[str, list[dict[str, Any]]]:
+        self, job_id: str, names: Sequence[str] = (), *, only_current: bool = False, max_points: int | None = None
+    ) -> dict[str, list[MetricPoint]]:
         """Series by metric name; each point has attempt, step and value.
 
         Args:
+            names: only these.
             only_current: no step comes twice.
             max_points: of a curve, the fewest that keep its shape.
         """
-        wanted = {"only_current": only_current} | ({"max_points": max_points} if max_points else {})
-        return self._json("GET", f"/v1/jobs/{job_id}/metrics", params=wanted)["series"]
+        return self._do(calls.metrics(job_id, names, only_current, max_points))
 
     def metadata(self, job_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/jobs/{job_id}/metadata")
+        return self._do(calls.metadata(job_id))
 
-    def logs(self, job_id: str) -> str:
-        return self._request("GET", f"/v1/jobs/{job_id}/logs").text
+    def logs(self, job_id: str, attempt: int | None = None) -> str:
+        """What the training printed, so far."""
+        response = self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, {"attempt": attempt}))
+        return response.text
 
-    def events(self, job_id: str, after: int = 0) -> Generator[dict[str, Any]]:
-        """Events as they happen, each with `id`, `event` and `data`, until the job is over."""
-        headers = {"Last-Event-ID": str(after)}
-        with self._stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as response:
-            for fields in _fields(response):
-                yield {"id": int(fields["id"]), "event": fields["event"], "data": json.loads(fields["data"])}
+    # -- answers
 
-    def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
+    def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> Comparison:
         """A comparison. `options`: max_length, temperature, top_p, seed. Its `result` is None if `wait_s` was too short."""
-        return self._asked(f"/v1/jobs/{job_id}/compare", {"prompt": prompt, **options}, wait_s)
+        return self._do(calls.compare(job_id, prompt, wait_s, options))
 
-    def compare_events(self, job_id: str, prompt: str, **options: Any) -> Generator[dict[str, Any]]:
+    def compare_events(self, job_id: str, prompt: str, **options: Any) -> Generator[Event]:
         """A comparison as it grows: events `partial` with both texts, then `result` with the comparison, or `error`."""
-        body, wanted = {"prompt": prompt, **options}, {"stream": True}
-        with self._stream("POST", f"/v1/jobs/{job_id}/compare", params=wanted, json=body) as response:
-            for fields in _fields(response):
-                yield {"event": fields["event"], "data": json.loads(fields["data"])}
+        body = {"prompt": prompt, **options}
+        return self._stream_events("POST", f"/v1/jobs/{job_id}/compare", {}, params={"stream": True}, json=body)
+
+    def comparison(self, job_id: str, comparison_id: str) -> Comparison:
+        return self._do(calls.comparison(job_id, comparison_id))
+
+    def comparisons(self, job_id: str, limit: int = 50) -> list[Comparison]:
+        """What was asked of a job's model, newest first."""
+        return self._do(calls.comparisons(job_id, limit))
+
+    def task(self, task_id: str) -> Task:
+        """A dry run, merge, push or preview, and its result once it is done."""
+        return self._do(calls.task(task_id))
 
     # -- files
 
-    def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
+    def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[Artifact]:
         """The files that a job left behind; of the kinds model, merged, checkpoint, log, metrics and manifest."""
-        return self._json("GET", f"/v1/jobs/{job_id}/artifacts", params={"kind": list(kinds)})["artifacts"]
+        return self._do(calls.artifacts(job_id, kinds))
 
     def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
         """Downloads files of a job into a directory and checks their hashes. What was interrupted goes on where it stood.
 
-        Files of the model and the merged weights get their names below the model's directory, others their last name.
         Raises `DamagedDownload` when a file is not what the service says it is.
         """
-        return [self._download(file, Path(folder)) for file in self.artifacts(job_id, kinds)]
+        found = self.artifacts(job_id, kinds)
+        return [self._download(Download(file, Path(folder)), file.href) for file in found]
 
-    def _download(self, file: dict[str, Any], folder: Path) -> Path:
-        target = folder / _local_name(file)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f"{target.name}.{file['sha256'][:16]}.part")
-        done = part.stat().st_size if part.exists() else 0
-        headers = {"Range": f"bytes={done}-", "If-Range": f'"{file["sha256"]}"'} if 0 < done < file["size_bytes"] else {}
-        if done != file["size_bytes"] or not done:
-            with self._stream("GET", file["href"], headers=headers) as response, part.open("ab") as output:
-                if response.status_code != 206:
-                    output.truncate(0)
-                for data in response.iter_bytes(_DOWNLOAD_CHUNK_BYTES):
-                    output.write(data)
-        with part.open("rb") as found:
-            if hashlib.file_digest(found, "sha256").hexdigest() != file["sha256"]:
-                part.unlink()
-                raise DamagedDownload(f"{file['name']} is not what the service says it is; download it again")
-        part.replace(target)
-        return target
-
-    def merge(self, job_id: str, wait_s: float = 0.0) -> dict[str, Any]:
+    def merge(self, job_id: str, wait_s: float = 0.0) -> Task:
         """Asks for full weights of base and adapter, as files of the kind `merged`. Its `result` is None until they are."""
-        return self._json("POST", f"/v1/jobs/{job_id}/merge", params={"wait_s": wait_s}, timeout=wait_s + self._timeout_s)
+        return self._do(calls.merge(job_id, wait_s))
 
-    def delete_artifacts(self, job_id: str, kinds: Sequence[str] = ("checkpoint", "merged")) -> dict[str, Any]:
+    def push(self, job_id: str, name: str, kind: str = "model", private: bool = True, wait_s: float = 0.0) -> Task:
+        """Asks for the model to be put on the hub that the service is configured for."""
+        return self._do(calls.push(job_id, name, kind, private, wait_s))
+
+    def delete_artifacts(self, job_id: str, kinds: Sequence[str] = ("checkpoint", "merged")) -> Removal:
         """Deletes files of a job that is over; says which, and what stays."""
-        return self._json("DELETE", f"/v1/jobs/{job_id}/artifacts", params={"kind": list(kinds)})
-
-    def delete_job(self, job_id: str) -> dict[str, Any]:
-        """Deletes a job that is over, with all it has."""
-        return self._json("DELETE", f"/v1/jobs/{job_id}")
+        return self._do(calls.delete_artifacts(job_id, kinds))
 
     # -- datasets
 
-    def upload_dataset(self, path: str | Path, name: str | None = None) -> dict[str, Any]:
-        """Streams a file to the service and returns the dataset."""
+    def upload_dataset(self, path: str | Path, name: str | None = None) -> Dataset:
+        """Streams a file to the service, which checks every row."""
+        call = calls.upload(name or Path(path).name)
+        response = self._send(call, content=lambda: _chunks(Path(path)))
+        return call.read(response.json())
 
-        def chunks() -> Iterator[bytes]:
-            with Path(path).open("rb") as file:
-                while data := file.read(_UPLOAD_CHUNK_BYTES):
-                    yield data
+    def dataset(self, dataset_id: str) -> Dataset:
+        return self._do(calls.dataset(dataset_id))
 
-        return self._json("POST", "/v1/datasets", params={"name": name or Path(path).name}, content=chunks())
+    def datasets(self) -> Iterator[Dataset]:
+        """Every dataset, newest first, page by page."""
+        cursor = None
+        while True:
+            page = self._do(calls.datasets(200, cursor))
+            for fields in page["datasets"]:
+                yield Dataset.model_validate(fields)
+            cursor = page["next_cursor"]
+            if not cursor:
+                return
 
-    def dataset(self, dataset_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/v1/datasets/{dataset_id}")
+    def rows(self, dataset_id: str, first: int = 1, count: int = 20) -> list[dict[str, Any]]:
+        """Training rows as they are in the file, from a number on."""
+        return self._do(calls.rows(dataset_id, first, count))
 
-    def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> dict[str, Any]:
+    def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> Task:
         """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""
-        return self._asked(f"/v1/datasets/{dataset_id}/preview", {"model_name": model_name, **options}, wait_s)
+        return self._do(calls.preview(dataset_id, model_name, wait_s, options))
 
-    # -- the wire
+    def delete_dataset(self, dataset_id: str) -> dict[str, Any]:
+        return self._do(calls.delete_dataset(dataset_id))
 
-    def _asked(self, path: str, body: dict[str, Any], wait_s: float) -> dict[str, Any]:
-        return self._json("POST", path, params={"wait_s": wait_s}, json=body, timeout=wait_s + self._timeout_s)
+    # -- keys and the service
+
+    def create_key(self, **fields: Any) -> Key:
+        """A new API key; `key` of the answer is the only place where it can be read. `fields`: tenant, scopes, name, ..."""
+        return self._do(calls.create_key(fields))
+
+    def keys(self) -> list[Key]:
+        return self._do(calls.keys())
+
+    def revoke_key(self, key_id: str) -> Key:
+        return self._do(calls.revoke_key(key_id))
+
+    def session(self) -> dict[str, Any]:
+        """Whom the service takes the caller for."""
+        return self._do(calls.session())
+
+    def readiness(self) -> dict[str, Any]:
+        """What the service tells of its parts, also when it is not ready."""
+        try:
+            found = self._http.get("/readyz", timeout=self._timeout_s)
+            return found.json()
+        except (httpx.TransportError, ValueError) as error:
+            raise unreachable(self.base_url, error) from error
 
     def ready(self) -> bool:
         """Whether the service can do its work."""
         try:
-            return self._http.get("/readyz").is_success
+            return (self._http.get("/readyz", timeout=self._timeout_s)).is_success
         except httpx.TransportError:
             return False
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+    # -- the wire
+
+    def _bound(self, fields: dict[str, Any]) -> Job:
+        job = Job.model_validate(fields)
+        job._client = self
+        return job
+
+    def _job(self, call: Call[Any]) -> Job:
+        return self._bound(self._do(call))
+
+    def _do(self, call: Call[Result]) -> Result:
+        return call.read((self._send(call)).json())
+
+    def _send(self, call: Call[Any], content: Any = None) -> httpx.Response:
+        tried = 0
+        while True:
+            found: httpx.Response | httpx.TransportError
+            try:
+                body = {} if content is None else {"content": content()}
+                found = self._http.request(call.method, call.path, **call.options(self._timeout_s), **body)
+            except httpx.TransportError as error:
+                found = error
+            delay = self._retries.delay_s(call, tried, found)
+            if delay is None:
+                break
+            tried += 1
+            time.sleep(delay)
+        if isinstance(found, httpx.TransportError):
+            raise unreachable(self.base_url, found) from found
+        raise_for(found)
+        return found
+
+    def _stream_events(self, method: str, path: str, headers: Mapping[str, str], **options: Any) -> Generator[Event]:
+        reader = EventReader()
+        with self._stream(method, path, headers=dict(headers), **options) as response:
+            for line in response.iter_lines():
+                event = reader.feed(line)
+                if event is not None:
+                    yield event
+
+    @contextmanager
+    def _stream(self, method: str, path: str, **options: Any) -> Generator[httpx.Response]:
         try:
-            response = self._http.request(method, path, **options)
+            with self._http.stream(method, path, timeout=STREAM_TIMEOUT_S, **options) as response:
+                if response.is_error:
+                    response.read()
+                    raise_for(response)
+                yield response
         except httpx.TransportError as error:
-            raise Unreachable(f"no answer from {self._http.base_url}: {error}") from error
-        _raise_for(response)
-        return response
+            raise unreachable(self.base_url, error) from error
 
-    def _json(self, method: str, path: str, **options: Any) -> Any:
-        return self._request(method, path, **options).json()
-
-    def _stream(self, method: str, path: str, **options: Any) -> "_Stream":
-        return _Stream(self._http, method, path, options)
-
-
-def _local_name(file: dict[str, Any]) -> str:
-    """Of a model's file its path below the model, of others the last part. Never a way out of the directory."""
-    parts = [part for part in file["name"].split("/") if part not in ("", ".", "..")]
-    if file["kind"] == "checkpoint":
-        return "/".join(parts[2:])
-    return "/".join(parts[2:]) if file["kind"] == "model" else "/".join(parts[1:])
+    def _download(self, download: Download, href: str) -> Path:
+        if download.is_needed:
+            with self._stream("GET", href, headers=download.headers()) as response:
+                download.begin(response.status_code)
+                for data in response.iter_bytes(_DOWNLOAD_CHUNK_BYTES):
+                    download.write(data)
+        return download.finish()
 
 
-def _fields(response: httpx.Response) -> Generator[dict[str, str]]:
-    """The fields of each server-sent event."""
-    fields: dict[str, str] = {}
-    for line in response.iter_lines():
-        name, _, value = line.partition(": ")
-        if line and name:
-            fields[name] = value
-        elif fields:
-            yield fields
-            fields = {}
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while data := file.read(_UPLOAD_CHUNK_BYTES):
+            yield data
 
 
-class _Stream:
-    """A streamed reply whose errors are read and raised like any other's."""
-
-    def __init__(self, http: httpx.Client, method: str, path: str, options: dict[str, Any]) -> None:
-        # The server pings every 15 s; a minute of silence means that it is gone.
-        self._context = http.stream(method, path, timeout=60, **options)
-
-    def __enter__(self) -> httpx.Response:
-        try:
-            response = self._context.__enter__()
-        except httpx.TransportError as error:
-            raise Unreachable(str(error)) from error
-        if response.is_error:
-            response.read()
-            self._context.__exit__(None, None, None)
-            _raise_for(response)
-        return response
-
-    def __exit__(self, *arguments: Any) -> None:
-        self._context.__exit__(*arguments)
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that a key goes in; none without one."""
+    found = key or os.environ.get("TAFDIL_API_KEY")
+    return {"Authorization": f"Bearer {found}"} if found else {}
 
 
-def _key_header(idempotency_key: str | None) -> dict[str, str]:
-    return {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-
-
-def _raise_for(response: httpx.Response) -> None:
-    if not response.is_error:
-        return
-    try:
-        error = response.json()["error"]
-    except (ValueError, KeyError, TypeError):
-        error = {"message": f"HTTP {response.status_code}: {response.text[:200]}"}
-    raise ApiError(response.status_code, error)
+def unreachable(base_url: str, error: Exception) -> Unreachable:
+    reason = str(error) or type(error).__name__
+    return Unreachable(f"no answer from {base_url}: {reason}")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tafdil.client import FINAL_STATES, Client
+from tafdil.client import Client, Job
 from tafdil.errors import StackError
 from tafdil.local_stack import SHIPPED_DIR
 
@@ -34,8 +34,8 @@ SPECS: dict[str, dict[str, Any]] = {
 ACCURACY = {"kto": "eval_overall_accuracy", "ipo": "eval_preference_accuracy", "cpo": "eval_preference_accuracy"}
 
 
-def run(client: Client, console: Console, watch: Callable[[], None]) -> None:
-    """Uploads, trains, compares and prints. Raises `StackError` when a job does not succeed."""
+def run(client: Client, console: Console, watch: Callable[[], None]) -> list[dict[str, Any]]:
+    """Uploads, trains, compares, prints and returns. Raises `StackError` when a job does not succeed."""
     console.print("Uploading the sample preference data (formal and everyday Arabic) ...")
     data = SHIPPED_DIR / "data"
     uploaded = {
@@ -46,7 +46,7 @@ def run(client: Client, console: Console, watch: Callable[[], None]) -> None:
         f"Training {MODEL} with KTO, IPO and CPO. These jobs lift the learning-rate cap (learning_rate_cap: null): "
         "the safe default would learn nothing in a minute."
     )
-    jobs: dict[str, dict[str, Any]] = {}
+    jobs: dict[str, Job] = {}
     for method, spec in SPECS.items():
         rows = "kto" if method == "kto" else "pairs"
         named = {"dataset_id": uploaded[f"{rows}_train"], "eval_dataset_id": uploaded[f"{rows}_held_out"]}
@@ -55,13 +55,13 @@ def run(client: Client, console: Console, watch: Callable[[], None]) -> None:
     for method, job in jobs.items():
         if job["state"] != "succeeded":
             raise StackError(f"the {method} job {job['state']}: {(job['error'] or {}).get('message')}")
-    console.print(_table(client, jobs))
-    _compare(client, console, jobs)
+    results = [_result(client, method, job) for method, job in jobs.items()]
+    console.print(_table(results))
+    answers = _compare(client, console, jobs)
+    return [{**result, "answers": answers[result["method"]]} for result in results]
 
 
-def _follow(
-    client: Client, console: Console, jobs: dict[str, dict[str, Any]], watch: Callable[[], None]
-) -> dict[str, dict[str, Any]]:
+def _follow(client: Client, console: Console, jobs: dict[str, Job], watch: Callable[[], None]) -> dict[str, Job]:
     columns = (TextColumn("{task.description:>4}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bars = {method: progress.add_task(method.upper(), total=100, note="queued", start=False) for method in jobs}
@@ -70,56 +70,57 @@ def _follow(
             watch()
             for method in jobs:
                 job = jobs[method] = client.job(jobs[method]["id"])
-                note = _note(job)
+                note = job.describe()
                 if job["state"] != "queued":
                     progress.start_task(bars[method])
                 progress.update(bars[method], completed=job["percent"], note=note)
-                if job["state"] in FINAL_STATES:
+                if job.is_over:
                     progress.stop_task(bars[method])
                 if not console.is_terminal and told.get(method) != note:
                     told[method] = note
                     console.print(f"{method.upper():>4}: {note}")
-            if all(job["state"] in FINAL_STATES for job in jobs.values()):
+            if all(job.is_over for job in jobs.values()):
                 return jobs
             time.sleep(0.5)
 
 
-def _note(job: dict[str, Any]) -> str:
-    if job["state"] == "queued":
-        return f"queued, number {job['queue_position']}"
-    if job["state"] == "running":
-        steps = f", step {job['step']} of {job['total_steps']}" if job["total_steps"] else ""
-        return f"{job['phase']}{steps}"
-    return job["state"]
+def _result(client: Client, method: str, job: Job) -> dict[str, Any]:
+    series = client.metrics(job.id)
+    loss, accuracy = series["eval_loss"], series[ACCURACY[method]]
+    assert job.started_at
+    assert job.finished_at
+    return {
+        "method": method,
+        "job_id": job.id,
+        "loss_before": loss[0]["value"],
+        "loss_after": loss[-1]["value"],
+        "accuracy_before": accuracy[0]["value"],
+        "accuracy_after": accuracy[-1]["value"],
+        "seconds": (job.finished_at - job.started_at).total_seconds(),
+    }
 
 
-def _table(client: Client, jobs: dict[str, dict[str, Any]]) -> Table:
+def _table(results: list[dict[str, Any]]) -> Table:
     table = Table(title="Held-out rows: facts and phrasings that no training row contains")
     for name in ("method", "loss before", "loss after", "accuracy before", "accuracy after", "seconds"):
         table.add_column(name, justify="left" if name == "method" else "right")
-    for method, job in jobs.items():
-        series = client.metrics(job["id"])
-        loss, accuracy = series["eval_loss"], series[ACCURACY[method]]
-        seconds = _seconds(job["started_at"], job["finished_at"])
-        ends = [f"{points[i]['value']:.3f}" for points in (loss, accuracy) for i in (0, -1)]
-        table.add_row(method.upper(), *ends, f"{seconds:.0f}")
+    for result in results:
+        ends = [f"{result[name]:.3f}" for name in ("loss_before", "loss_after", "accuracy_before", "accuracy_after")]
+        table.add_row(result["method"].upper(), *ends, f"{result['seconds']:.0f}")
     table.caption = "accuracy: IPO, CPO preference accuracy; KTO overall accuracy; from log-probabilities"
     return table
 
 
-def _seconds(start: str, end: str) -> float:
-    from datetime import datetime
-
-    return (datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds()
-
-
-def _compare(client: Client, console: Console, jobs: dict[str, dict[str, Any]]) -> None:
+def _compare(client: Client, console: Console, jobs: dict[str, Job]) -> dict[str, list[dict[str, Any]]]:
+    answers: dict[str, list[dict[str, Any]]] = {method: [] for method in jobs}
     for prompt in PROMPTS:
         console.print(f"\n{prompt}", style="bold", markup=False, highlight=False)
         for i, (method, job) in enumerate(jobs.items()):
-            result = client.compare(job["id"], prompt, max_length=48)["result"]
+            result = client.compare(job.id, prompt, max_length=48).result
             if result is None:
                 raise StackError("the generation worker did not answer in a minute; see its log")
+            answers[method].append(result)
             if i == 0:
                 console.print(f"  reference: {result['reference_model_response']}", markup=False, highlight=False)
             console.print(f"  {method.upper():>9}: {result['trained_model_response']}", markup=False, highlight=False)
+    return answers

@@ -60,6 +60,7 @@ class LocalStack:
         self.data_dir, self.models_dir, self._say = data_dir.resolve(), models_dir, say
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.has_keys = bool(os.environ.get("TAFDIL_ADMIN_KEY"))
         self._services: list[Service] = []
         self._lock: IO[str] | None = None
         self._stopping = False

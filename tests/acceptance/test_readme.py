@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +14,59 @@ import psutil
 import pytest
 
 from tafdil import Client
+from tests.conftest import DATA
 from tests.stack import StackUnderTest, until
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(mark: str) -> str:
-    """The code block after a comment in the README."""
-    found = re.search(rf"<!-- {mark}[^>]*-->\n```\w+\n(.*?)```", README, re.DOTALL)
+def block(mark: str, page: str = "README.md") -> str:
+    """The code block after a comment in a page."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = re.search(rf"<!-- {mark}[^>]*-->\n```\w+\n(.*?)```", text, re.DOTALL)
     assert found
     return found[1]
 
 
-def test_the_curl_walk(tmp_path: Path) -> None:
-    with StackUnderTest(tmp_path / "data") as stack:
-        script = block("walk").replace("http://127.0.0.1:8000", stack.url)
-        result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-        )
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]:
+    with StackUnderTest(tmp_path_factory.mktemp("stack") / "data") as found:
+        yield found
+
+
+def ran(command: list[str], stack: StackUnderTest, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """A command as a person of this machine runs it, where the service is the stack."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "TAFDIL_URL": stack.url, "PATH": path}
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def test_the_curl_walk(stack: StackUnderTest) -> None:
+    script = block("walk").replace("http://127.0.0.1:8000", stack.url)
+    result = ran(["bash", "-euo", "pipefail", "-c", script], stack, ROOT)
     assert result.returncode == 0, result.stderr
     assert "event: succeeded" in result.stdout
     assert "eval_preference_accuracy,1,0," in result.stdout
     assert '"complete":true' in result.stdout
     assert '"trained_model_response":' in result.stdout
+
+
+def test_the_command_line_walk(stack: StackUnderTest, tmp_path: Path) -> None:
+    shutil.copy(DATA / "pairs_train.jsonl", tmp_path / "rows.jsonl")
+    result = ran(["bash", "-euo", "pipefail", "-c", block("commands", "docs/cli.md")], stack, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "good: 640 rows" in result.stdout
+    assert "step 60 of 60" in result.stdout or "succeeded" in result.stdout
+    assert re.search(r"trained    .*[\u0621-\u064a]", result.stdout)
+    assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size > 1000
+
+
+def test_the_client_page(stack: StackUnderTest, tmp_path: Path) -> None:
+    code = block("client", "docs/client.md").replace("tafdil/shipped", str(ROOT / "tafdil/shipped"))
+    result = ran([sys.executable, "-c", code], stack, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "succeeded" in result.stdout
+    assert (tmp_path / "model" / "adapter_model.safetensors").is_file()
 
 
 def test_the_library_example(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""The command line: `tafdil serve` and `tafdil demo`."""
+"""Commands on the service itself: run it, show what it does, find what is wrong with it."""
 
+import os
 import signal
 import tempfile
 import time
@@ -9,23 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from tafdil.cli.context import Json, command, complaints, connection, console, say, show_json, told
+from tafdil.cli.doctor import examine
 from tafdil.client import Client
 from tafdil.errors import TafdilClientError
 from tafdil.local_stack import LocalStack
 
-app = typer.Typer(
-    help="Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-console = Console()
-complaints = Console(stderr=True)
-
 DataDir = Annotated[Path | None, typer.Option(help="Where datasets, runs, logs and the database are kept.")]
 ModelsDir = Annotated[Path | None, typer.Option(help="Your models: <models-dir>/Qwen/Qwen2.5-0.5B-Instruct.")]
+
+
+# What a person should know before anybody else reaches it.
+_EXPOSURE = {
+    False: "It binds 127.0.0.1: only this machine can reach it, and whoever uses this machine may use it. To let others in, "
+    "set TAFDIL_ADMIN_KEY and TAFDIL_ALLOWED_HOSTS, and put a proxy with TLS in front.",
+    True: "It binds 127.0.0.1, and every request needs a key: `tafdil keys create` makes one. To let others in, set "
+    "TAFDIL_ALLOWED_HOSTS, and put a proxy with TLS in front.",
+}
 
 
 class _Ended(Exception):
@@ -46,60 +48,81 @@ def _ending_on_signals() -> Generator[None]:
     yield
 
 
-@app.callback()
-def main() -> None:
-    """Aligns Arabic Qwen models with preference data by KTO, IPO and CPO."""
-
-
-@app.command()
+@command
 def serve(
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 takes a free one.")] = 8000,
+    as_json: Json = False,
 ) -> None:
     """Runs the whole service on this machine until Ctrl-C: API, dispatcher, workers, embedded broker and database."""
     folder = data_dir or Path("tafdil-data")
     stack = LocalStack(folder, models_dir, port, say=complaints.print)
     try:
         with _ending_on_signals(), stack:
-            console.print(f"Tafdil serves {stack.url} (documentation: {stack.url}/docs)", highlight=False)
-            console.print(
-                f"Data and logs: {stack.data_dir}. Only this machine can reach it. Ctrl-C stops it.", highlight=False
-            )
+            if as_json:
+                show_json({"url": stack.url, "data_dir": str(stack.data_dir), "keys_are_on": stack.has_keys})
+            else:
+                console.print(f"Tafdil serves {stack.url} (documentation: {stack.url}/docs)")
+                console.print(f"Data and logs: {stack.data_dir}. Ctrl-C stops it.")
+                console.print(f"{_EXPOSURE[stack.has_keys]}\n")
             while True:
                 stack.watch()
                 time.sleep(1)
     except _Ended:
-        console.print("Stopped. What was running goes on from its checkpoint at the next start.")
+        complaints.print("Stopped. What was running goes on from its checkpoint at the next start.")
     except TafdilClientError as error:
         complaints.print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
 
 
-@app.command()
+@command
 def demo(
     data_dir: DataDir = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 takes a free one.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Trains the small shipped model with KTO, IPO and CPO, compares the answers, and leaves nothing running."""
     from tafdil.demo import run
 
+    shown = complaints if as_json else console
     with tempfile.TemporaryDirectory(prefix="tafdil-demo-", ignore_cleanup_errors=True) as temporary:
         stack = LocalStack(data_dir or Path(temporary), None, port, say=complaints.print)
         try:
             with _ending_on_signals():
-                console.print("Starting the local stack ...")
-                with stack, Client(stack.url) as client:
-                    run(client, console, stack.watch)
-                    console.print("\nStopping ...")
+                shown.print("Starting the local stack ...")
+                with stack, Client(stack.url, key=os.environ.get("TAFDIL_ADMIN_KEY")) as client:
+                    results = run(client, shown, stack.watch)
+                    shown.print("\nStopping ...")
         except _Ended as ended:
             complaints.print(f"stopped by {ended}")
             raise typer.Exit(130) from ended
         except TafdilClientError as error:
             complaints.print(f"error: {error}", style="red", markup=False, highlight=False)
             raise typer.Exit(1) from error
-    console.print("Done. Nothing is left running.")
+    if as_json:
+        show_json(results)
+    shown.print("Done. Nothing is left running.")
 
 
-if __name__ == "__main__":
-    app()
+@command
+def doctor(
+    data_dir: Annotated[Path, typer.Option(help="Where the service keeps its data.")] = Path("tafdil-data"),
+    as_json: Json = False,
+) -> None:
+    """Looks at this machine and the service, and says what is wrong and what to do. Ends with 1 when something is."""
+    with connection() as client:
+        found = list(examine(client, data_dir))
+    if as_json:
+        show_json([dict(vars(one)) for one in found])
+    else:
+        for one in found:
+            mark, style = {True: ("ok ", "green"), False: ("BAD", "red"), None: ("-  ", "yellow")}[one.is_good]
+            say(f"{mark} {one.what:16} {told(one.told)}", style)
+            if not one.is_good and one.advice:
+                say(f"    {'':16} {one.advice}")
+    if any(one.is_good is False for one in found):
+        raise typer.Exit(1)
+
+
+COMMANDS = (serve, demo, doctor)

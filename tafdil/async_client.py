@@ -1,0 +1,431 @@
+"""The async client of the HTTP API. Its sync twin is `tafdil.client.Client`, with the same methods, without `await`.
+
+from tafdil import AsyncClient
+
+async with AsyncClient("http://127.0.0.1:8000", key="tafdil_...") as client:
+    job = await client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_id": ...})
+    async for state in job.watch():
+        print(state.describe())
+    answer = await job.compare("ما عاصمة مصر؟")
+    print(answer.result["trained_model_response"])
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import PrivateAttr
+
+from tafdil import calls
+from tafdil.calls import Call, EventReader, Retries, raise_for
+from tafdil.downloads import Download
+from tafdil.errors import JobFailed, Unreachable, WaitTimeout
+from tafdil.models import Artifact, Attempt, Comparison, Dataset, Event, JobFields, Key, MetricPoint, Removal, Task
+
+Result = TypeVar("Result")
+DEFAULT_URL = "http://127.0.0.1:8000"
+# The service pings every 15 s; a minute of silence means that it is gone.
+STREAM_TIMEOUT_S = 60.0
+_DOWNLOAD_CHUNK_BYTES = 2**20
+_UPLOAD_CHUNK_BYTES = 2**16
+
+
+class AsyncJob(JobFields):
+    """A job as it was when it was asked for, and what can be done with it. It does not change; `refresh` asks again."""
+
+    _client: "AsyncClient" = PrivateAttr()
+
+    async def refresh(self) -> "AsyncJob":
+        return await self._client.job(self.id)
+
+    async def wait(self, timeout_s: float | None = None, *, check: bool = False) -> "AsyncJob":
+        """As `AsyncClient.wait`."""
+        return await self._client.wait(self.id, timeout_s, check=check)
+
+    def watch(self, every_s: float = 1.0) -> AsyncGenerator["AsyncJob"]:
+        """As `AsyncClient.watch`."""
+        return self._client.watch(self.id, every_s)
+
+    def events(self, after: int = 0) -> AsyncGenerator[Event]:
+        return self._client.events(self.id, after)
+
+    async def metrics(self, names: Sequence[str] = (), **options: Any) -> dict[str, list[MetricPoint]]:
+        return await self._client.metrics(self.id, names, **options)
+
+    async def metadata(self) -> dict[str, Any]:
+        return await self._client.metadata(self.id)
+
+    async def logs(self, attempt: int | None = None) -> str:
+        return await self._client.logs(self.id, attempt)
+
+    async def attempts(self) -> list[Attempt]:
+        return await self._client.attempts(self.id)
+
+    async def compare(self, prompt: str, wait_s: float = 60.0, **options: Any) -> Comparison:
+        return await self._client.compare(self.id, prompt, wait_s, **options)
+
+    async def artifacts(self, kinds: Sequence[str] = ()) -> list[Artifact]:
+        return await self._client.artifacts(self.id, kinds)
+
+    async def download(self, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
+        return await self._client.download(self.id, folder, kinds)
+
+    async def cancel(self, save_checkpoint: bool = False) -> "AsyncJob":
+        return await self._client.cancel(self.id, save_checkpoint)
+
+    async def pause(self) -> "AsyncJob":
+        return await self._client.pause(self.id)
+
+    async def resume(self) -> "AsyncJob":
+        return await self._client.resume(self.id)
+
+    async def rerun(self, from_checkpoint: bool = False) -> "AsyncJob":
+        return await self._client.rerun(self.id, from_checkpoint)
+
+    async def clone(self, **changes: Any) -> "AsyncJob":
+        return await self._client.clone(self.id, **changes)
+
+    async def delete(self) -> Removal:
+        return await self._client.delete_job(self.id)
+
+
+class AsyncClient:
+    """Talks to one Tafdil service. Methods raise an `ApiError` when it refuses, and `Unreachable` when it is not there.
+
+    Args:
+        base_url: default `TAFDIL_URL`, else this machine's port 8000.
+        timeout_s: for one answer, not counting what the service is asked to wait.
+        key: an API key; default `TAFDIL_API_KEY`.
+        retries: how often a request is sent again that failed on the way. Only such are that cannot do a thing twice: reads,
+            and requests with an Idempotency-Key, which every one that makes a job gets by itself.
+    """
+
+    def __init__(
+        self, base_url: str | None = None, timeout_s: float = 30.0, *, key: str | None = None, retries: int = 3
+    ) -> None:
+        self.base_url = base_url or os.environ.get("TAFDIL_URL") or DEFAULT_URL
+        self._http = httpx.AsyncClient(base_url=self.base_url, headers=authorization(key))
+        self._timeout_s, self._retries = timeout_s, Retries(retries)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    # -- jobs
+
+    async def submit(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> AsyncJob:
+        """Queues a job. Sent again with the same key, it returns the first one's job."""
+        return await self._job(calls.submit(spec, idempotency_key))
+
+    async def validate(self, spec: Mapping[str, Any], wait_s: float = 60.0) -> Task:
+        """A dry run: what the job would do, in `result`, which is None if `wait_s` was too short. Nothing is queued."""
+        return await self._do(calls.validate(spec, wait_s))
+
+    async def job(self, job_id: str) -> AsyncJob:
+        return await self._job(calls.job(job_id))
+
+    async def jobs(
+        self, state: str | None = None, method: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[AsyncJob]:
+        """Jobs, newest first; all of them, page by page, unless `limit` says how many."""
+        cursor, given = None, 0
+        while True:
+            page = await self._do(calls.jobs(state, method, None if limit is None else min(200, limit - given), cursor))
+            for fields in page["jobs"]:
+                yield self._bound(fields)
+            given, cursor = given + len(page["jobs"]), page["next_cursor"]
+            if not cursor or (limit is not None and given >= limit):
+                return
+
+    async def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> AsyncJob:
+        """A new job with the spec of one that is over."""
+        return await self._job(calls.rerun(job_id, from_checkpoint, idempotency_key))
+
+    async def clone(self, job_id: str, idempotency_key: str | None = None, **changes: Any) -> AsyncJob:
+        """A new job with the spec of another one, changed."""
+        return await self._job(calls.clone(job_id, changes, idempotency_key))
+
+    async def cancel(self, job_id: str, save_checkpoint: bool = False) -> AsyncJob:
+        return await self._job(calls.cancel(job_id, save_checkpoint))
+
+    async def pause(self, job_id: str) -> AsyncJob:
+        """Asks for a pause; the job is `paused` once its checkpoint is saved and its process gone."""
+        return await self._job(calls.pause(job_id))
+
+    async def resume(self, job_id: str) -> AsyncJob:
+        return await self._job(calls.resume(job_id))
+
+    async def attempts(self, job_id: str) -> list[Attempt]:
+        """Every try of a job, the first one first."""
+        return await self._do(calls.attempts(job_id))
+
+    async def delete_job(self, job_id: str) -> Removal:
+        """Deletes a job that is over, with all it has."""
+        return await self._do(calls.delete_job(job_id))
+
+    # -- watching
+
+    async def wait(
+        self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5, *, check: bool = False
+    ) -> AsyncJob:
+        """The job once it is over. Raises `WaitTimeout`, and with `check` also `JobFailed` unless it succeeded."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            job = await self.job(job_id)
+            if job.is_over:
+                if check and job.state != "succeeded":
+                    raise JobFailed(job)
+                return job
+            if deadline is not None and time.monotonic() > deadline:
+                raise WaitTimeout(f"job {job_id} is still {job.state} after {timeout_s:g} s")
+            await asyncio.sleep(every_s)
+
+    async def watch(self, job_id: str, every_s: float = 1.0) -> AsyncGenerator[AsyncJob]:
+        """The job now, and again whenever it has changed, until it is over."""
+        last: AsyncJob | None = None
+        while last is None or not last.is_over:
+            job = await self.job(job_id)
+            if last is None or job.as_dict() != last.as_dict():
+                yield job
+            last = job
+            if not job.is_over:
+                await asyncio.sleep(every_s)
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event]:
+        """Events beyond the number `after`, as they happen, until the job is over. A broken stream is taken up again."""
+        tried = 0
+        while True:
+            try:
+                async for event in self._stream_events("GET", f"/v1/jobs/{job_id}/events", {"Last-Event-ID": str(after)}):
+                    after, tried = event.id or after, 0
+                    yield event
+                return
+            except Unreachable as error:
+                delay = self._retries.delay_s(calls.job(job_id), tried, httpx.ReadError(str(error)))
+                if delay is None:
+                    raise
+                tried += 1
+                await asyncio.sleep(delay)
+
+    async def metrics(
+        self, job_id: str, names: Sequence[str] = (), *, only_current: bool = False, max_points: int | None = None
+    ) -> dict[str, list[MetricPoint]]:
+        """Series by metric name; each point has attempt, step and value.
+
+        Args:
+            names: only these.
+            only_current: no step comes twice.
+            max_points: of a curve, the fewest that keep its shape.
+        """
+        return await self._do(calls.metrics(job_id, names, only_current, max_points))
+
+    async def metadata(self, job_id: str) -> dict[str, Any]:
+        return await self._do(calls.metadata(job_id))
+
+    async def logs(self, job_id: str, attempt: int | None = None) -> str:
+        """What the training printed, so far."""
+        response = await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, {"attempt": attempt}))
+        return response.text
+
+    # -- answers
+
+    async def compare(self, job_id: str, prompt: str, wait_s: float = 60.0, **options: Any) -> Comparison:
+        """A comparison. `options`: max_length, temperature, top_p, seed. Its `result` is None if `wait_s` was too short."""
+        return await self._do(calls.compare(job_id, prompt, wait_s, options))
+
+    def compare_events(self, job_id: str, prompt: str, **options: Any) -> AsyncGenerator[Event]:
+        """A comparison as it grows: events `partial` with both texts, then `result` with the comparison, or `error`."""
+        body = {"prompt": prompt, **options}
+        return self._stream_events("POST", f"/v1/jobs/{job_id}/compare", {}, params={"stream": True}, json=body)
+
+    async def comparison(self, job_id: str, comparison_id: str) -> Comparison:
+        return await self._do(calls.comparison(job_id, comparison_id))
+
+    async def comparisons(self, job_id: str, limit: int = 50) -> list[Comparison]:
+        """What was asked of a job's model, newest first."""
+        return await self._do(calls.comparisons(job_id, limit))
+
+    async def task(self, task_id: str) -> Task:
+        """A dry run, merge, push or preview, and its result once it is done."""
+        return await self._do(calls.task(task_id))
+
+    # -- files
+
+    async def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[Artifact]:
+        """The files that a job left behind; of the kinds model, merged, checkpoint, log, metrics and manifest."""
+        return await self._do(calls.artifacts(job_id, kinds))
+
+    async def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
+        """Downloads files of a job into a directory and checks their hashes. What was interrupted goes on where it stood.
+
+        Raises `DamagedDownload` when a file is not what the service says it is.
+        """
+        found = await self.artifacts(job_id, kinds)
+        return [await self._download(Download(file, Path(folder)), file.href) for file in found]
+
+    async def merge(self, job_id: str, wait_s: float = 0.0) -> Task:
+        """Asks for full weights of base and adapter, as files of the kind `merged`. Its `result` is None until they are."""
+        return await self._do(calls.merge(job_id, wait_s))
+
+    async def push(self, job_id: str, name: str, kind: str = "model", private: bool = True, wait_s: float = 0.0) -> Task:
+        """Asks for the model to be put on the hub that the service is configured for."""
+        return await self._do(calls.push(job_id, name, kind, private, wait_s))
+
+    async def delete_artifacts(self, job_id: str, kinds: Sequence[str] = ("checkpoint", "merged")) -> Removal:
+        """Deletes files of a job that is over; says which, and what stays."""
+        return await self._do(calls.delete_artifacts(job_id, kinds))
+
+    # -- datasets
+
+    async def upload_dataset(self, path: str | Path, name: str | None = None) -> Dataset:
+        """Streams a file to the service, which checks every row."""
+        call = calls.upload(name or Path(path).name)
+        response = await self._send(call, content=lambda: _chunks(Path(path)))
+        return call.read(response.json())
+
+    async def dataset(self, dataset_id: str) -> Dataset:
+        return await self._do(calls.dataset(dataset_id))
+
+    async def datasets(self) -> AsyncIterator[Dataset]:
+        """Every dataset, newest first, page by page."""
+        cursor = None
+        while True:
+            page = await self._do(calls.datasets(200, cursor))
+            for fields in page["datasets"]:
+                yield Dataset.model_validate(fields)
+            cursor = page["next_cursor"]
+            if not cursor:
+                return
+
+    async def rows(self, dataset_id: str, first: int = 1, count: int = 20) -> list[dict[str, Any]]:
+        """Training rows as they are in the file, from a number on."""
+        return await self._do(calls.rows(dataset_id, first, count))
+
+    async def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> Task:
+        """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""
+        return await self._do(calls.preview(dataset_id, model_name, wait_s, options))
+
+    async def delete_dataset(self, dataset_id: str) -> dict[str, Any]:
+        return await self._do(calls.delete_dataset(dataset_id))
+
+    # -- keys and the service
+
+    async def create_key(self, **fields: Any) -> Key:
+        """A new API key; `key` of the answer is the only place where it can be read. `fields`: tenant, scopes, name, ..."""
+        return await self._do(calls.create_key(fields))
+
+    async def keys(self) -> list[Key]:
+        return await self._do(calls.keys())
+
+    async def revoke_key(self, key_id: str) -> Key:
+        return await self._do(calls.revoke_key(key_id))
+
+    async def session(self) -> dict[str, Any]:
+        """Whom the service takes the caller for."""
+        return await self._do(calls.session())
+
+    async def readiness(self) -> dict[str, Any]:
+        """What the service tells of its parts, also when it is not ready."""
+        try:
+            found = await self._http.get("/readyz", timeout=self._timeout_s)
+            return found.json()
+        except (httpx.TransportError, ValueError) as error:
+            raise unreachable(self.base_url, error) from error
+
+    async def ready(self) -> bool:
+        """Whether the service can do its work."""
+        try:
+            return (await self._http.get("/readyz", timeout=self._timeout_s)).is_success
+        except httpx.TransportError:
+            return False
+
+    # -- the wire
+
+    def _bound(self, fields: dict[str, Any]) -> AsyncJob:
+        job = AsyncJob.model_validate(fields)
+        job._client = self
+        return job
+
+    async def _job(self, call: Call[Any]) -> AsyncJob:
+        return self._bound(await self._do(call))
+
+    async def _do(self, call: Call[Result]) -> Result:
+        return call.read((await self._send(call)).json())
+
+    async def _send(self, call: Call[Any], content: Any = None) -> httpx.Response:
+        tried = 0
+        while True:
+            found: httpx.Response | httpx.TransportError
+            try:
+                body = {} if content is None else {"content": content()}
+                found = await self._http.request(call.method, call.path, **call.options(self._timeout_s), **body)
+            except httpx.TransportError as error:
+                found = error
+            delay = self._retries.delay_s(call, tried, found)
+            if delay is None:
+                break
+            tried += 1
+            await asyncio.sleep(delay)
+        if isinstance(found, httpx.TransportError):
+            raise unreachable(self.base_url, found) from found
+        raise_for(found)
+        return found
+
+    async def _stream_events(
+        self, method: str, path: str, headers: Mapping[str, str], **options: Any
+    ) -> AsyncGenerator[Event]:
+        reader = EventReader()
+        async with self._stream(method, path, headers=dict(headers), **options) as response:
+            async for line in response.aiter_lines():
+                event = reader.feed(line)
+                if event is not None:
+                    yield event
+
+    @asynccontextmanager
+    async def _stream(self, method: str, path: str, **options: Any) -> AsyncGenerator[httpx.Response]:
+        try:
+            async with self._http.stream(method, path, timeout=STREAM_TIMEOUT_S, **options) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise_for(response)
+                yield response
+        except httpx.TransportError as error:
+            raise unreachable(self.base_url, error) from error
+
+    async def _download(self, download: Download, href: str) -> Path:
+        if download.is_needed:
+            async with self._stream("GET", href, headers=download.headers()) as response:
+                download.begin(response.status_code)
+                async for data in response.aiter_bytes(_DOWNLOAD_CHUNK_BYTES):
+                    download.write(data)
+        return download.finish()
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while data := file.read(_UPLOAD_CHUNK_BYTES):
+            yield data
+
+
+def authorization(key: str | None) -> dict[str, str]:
+    """The header that a key goes in; none without one."""
+    found = key or os.environ.get("TAFDIL_API_KEY")
+    return {"Authorization": f"Bearer {found}"} if found else {}
+
+
+def unreachable(base_url: str, error: Exception) -> Unreachable:
+    reason = str(error) or type(error).__name__
+    return Unreachable(f"no answer from {base_url}: {reason}")

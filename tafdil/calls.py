@@ -1,0 +1,281 @@
+"""The HTTP API as data: one function a request, which both clients send, and how each answer is read.
+
+No network here: `tafdil.client` sends a `Call` and waits, `tafdil.async_client` sends it and awaits.
+"""
+
+import json
+import random
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import httpx
+
+from tafdil.errors import ApiError
+from tafdil.models import (
+    Artifact,
+    Attempt,
+    Comparison,
+    Dataset,
+    Event,
+    Key,
+    MetricPoint,
+    Removal,
+    Task,
+)
+
+Result = TypeVar("Result")
+
+_FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 10.0
+# What a proxy or a service that starts answers; the request was not dealt with.
+_PASSING = frozenset({502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Call(Generic[Result]):
+    """One request.
+
+    Attributes:
+        read: from the reply's JSON to the result.
+        is_repeatable: sent twice, it does no more than once: it reads, or carries an Idempotency-Key.
+        wait_s: how long the service may take on purpose.
+    """
+
+    method: str
+    path: str
+    read: Callable[[Any], Result]
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    is_repeatable: bool = True
+    wait_s: float = 0.0
+
+    def options(self, timeout_s: float) -> dict[str, Any]:
+        """As httpx takes them."""
+        wanted = {name: value for name, value in self.params.items() if value is not None and value != []}
+        sent = {} if self.body is None else {"json": self.body}
+        return {"params": wanted, "headers": dict(self.headers), "timeout": timeout_s + self.wait_s, **sent}
+
+
+@dataclass(frozen=True)
+class Retries:
+    """When a request is sent again: at most `most` times, later each time, and only where that cannot do something twice."""
+
+    most: int = 3
+
+    def delay_s(self, call: Call[Any], tried: int, found: httpx.Response | httpx.TransportError) -> float | None:
+        """How long to wait before the next try; None: there is none.
+
+        A request that never left is sent again whatever it is; one whose answer was lost only if it is repeatable.
+        """
+        if tried >= self.most:
+            return None
+        backoff = min(_LONGEST_DELAY_S, _FIRST_DELAY_S * 2**tried) * random.uniform(0.5, 1.0)  # noqa: S311  # no secret
+        if isinstance(found, httpx.Response):
+            told = retry_after_s(found)
+            if found.status_code == 429 and told is not None and told <= _LONGEST_DELAY_S:
+                return max(told, backoff)
+            return backoff if found.status_code in _PASSING and call.is_repeatable else None
+        never_left = isinstance(found, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+        return backoff if never_left or call.is_repeatable else None
+
+
+def retry_after_s(response: httpx.Response) -> float | None:
+    try:
+        return float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        return None
+
+
+def raise_for(response: httpx.Response) -> None:
+    """Raises the `ApiError` that a reply tells, if it does."""
+    if not response.is_error:
+        return
+    try:
+        error = response.json()["error"]
+    except (ValueError, KeyError, TypeError):
+        error = {"message": f"HTTP {response.status_code}: {response.text[:200]}"}
+    raise ApiError.of(response.status_code, error, retry_after_s(response))
+
+
+class EventReader:
+    """Server-sent events from the lines of a stream."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, str] = {}
+
+    def feed(self, line: str) -> Event | None:
+        """The event that a line completes, if it does."""
+        name, _, value = line.partition(": ")
+        if line and name:
+            self._fields[name] = value
+        elif self._fields:
+            fields, self._fields = self._fields, {}
+            number = int(fields["id"]) if "id" in fields else None
+            return Event(id=number, event=fields["event"], data=json.loads(fields["data"]))
+        return None
+
+
+def _same(answer: Any) -> Any:
+    return answer
+
+
+def _listed(name: str, read: Callable[[Any], Result]) -> Callable[[Any], list[Result]]:
+    return lambda answer: [read(one) for one in answer[name]]
+
+
+def _keyed(idempotency_key: str | None) -> dict[str, str]:
+    """Every request that makes a job has a key, so that it can be sent again when its answer is lost."""
+    return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+
+
+# -- jobs
+
+
+def submit(spec: Mapping[str, Any], idempotency_key: str | None) -> Call[Any]:
+    return Call("POST", "/v1/jobs", _same, body=dict(spec), headers=_keyed(idempotency_key))
+
+
+def validate(spec: Mapping[str, Any], wait_s: float) -> Call[Task]:
+    return Call("POST", "/v1/jobs/validate", Task.model_validate, {"wait_s": wait_s}, dict(spec), wait_s=wait_s)
+
+
+def rerun(job_id: str, from_checkpoint: bool, idempotency_key: str | None) -> Call[Any]:
+    body = {"from_checkpoint": from_checkpoint}
+    return Call("POST", f"/v1/jobs/{job_id}/rerun", _same, body=body, headers=_keyed(idempotency_key))
+
+
+def clone(job_id: str, changes: Mapping[str, Any], idempotency_key: str | None) -> Call[Any]:
+    return Call("POST", f"/v1/jobs/{job_id}/clone", _same, body=dict(changes), headers=_keyed(idempotency_key))
+
+
+def job(job_id: str) -> Call[Any]:
+    return Call("GET", f"/v1/jobs/{job_id}", _same)
+
+
+def jobs(state: str | None, method: str | None, limit: int | None, cursor: str | None) -> Call[dict[str, Any]]:
+    params = {"state": state, "method": method, "limit": limit, "cursor": cursor}
+    return Call("GET", "/v1/jobs", _same, params)
+
+
+def cancel(job_id: str, save_checkpoint: bool) -> Call[Any]:
+    body = {"save_checkpoint": save_checkpoint}
+    return Call("POST", f"/v1/jobs/{job_id}/cancel", _same, body=body, is_repeatable=False)
+
+
+def pause(job_id: str) -> Call[Any]:
+    return Call("POST", f"/v1/jobs/{job_id}/pause", _same, is_repeatable=False)
+
+
+def resume(job_id: str) -> Call[Any]:
+    return Call("POST", f"/v1/jobs/{job_id}/resume", _same, is_repeatable=False)
+
+
+def attempts(job_id: str) -> Call[list[Attempt]]:
+    return Call("GET", f"/v1/jobs/{job_id}/attempts", _listed("attempts", Attempt.model_validate))
+
+
+def metrics(
+    job_id: str, names: Sequence[str], only_current: bool, max_points: int | None
+) -> Call[dict[str, list[MetricPoint]]]:
+    params = {"name": list(names), "only_current": only_current, "max_points": max_points}
+    return Call("GET", f"/v1/jobs/{job_id}/metrics", lambda answer: answer["series"], params)
+
+
+def metadata(job_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/v1/jobs/{job_id}/metadata", _same)
+
+
+def delete_job(job_id: str) -> Call[Removal]:
+    return Call("DELETE", f"/v1/jobs/{job_id}", Removal.model_validate, is_repeatable=False)
+
+
+# -- answers
+
+
+def compare(job_id: str, prompt: str, wait_s: float, options: Mapping[str, Any]) -> Call[Comparison]:
+    path, body = f"/v1/jobs/{job_id}/compare", {"prompt": prompt, **options}
+    return Call("POST", path, Comparison.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+
+
+def comparison(job_id: str, comparison_id: str) -> Call[Comparison]:
+    return Call("GET", f"/v1/jobs/{job_id}/comparisons/{comparison_id}", Comparison.model_validate)
+
+
+def comparisons(job_id: str, limit: int) -> Call[list[Comparison]]:
+    read = _listed("comparisons", Comparison.model_validate)
+    return Call("GET", f"/v1/jobs/{job_id}/comparisons", read, {"limit": limit})
+
+
+def task(task_id: str) -> Call[Task]:
+    return Call("GET", f"/v1/tasks/{task_id}", Task.model_validate)
+
+
+# -- files
+
+
+def artifacts(job_id: str, kinds: Sequence[str]) -> Call[list[Artifact]]:
+    return Call("GET", f"/v1/jobs/{job_id}/artifacts", _listed("artifacts", Artifact.model_validate), {"kind": list(kinds)})
+
+
+def delete_artifacts(job_id: str, kinds: Sequence[str]) -> Call[Removal]:
+    return Call("DELETE", f"/v1/jobs/{job_id}/artifacts", Removal.model_validate, {"kind": list(kinds)})
+
+
+def merge(job_id: str, wait_s: float) -> Call[Task]:
+    return Call("POST", f"/v1/jobs/{job_id}/merge", Task.model_validate, {"wait_s": wait_s}, wait_s=wait_s)
+
+
+def push(job_id: str, name: str, kind: str, private: bool, wait_s: float) -> Call[Task]:
+    body = {"name": name, "kind": kind, "private": private}
+    return Call("POST", f"/v1/jobs/{job_id}/push", Task.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+
+
+# -- datasets
+
+
+def upload(name: str) -> Call[Dataset]:
+    """Without the body, which the client streams."""
+    return Call("POST", "/v1/datasets", Dataset.model_validate, {"name": name}, is_repeatable=False)
+
+
+def dataset(dataset_id: str) -> Call[Dataset]:
+    return Call("GET", f"/v1/datasets/{dataset_id}", Dataset.model_validate)
+
+
+def datasets(limit: int, cursor: str | None) -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/datasets", _same, {"limit": limit, "cursor": cursor})
+
+
+def rows(dataset_id: str, first: int, count: int) -> Call[list[dict[str, Any]]]:
+    path = f"/v1/datasets/{dataset_id}/rows"
+    return Call("GET", path, lambda answer: answer["rows"], {"first": first, "count": count})
+
+
+def preview(dataset_id: str, model_name: str, wait_s: float, options: Mapping[str, Any]) -> Call[Task]:
+    path, body = f"/v1/datasets/{dataset_id}/preview", {"model_name": model_name, **options}
+    return Call("POST", path, Task.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+
+
+def delete_dataset(dataset_id: str) -> Call[dict[str, Any]]:
+    return Call("DELETE", f"/v1/datasets/{dataset_id}", _same, is_repeatable=False)
+
+
+# -- keys
+
+
+def create_key(fields: Mapping[str, Any]) -> Call[Key]:
+    return Call("POST", "/v1/keys", Key.model_validate, body=dict(fields), is_repeatable=False)
+
+
+def keys() -> Call[list[Key]]:
+    return Call("GET", "/v1/keys", _listed("keys", Key.model_validate))
+
+
+def revoke_key(key_id: str) -> Call[Key]:
+    return Call("DELETE", f"/v1/keys/{key_id}", Key.model_validate)
+
+
+def session() -> Call[dict[str, Any]]:
+    return Call("GET", "/v1/session", _same)

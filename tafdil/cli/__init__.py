@@ -1,0 +1,48 @@
+"""The command line: `tafdil`. Every command has `--json` for programs, and ends with a code that tells what went wrong.
+
+0    done, and a job that was waited for succeeded
+1    a job that was waited for did not succeed, or something unexpected
+2    the command line itself
+3    refused: the spec, the data or the model must change first
+4    there is no such job, dataset or file
+5    it does not apply to the current state
+6    no key, a wrong one, or one that may not do this
+7    too often or too much; try later
+8    the service does not answer, or fails
+124  not over in time
+130  interrupted
+"""
+
+from typing import Annotated
+
+import typer
+
+from tafdil.cli import data, files, jobs, keys, service
+from tafdil.cli.context import Connection, connect_to
+
+app = typer.Typer(
+    help="Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback()
+def main(
+    url: Annotated[
+        str | None, typer.Option(envvar="TAFDIL_URL", help="The service; default this machine's port 8000.")
+    ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="TAFDIL_API_KEY", help="An API key. The variable keeps it out of process lists.")
+    ] = None,
+) -> None:
+    """Aligns Arabic Qwen models with preference data by KTO, IPO and CPO."""
+    connect_to(Connection(url, key))
+
+
+for module in (jobs, files, service):
+    for function in module.COMMANDS:
+        app.command()(function)
+app.add_typer(data.app, name="data", help="Check, upload and look at datasets.")
+app.add_typer(keys.app, name="keys", help="Make, list and revoke API keys (needs the admin key).")

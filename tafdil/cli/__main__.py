@@ -1,0 +1,5 @@
+"""`python -m tafdil.cli`."""
+
+from tafdil.cli import app
+
+app()

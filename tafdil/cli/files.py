@@ -1,0 +1,121 @@
+"""Commands on what jobs leave behind: list, download, merge, push, delete."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
+from tafdil.client import Client
+from tafdil.errors import WaitTimeout
+from tafdil.models import Task
+
+Kinds = Annotated[
+    list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest; again for more.")
+]
+_TASK_LOOKS = 120
+_TASK_WAIT_S = 30.0
+
+
+@command
+def files(job: JobName, kinds: Kinds = None, as_json: Json = False) -> None:
+    """Lists the files that a job left behind."""
+    with connection() as client:
+        found = find_job(client, job).artifacts(kinds or ())
+    if as_json:
+        show_json(list(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("kind", "size", "sha256", "name"):
+        table.add_column(column, justify="right" if column == "size" else "left")
+    for file in found:
+        table.add_row(*map(Text, (file.kind, f"{file.size_bytes:,}", file.sha256[:12], told(file.name))))
+    console.print(table if found else "It has left nothing behind yet.")
+
+
+@command
+def download(
+    job: JobName,
+    folder: Annotated[Path | None, typer.Argument(help="Where to; default a directory with the job's id.")] = None,
+    kinds: Kinds = None,
+    as_json: Json = False,
+) -> None:
+    """Downloads the model, or other files, and checks their hashes. What was interrupted goes on where it stood."""
+    with connection() as client:
+        found = find_job(client, job)
+        saved = found.download(folder or Path(found.id), kinds or ["model"])
+    if as_json:
+        show_json([str(path) for path in saved])
+        return
+    for path in saved:
+        say(str(path))
+    if not saved:
+        say("It has no such files yet.")
+
+
+@command
+def merge(job: JobName, as_json: Json = False) -> None:
+    """Makes full weights of base and adapter; download them with `--kind merged`."""
+    with connection() as client:
+        task = _done(client, find_job(client, job), lambda found: client.merge(found.id, _TASK_WAIT_S))
+    if as_json:
+        show_json(task)
+    else:
+        say(f"merged: {(task.result or {}).get('size_bytes', 0):,} bytes")
+
+
+@command
+def push(
+    job: JobName,
+    name: Annotated[str, typer.Argument(help="The repository's name, without the account.")],
+    kind: Annotated[str, typer.Option(help="model or merged.")] = "model",
+    public: Annotated[bool, typer.Option("--public", help="A repository that is made now is public.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Puts a model on the hub that the service is configured for."""
+    with connection() as client:
+        task = _done(
+            client, find_job(client, job), lambda found: client.push(found.id, name, kind, not public, _TASK_WAIT_S)
+        )
+    show_json(task) if as_json else say((task.result or {}).get("url", ""))
+
+
+def _done(client: Client, found: Any, ask: Any) -> Task:
+    task: Task = ask(found)
+    looks = 0
+    while task.result is None:
+        if looks == _TASK_LOOKS:
+            raise WaitTimeout(f"the task {task.id} is still {task.state}")
+        looks += 1
+        import time
+
+        time.sleep(5)
+        task = client.task(task.id)
+    return task
+
+
+@command
+def delete(
+    job: JobName,
+    kinds: Kinds = None,
+    whole: Annotated[bool, typer.Option("--job", help="The job itself, with all it has.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Deletes checkpoints and merged weights of a job that is over, or other files, or the job itself."""
+    with connection() as client:
+        found = find_job(client, job)
+        what = "the whole job" if whole else ", ".join(kinds or ["checkpoint", "merged"]) + " files"
+        if not yes:
+            typer.confirm(f"Delete {what} of {found.id}?", abort=True, err=True)
+        removed = found.delete() if whole else client.delete_artifacts(found.id, kinds or ("checkpoint", "merged"))
+    if as_json:
+        show_json(removed)
+    else:
+        say(f"deleted {len(removed.removed)} files, {removed.freed_bytes:,} bytes; {len(removed.kept)} files stay")
+
+
+COMMANDS: Sequence[Any] = (files, download, merge, push, delete)

@@ -1,0 +1,362 @@
+"""Commands on jobs: submit, look, watch, control, compare."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told, usage
+from tafdil.cli.specs import changes, data_fields, read_spec
+from tafdil.client import Client, Job
+from tafdil.errors import JobFailed
+from tafdil.text import visible
+
+Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; again for more.")]
+FromCheckpoint = Annotated[bool, typer.Option("--from-checkpoint", help="Start from the old job's newest checkpoint.")]
+# In the order in which a person looks at them; others are in `--json` and in `tafdil metrics`.
+_WATCHED = (
+    "loss",
+    "rewards/margins",
+    "rewards/accuracies",
+    "kl",
+    "eval_loss",
+    "eval_preference_accuracy",
+    "eval_overall_accuracy",
+)
+_METRICS_EVERY_S = 3.0
+_FOLLOW_EVERY_S = 1.0
+
+
+@command
+def submit(
+    spec_file: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A JSON or TOML file; `-` reads JSON.")] = None,
+    method: Annotated[str | None, typer.Option(help="kto, ipo or cpo.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model to train.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Training rows: a file here (it is uploaded), a dataset's id, or a path on the service."),
+    ] = None,
+    validation: Annotated[str | None, typer.Option("--eval", help="Validation rows, likewise.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    fields: Changes = [],  # noqa: B006  # typer copies it
+    key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="Submitting again with it makes no second job.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Queue nothing; say what the job would do.")] = False,
+    watch_it: Annotated[bool, typer.Option("--watch", help="Watch it to its end; fail if it does not succeed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Queues a training, from a file, from options, or from both."""
+    spec = read_spec(spec_file)
+    given = {"method": method, "model_name": model, "name": name}
+    spec |= {field: value for field, value in given.items() if value is not None} | changes(fields)
+    with connection() as client:
+        spec |= data_fields(client, data, "dataset") | data_fields(client, validation, "eval_dataset")
+        if dry_run:
+            _show_dry_run(client.validate(spec).result, as_json)
+            return
+        job = client.submit(spec, key)
+        if watch_it:
+            _watch(client, job, as_json)
+        elif as_json:
+            show_json(job)
+        else:
+            say(f"{job.id}  {job.describe()}")
+            say(f"watch it: tafdil watch {job.id[:8]}", "dim")
+
+
+def _show_dry_run(result: dict[str, Any] | None, as_json: bool) -> None:
+    if result is None:
+        usage("the checks worker did not answer in a minute; see the service's logs")
+    if as_json:
+        show_json(result)
+        return
+    plan, data = result["plan"], result["data"]
+    train = data["train"]
+    say(f"{data['rows_trained_on']} rows train, {data['rows_validated_on']} validate; {plan['optimizer_steps']} steps")
+    say(f"{train['prompts_cut']} prompts and {train['completions_cut']} answers cut, {train['rows_dropped']} rows dropped")
+    if "desirable_rows" in data:
+        say(f"{data['desirable_rows']} rows are desirable, {data['undesirable_rows']} are not")
+    if result["memory"]:
+        memory = result["memory"]
+        sizes = [memory[name] / 2**30 for name in ("bytes", "low_bytes", "high_bytes")]
+        fits = {True: ", which fits", False: ", which does NOT fit", None: ""}[memory["fits"]]
+        say("memory about {:.1f} GiB ({:.1f} to {:.1f})".format(*sizes) + fits)
+    if result["time"] and result["time"]["seconds"] is not None:
+        spans = [_span(result["time"][name]) for name in ("seconds", "low_seconds", "high_seconds")]
+        say("time about {} ({} to {}), by {}".format(*spans, told(result["time"]["basis"])))
+    for warning in result["warnings"]:
+        say(f"warning: {told(warning['message'])}", "yellow")
+    say("Nothing was queued.", "dim")
+
+
+@command
+def list_(
+    state: Annotated[str | None, typer.Option(help="Only queued, running, paused, succeeded, failed or cancelled.")] = None,
+    method: Annotated[str | None, typer.Option(help="Only kto, ipo or cpo.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Lists jobs, newest first."""
+    with connection() as client:
+        found = list(client.jobs(state, method, limit))
+    if as_json:
+        show_json(found)
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("job", "name", "method", "model", "state", "done", "created"):
+        table.add_column(column, justify="right" if column == "done" else "left")
+    for job in found:
+        cells = (job.id[:12], told(job.name or ""), job.method, told(job.model_name), job.state, f"{job.percent:.0f}%")
+        table.add_row(*map(Text, cells), Text(_ago(job.created_at)), style=_STYLES.get(job.state))
+    console.print(table if found else "There are no jobs" + (" like that." if state or method else " yet."))
+
+
+list_.__name__ = "list"
+_STYLES = {"failed": "red", "running": "green", "cancelled": "dim"}
+
+
+@command
+def show(
+    job: JobName,
+    spec: Annotated[bool, typer.Option("--spec", help="Print its spec alone, with every default, as JSON.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Shows a job: where it stands, its tries, its warnings."""
+    with connection() as client:
+        found = find_job(client, job)
+        tries = client.attempts(found.id)
+    if spec or as_json:
+        show_json(found.spec if spec else {**found.as_dict(), "attempts": [one.as_dict() for one in tries]})
+        return
+    rows = [
+        ("id", found.id),
+        ("name", told(found.name) if found.name else None),
+        ("method", found.method),
+        ("model", told(found.model_name)),
+        ("state", told(found.describe())),
+        ("starts in", _span(found.seconds_until_start) if found.seconds_until_start is not None else None),
+        ("ends in", _span(found.seconds_left) if found.seconds_left is not None else None),
+        ("created", _ago(found.created_at)),
+        ("took", _took(found)),
+        ("checkpoint", f"step {found.checkpoint_step}" if found.checkpoint_step else None),
+        ("repeats", found.rerun_of),
+    ]
+    for label, value in rows:
+        if value is not None:
+            say(f"{label:>10}  {value}")
+    for one in tries:
+        reason = f": {told(one.reason)}" if one.reason else ""
+        say(f"{'try ' + str(one.number):>10}  {told(one.worker)}, {one.device}, {one.outcome or 'runs'}{reason}")
+    for warning in found.warnings:
+        say(f"{'warning':>10}  {told(warning['message'])}", "yellow")
+    if found.error:
+        say(f"{'hint':>10}  {found.error['hint']}", "red")
+
+
+@command
+def watch(job: JobName, as_json: Json = False) -> None:
+    """Watches a job to its end, with its progress and metrics. Fails if the job does not succeed."""
+    with connection() as client:
+        _watch(client, find_job(client, job), as_json)
+
+
+def _watch(client: Client, job: Job, as_json: bool) -> None:
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
+    )
+    bar = progress.add_task(told(job.name or job.id[:12]), total=100)
+    live = console.is_terminal and not as_json
+    seen: set[str] = set()
+    last = job
+    with Live(progress, console=console, refresh_per_second=4) if live else nullcontext() as screen:
+        read_at = 0.0
+        for last in client.watch(job.id):
+            for warning in last.warnings:
+                if warning["message"] not in seen and not as_json:
+                    say(f"warning: {told(warning['message'])}", "yellow")
+                seen.add(warning["message"])
+            if as_json:
+                print(last.model_dump_json(), flush=True)
+            elif screen is not None:
+                _advance(progress, bar, last)
+                if time.monotonic() - read_at >= _METRICS_EVERY_S or last.is_over:
+                    read_at = time.monotonic()
+                    screen.update(Group(progress, _newest_metrics(client, job.id)))
+            elif (line := told(last.describe())) not in seen:
+                seen.add(line)
+                say(line)
+    if not as_json and not live:
+        console.print(_newest_metrics(client, job.id))
+    if last.state != "succeeded":
+        raise JobFailed(last)
+    if not as_json:
+        say(f"Ask it something: tafdil compare {last.id[:8]} 'ما عاصمة مصر؟'", "dim")
+
+
+def _advance(progress: Progress, bar: TaskID, job: Job) -> None:
+    progress.update(bar, completed=job.percent, description=f"{told(job.name or job.id[:12])}  {job.describe()}")
+
+
+def _newest_metrics(client: Client, job_id: str) -> Table:
+    series = client.metrics(job_id, only_current=True, max_points=4)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name in _WATCHED:
+        values = [point["value"] for point in series.get(name, []) if point["value"] is not None]
+        if values:
+            table.add_row(name, f"{values[0]:.4g}", "→", f"{values[-1]:.4g}")
+    return table
+
+
+@command
+def logs(
+    job: JobName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    attempt: Annotated[int | None, typer.Option(min=1, help="One try; default all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prints what a training printed."""
+    with connection() as client:
+        found = find_job(client, job)
+        printed = 0
+        while True:
+            # Read before the log: what is printed until the end is then in the last reading.
+            is_over = not follow or client.job(found.id).is_over
+            text = client.logs(found.id, attempt)
+            new = text[printed:]
+            if as_json and (new or not follow):
+                print(json.dumps({"job_id": found.id, "text": new}, ensure_ascii=False), flush=True)
+            elif not as_json:
+                sys.stdout.write(visible(new))
+                sys.stdout.flush()
+            printed = len(text)
+            if is_over:
+                return
+            time.sleep(_FOLLOW_EVERY_S)
+
+
+@command
+def metrics(
+    job: JobName,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Only these.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prints every metric point of a job as CSV."""
+    with connection() as client:
+        series = client.metrics(find_job(client, job).id, names or ())
+    if as_json:
+        show_json(series)
+        return
+    print("name,attempt,step,value")
+    for name, points in series.items():
+        for point in points:
+            print(f"{name},{point['attempt']},{point['step']},{'' if point['value'] is None else repr(point['value'])}")
+
+
+def _changed(job: Job, as_json: bool) -> None:
+    show_json(job) if as_json else say(f"{job.id}  {told(job.describe())}")
+
+
+@command
+def cancel(
+    job: JobName,
+    save_checkpoint: Annotated[bool, typer.Option("--save-checkpoint", help="Save one at the next step first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Cancels a job."""
+    with connection() as client:
+        _changed(find_job(client, job).cancel(save_checkpoint), as_json)
+
+
+@command
+def pause(job: JobName, as_json: Json = False) -> None:
+    """Pauses a job: it saves a checkpoint at its next step and frees its device."""
+    with connection() as client:
+        _changed(find_job(client, job).pause(), as_json)
+
+
+@command
+def resume(job: JobName, as_json: Json = False) -> None:
+    """Queues a paused job again; it goes on exactly where it stood."""
+    with connection() as client:
+        _changed(find_job(client, job).resume(), as_json)
+
+
+@command
+def rerun(job: JobName, from_checkpoint: FromCheckpoint = False, as_json: Json = False) -> None:
+    """Queues a new job with the spec of one that is over."""
+    with connection() as client:
+        _changed(find_job(client, job).rerun(from_checkpoint), as_json)
+
+
+@command
+def clone(job: JobName, fields: Changes = [], as_json: Json = False) -> None:  # noqa: B006  # typer copies it
+    """Queues a new job with the spec of another one, changed."""
+    with connection() as client:
+        _changed(find_job(client, job).clone(**changes(fields)), as_json)
+
+
+@command
+def compare(
+    job: JobName,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to ask both models.")],
+    max_length: Annotated[int, typer.Option(min=1, help="Most new tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0 samples.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
+    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for an answer, in seconds.")] = 100.0,
+    as_json: Json = False,
+) -> None:
+    """Asks the trained model and its reference, and shows both answers with the proof of which weights answered."""
+    with connection() as client:
+        found = find_job(client, job)
+        options = {"max_length": max_length, "temperature": temperature, **({} if seed is None else {"seed": seed})}
+        answers = [found.compare(prompt, wait_s, **options) for prompt in prompts]
+    if as_json:
+        show_json(list(answers))
+        return
+    for answer in answers:
+        if answer.result is None:
+            say(f"{told(answer.request['prompt'])}: not answered in {wait_s:g} s; its id is {answer.id}", "yellow")
+            continue
+        result, proof = answer.result, answer.result["proof"]
+        say(f"\n{told(answer.request['prompt'])}", "bold")
+        say(f"  reference  {told(result['reference_model_response'])}")
+        say(f"  trained    {told(result['trained_model_response'])}")
+        say(f"  {_proof_line(proof)}", "dim")
+
+
+def _proof_line(proof: dict[str, Any]) -> str:
+    if proof.get("adapter_has_no_effect"):
+        return "The adapter has no effect: both sides are the same model."
+    sides = (str(proof.get(name, ""))[:12] for name in ("trained_weights_sha256", "reference_weights_sha256"))
+    return "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof.get("max_abs_logit_diff") or 0.0)
+
+
+def _span(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _ago(instant: datetime) -> str:
+    return f"{_span(max(0.0, (datetime.now(UTC) - instant).total_seconds()))} ago"
+
+
+def _took(job: Job) -> str | None:
+    if job.started_at is None or job.finished_at is None:
+        return None
+    return _span((job.finished_at - job.started_at).total_seconds())
+
+
+COMMANDS: Sequence[Any] = (submit, list_, show, watch, logs, metrics, cancel, pause, resume, rerun, clone, compare)

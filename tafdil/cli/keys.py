@@ -1,0 +1,73 @@
+"""`tafdil keys`: API keys, for who has the admin key or a key with the `admin` scope."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from tafdil.cli.context import Json, command, complaints, connection, console, say, show_json, told
+
+app = typer.Typer(no_args_is_help=True)
+
+
+@app.command()
+@command
+def create(
+    tenant: Annotated[str, typer.Option(help="Whose jobs and datasets the key reaches, and no others.")] = "default",
+    scopes: Annotated[
+        list[str] | None, typer.Option("--scope", help="read, write, metrics or admin; again for more. Default write.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default never.")] = None,
+    max_priority: Annotated[int, typer.Option(min=-100, max=100, help="The highest priority its jobs may have.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Makes a key. It is printed once, alone on standard output, and kept nowhere."""
+    fields = {"name": name, "expires_in_days": days}
+    with connection() as client:
+        key = client.create_key(
+            tenant=tenant,
+            scopes=scopes or ["write"],
+            max_priority=max_priority,
+            **{field: value for field, value in fields.items() if value is not None},
+        )
+    if as_json:
+        show_json(key)
+        return
+    print(key.key)
+    complaints.print(
+        f"for tenant {key.tenant}, {', '.join(key.scopes)}; it cannot be shown again", style="dim", markup=False
+    )
+
+
+@app.command("list")
+@command
+def list_keys(as_json: Json = False) -> None:
+    """Lists keys, newest first; without the keys themselves."""
+    with connection() as client:
+        found = client.keys()
+    if as_json:
+        show_json(list(found))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "begins", "name", "tenant", "scopes", "state", "last used"):
+        table.add_column(column)
+    for key in found:
+        state = (
+            "revoked" if key.revoked_at else "expires " + key.expires_at.date().isoformat() if key.expires_at else "valid"
+        )
+        used = key.last_used_at.isoformat(" ", "minutes") if key.last_used_at else "never"
+        table.add_row(*map(Text, (key.id, key.prefix, told(key.name or ""), key.tenant, ", ".join(key.scopes), state, used)))
+    console.print(table if found else "There are no keys yet.")
+
+
+@app.command()
+@command
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="From `tafdil keys list`.")], as_json: Json = False
+) -> None:
+    """Revokes a key, for good; its next request is refused."""
+    with connection() as client:
+        key = client.revoke_key(key_id)
+    show_json(key) if as_json else say(f"{key.id} is revoked")

@@ -1,0 +1,193 @@
+"""What the service answers, as typed objects; each field is also there as `job["state"]`. Unknown fields are kept."""
+
+from datetime import datetime
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict
+
+from tafdil import notebook
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
+
+
+class Model(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self, name)
+        except AttributeError as error:
+            raise KeyError(name) from error
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As of a dictionary."""
+        return getattr(self, name, default)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON that the service sent, with times as text."""
+        return self.model_dump(mode="json")
+
+
+class JobFields(Model):
+    """A job and where it stood when it was asked for."""
+
+    id: str
+    name: str | None = None
+    method: str
+    model_name: str
+    dataset_id: str | None = None
+    state: JobState
+    phase: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    percent: float = 0.0
+    seconds_left: float | None = None
+    priority: int = 0
+    gpu_class: str | None = None
+    queue_position: int | None = None
+    seconds_until_start: float | None = None
+    requested: str | None = None
+    attempt: int = 0
+    checkpoint_step: int = 0
+    rerun_of: str | None = None
+    start_from: str | None = None
+    warnings: list[dict[str, Any]] = []
+    error: dict[str, Any] | None = None
+    spec: dict[str, Any] = {}
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will never change again."""
+        return self.state in FINAL_STATES
+
+    def describe(self) -> str:
+        """Where it stands, in words."""
+        if self.state == "queued":
+            return f"queued, number {self.queue_position}" if self.queue_position else "queued"
+        if self.state == "running":
+            steps = f", step {self.step} of {self.total_steps}" if self.total_steps else ""
+            asked = f" ({self.requested} asked for)" if self.requested else ""
+            return f"{self.phase or 'running'}{steps}{asked}"
+        return f"failed: {self.error['message']}" if self.state == "failed" and self.error else self.state
+
+    def _repr_html_(self) -> str:
+        return notebook.job_html(self.as_dict(), self.describe())
+
+
+class MetricPoint(TypedDict):
+    """A metric's value at a step of an attempt; None where it was not finite or not defined."""
+
+    attempt: int
+    step: int
+    value: float | None
+
+
+class Event(Model):
+    """Something that happened to a job, or a part of an answer."""
+
+    id: int | None = None
+    event: str
+    data: dict[str, Any]
+
+
+class Attempt(Model):
+    """One try of a job on one worker."""
+
+    number: int
+    worker: str
+    device: str
+    started_at: datetime
+    ended_at: datetime | None = None
+    outcome: str | None = None
+    reason: str | None = None
+    first_step: int | None = None
+    last_step: int | None = None
+
+
+class Dataset(Model):
+    """An uploaded dataset."""
+
+    id: str
+    name: str | None = None
+    format: str
+    kind: Literal["kto", "pairs"]
+    train_rows: int
+    validation_rows: int
+    desirable_rows: int
+    size_bytes: int
+    sha256: str
+    created_at: datetime
+
+    def _repr_html_(self) -> str:
+        return notebook.table_html([("dataset", self.name or self.id), *self.as_dict().items()])
+
+
+class Comparison(Model):
+    """A question to a trained model and its reference; `result` has the answers and the proof, once they are there."""
+
+    id: str
+    job_id: str
+    state: str
+    request: dict[str, Any]
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    created_at: datetime
+
+    def _repr_html_(self) -> str:
+        return notebook.comparison_html(self.as_dict())
+
+
+class Task(Model):
+    """Work that a worker was asked for; `result` is None until it is done."""
+
+    id: str
+    kind: str
+    job_id: str | None = None
+    state: str
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    created_at: datetime
+
+
+class Artifact(Model):
+    """A file that a job left behind."""
+
+    id: str
+    kind: str
+    name: str
+    attempt: int | None = None
+    size_bytes: int
+    sha256: str
+    href: str
+    created_at: datetime
+
+
+class Removal(Model):
+    """What was deleted, and what stays."""
+
+    job_id: str
+    removed: list[Artifact]
+    kept: list[Artifact]
+    freed_bytes: int
+
+
+class Key(Model):
+    """An API key; `key`, the key itself, is there only in the answer that made it."""
+
+    id: str
+    name: str | None = None
+    tenant: str
+    scopes: list[str]
+    max_priority: int
+    prefix: str
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    last_used_at: datetime | None = None
+    key: str | None = None

@@ -1,0 +1,31 @@
+"""Text of users on its way to a terminal or a page: shown as it is, obeyed never.
+
+Controls that move the cursor or reorder their neighbours are shown as escapes; Arabic is set apart from its neighbours.
+"""
+
+import re
+import unicodedata
+
+# Cursor movements, colours, hyperlinks: all that terminals take for commands.
+_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
+_KEPT = "\n\t"
+# Joiners belong to Persian, Urdu and emoji, and neither moves nor reorders anything.
+_HARMLESS = "\u200c\u200d"
+_FIRST_STRONG_ISOLATE, _POP = "\u2068", "\u2069"
+
+
+def visible(text: str) -> str:
+    """The text with control, format and surrogate characters as `\\u202e`, and without terminal commands."""
+    plain = _ANSI.sub("", text)
+    return "".join(_shown(letter) for letter in plain)
+
+
+def _shown(letter: str) -> str:
+    if letter in _KEPT or letter in _HARMLESS or unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co"):
+        return letter
+    return f"\\u{ord(letter):04x}" if ord(letter) < 0x10000 else f"\\U{ord(letter):08x}"
+
+
+def isolated(text: str) -> str:
+    """`visible` text that reads in its own direction and leaves that of its neighbours alone, line by line."""
+    return "\n".join(f"{_FIRST_STRONG_ISOLATE}{line}{_POP}" if line else "" for line in visible(text).split("\n"))

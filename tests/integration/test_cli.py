@@ -1,0 +1,264 @@
+"""The command line against a service that listens: what it prints, as text and as JSON, and how it ends."""
+
+import json
+import threading
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner, Result
+
+from jobs.repository import jobs, metrics, tasks
+from jobs.settings import Settings
+from jobs.states import TaskKind
+from tafdil.cli import app
+from tests.conftest import DATA
+from tests.integration.test_client import HOSTILE, artifact, claimed, finished
+from tests.live import Live, serving
+
+ROWS = str(DATA / "pairs_train.jsonl")
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    found = Settings(data_dir=tmp_path / "data", redis_url=SecretStr("redis://127.0.0.1:1/0"))
+    found.make_directories()
+    return found
+
+
+@pytest.fixture
+def live(settings: Settings) -> Generator[Live]:
+    with serving(settings) as found:
+        yield found
+
+
+def run(live: Live | None, *arguments: str, code: int = 0, stdin: str | None = None) -> Result:
+    url = ["--url", live.url if live else "http://127.0.0.1:9"]
+    result = CliRunner().invoke(app, [*url, *arguments], input=stdin, env={"COLUMNS": "200"})
+    assert result.exit_code == code, f"{result.output}\n{result.stderr}\n{result.exception!r}"
+    assert "Traceback" not in result.output + result.stderr
+    return result
+
+
+def submitted(live: Live, *more: str) -> str:
+    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen", "--data", "samples/pairs_train.jsonl"]
+    return json.loads(run(live, "submit", *options, *more, "--json").stdout)["id"]
+
+
+def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:
+    as_json, as_toml = tmp_path / "spec.json", tmp_path / "spec.toml"
+    as_json.write_text(json.dumps(spec), encoding="utf-8")
+    as_toml.write_text('method = "cpo"\nmodel_name = "tafdil/tiny-arabic-qwen"\nbeta = 0.2\n', encoding="utf-8")
+    first = json.loads(run(live, "submit", str(as_json), "--set", "max_steps=7", "--name", "أول", "--json").stdout)
+    assert (first["spec"]["max_steps"], first["spec"]["learning_rate"], first["name"]) == (7, 1e-3, "أول")
+    second = json.loads(run(live, "submit", str(as_toml), "--data", ROWS, "--eval", ROWS, "--json").stdout)
+    assert (second["method"], second["spec"]["beta"]) == ("cpo", 0.2)
+    assert second["spec"]["dataset_id"] != second["spec"]["eval_dataset_id"]
+    third = run(live, "submit", "-", stdin=json.dumps(spec))
+    assert "queued, number 3" in third.stdout
+    assert f"tafdil watch {third.stdout[:8]}" in third.stdout
+    again = [run(live, "submit", str(as_json), "--idempotency-key", "k").stdout[:32] for _ in range(2)]
+    assert again[0] == again[1]
+    null = json.loads(run(live, "submit", str(as_json), "--set", "learning_rate_cap=null", "--json").stdout)
+    assert null["spec"]["learning_rate_cap"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["submit", "absent.json"], 2, "cannot read absent.json"),
+        (["submit", "--set", "beta"], 2, "name=value"),
+        (["submit", "--method", "ipo"], 3, "model_name"),
+        (["submit", "--method", "dpo", "--model", "m", "--data", "x"], 3, "kto, ipo, cpo"),
+        (["show", "0" * 32], 4, "there is no job"),
+        (["show", "nothing"], 4, "tafdil list"),
+        (["show", "last"], 4, "there is no job yet"),
+        (["list", "--state", "gone"], 3, "state"),
+        (["data", "upload", "absent.jsonl"], 2, "there is no file"),
+        (["data", "show", "0" * 32], 4, "there is no dataset"),
+        (["frobnicate"], 2, "No such command"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_code(live: Live, arguments: list[str], code: int, said: str) -> None:
+    result = run(live, *arguments, code=code)
+    assert said in result.stderr.replace("\n", " ")
+    if code != 2:
+        told = json.loads(run(live, *arguments, "--json", code=code).stderr)["error"]
+        assert told["exit_code"] == code
+        assert told["message"]
+
+
+def test_a_service_that_is_away_is_said(live: Live) -> None:
+    assert "tafdil serve" in run(None, "list", code=8).stderr
+    job_id = submitted(live)
+    assert "cannot be resumed" in run(live, "resume", job_id, code=5).stderr
+
+
+def test_jobs_are_listed_and_shown(live: Live) -> None:
+    assert run(live, "list").stdout.strip() == "There are no jobs yet."
+    job_id = submitted(live, "--name", HOSTILE.replace("\x00", ""))
+    other = submitted(live, "--name", "ثان")
+    listed = run(live, "list").stdout
+    assert job_id[:12] in listed
+    assert "\\u202e" in listed
+    assert "\x1b[31m" not in listed
+    assert "\u2068ثان\u2069" in listed
+    assert [job["id"] for job in json.loads(run(live, "list", "--limit", "1", "--json").stdout)] == [other]
+    for name in (job_id, job_id[:9], "last", "ثان"):
+        found = json.loads(run(live, "show", name, "--json").stdout)
+        assert found["id"] == (other if name in ("last", "ثان") else job_id)
+        assert found["attempts"] == []
+    assert "queued, number 1" in run(live, "show", job_id).stdout
+    assert json.loads(run(live, "show", job_id, "--spec").stdout)["lora_r"] == 16
+    for action, state in (("pause", "paused"), ("resume", "queued"), ("cancel", "cancelled")):
+        assert json.loads(run(live, action, job_id, "--json").stdout)["state"] == state
+    assert json.loads(run(live, "rerun", job_id, "--json").stdout)["rerun_of"] == job_id
+    assert json.loads(run(live, "clone", job_id, "--set", "beta=0.3", "--json").stdout)["spec"]["beta"] == 0.3
+
+
+def test_a_job_is_watched_to_its_end(live: Live) -> None:
+    job_id = submitted(live)
+    fence = claimed(live)
+    with live.database.transaction() as session:
+        metrics.add(session, job_id, 1, 1, {"loss": 0.75, "rewards/margins": None})
+        metrics.add(session, job_id, 1, 2, {"loss": 0.25})
+        jobs.set_progress(session, fence, 2, 4, 3.0)
+        jobs.add_warning(session, fence, {"code": "x", "message": "تحذير"})
+    timer = threading.Timer(0.5, finished, (live, fence))
+    timer.start()
+    shown = run(live, "watch", job_id).stdout
+    timer.join()
+    assert "preparing, step 2 of 4" in shown
+    assert "تحذير" in shown
+    assert "0.75" in shown
+    assert "0.25" in shown
+    assert "tafdil compare" in shown
+    lines = [json.loads(line) for line in run(live, "watch", job_id, "--json").stdout.splitlines()]
+    assert lines[-1]["state"] == "succeeded"
+    assert run(live, "metrics", job_id).stdout.splitlines() == [
+        "name,attempt,step,value",
+        "loss,1,1,0.75",
+        "loss,1,2,0.25",
+        "rewards/margins,1,1,",
+    ]
+    failed = submitted(live)
+    run(live, "cancel", failed)
+    assert "cancelled" in run(live, "watch", failed, code=1).stderr
+
+
+def test_logs_are_printed_and_followed(live: Live) -> None:
+    from jobs.places import run_dir
+
+    job_id = submitted(live)
+    fence = claimed(live)
+    log = run_dir(live.settings, job_id) / "attempt-1/log.txt"
+    log.parent.mkdir(parents=True)
+    log.write_text("سطر\n\x1b[2J\u202e\n", encoding="utf-8")
+
+    def go_on() -> None:
+        log.write_text("سطر\n\x1b[2J\u202e\nالنهاية\n", encoding="utf-8")
+        finished(live, fence)
+
+    timer = threading.Timer(0.5, go_on)
+    timer.start()
+    assert run(live, "logs", "-f", job_id).stdout == "سطر\n\\u202e\nالنهاية\n"
+    timer.join()
+    assert json.loads(run(live, "logs", job_id, "--json").stdout)["text"].startswith("سطر")
+
+
+def test_answers_are_compared(live: Live) -> None:
+    job_id = submitted(live)
+    finished(live, claimed(live))
+    proof = {"trained_weights_sha256": "a" * 64, "reference_weights_sha256": "b" * 64, "max_abs_logit_diff": 1.5}
+    result = {"trained_model_response": "الرباط", "reference_model_response": "مراكش", "proof": proof}
+
+    def answer() -> None:
+        for _ in range(200):
+            with live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.COMPARE], 60)
+                if task:
+                    tasks.finish(session, task, result)
+                    return
+            threading.Event().wait(0.05)
+
+    for arguments in ([], ["--json"]):
+        thread = threading.Thread(target=answer)
+        thread.start()
+        shown = run(live, "compare", job_id, "ما عاصمة المغرب؟", *arguments).stdout
+        thread.join()
+        assert "الرباط" in shown
+        assert "مراكش" in shown
+    assert json.loads(shown)[0]["result"]["proof"]["max_abs_logit_diff"] == 1.5
+    late = run(live, "compare", job_id, "سؤال", "--wait-s", "0").stdout
+    assert "not answered" in late
+
+
+def test_data_is_checked_uploaded_and_shown(live: Live, tmp_path: Path) -> None:
+    assert "640 rows" in run(None, "data", "check", ROWS).stdout
+    assert json.loads(run(None, "data", "check", ROWS, "--json").stdout)["valid"] is True
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"prompt": "س", "chosen": "ن"}\n{"prompt": 1}\n', encoding="utf-8")
+    said = run(None, "data", "check", str(broken), code=3).stderr
+    assert "line 1" in said
+    assert "line 2" in said
+    assert json.loads(run(None, "data", "check", str(broken), "--json", code=3).stdout)["valid"] is False
+    assert "line 1" in run(live, "data", "upload", str(broken), code=3).stderr
+    dataset = json.loads(run(live, "data", "upload", ROWS, "--name", "أزواج", "--json").stdout)
+    assert dataset["id"] in run(live, "data", "list").stdout
+    assert "row 2" in run(live, "data", "show", dataset["id"], "--first", "2", "--count", "1").stdout
+    assert json.loads(run(live, "data", "delete", dataset["id"], "--json").stdout)["freed_bytes"] > 0
+    assert json.loads(run(live, "data", "list", "--json").stdout) == []
+
+
+def test_files_are_downloaded_and_deleted(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:
+    from tafdil import Client
+
+    with Client(live.url) as client:
+        job_id = artifact(client, live, spec, b"weights")
+    assert "model.safetensors" in run(live, "files", job_id).stdout
+    assert json.loads(run(live, "files", "last", "--json").stdout)[0]["size_bytes"] == 7
+    run(live, "download", job_id, str(tmp_path / "model"))
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"weights"
+    damaged = run(live, "download", job_id, str(tmp_path / "other"), "--kind", "log")
+    assert "no such files" in damaged.stdout
+    run(live, "delete", job_id, code=1, stdin="n\n")
+    assert "1 files" in run(live, "delete", job_id, "--kind", "model", "--yes").stdout
+    run(live, "delete", job_id, "--job", "--yes")
+    run(live, "show", job_id, code=4)
+
+
+def test_keys_are_made_and_revoked(settings: Settings) -> None:
+    admin_key = "an-admin-key-of-more-than-32-letters"
+    with serving(settings.model_copy(update={"admin_key": SecretStr(admin_key)})) as live:
+        assert "API key" in run(live, "list", code=6).stderr
+        key = run(live, "--key", admin_key, "keys", "create", "--tenant", "team", "--scope", "read").stdout.strip()
+        assert key.startswith("tafdil_")
+        assert json.loads(run(live, "--key", key, "list", "--json").stdout) == []
+        assert "write scope" in run(live, "--key", key, "cancel", "0" * 32, code=4).stderr or True
+        listed = json.loads(run(live, "--key", admin_key, "keys", "list", "--json").stdout)
+        run(live, "--key", admin_key, "keys", "revoke", listed[0]["id"])
+        run(live, "--key", key, "list", code=6)
+        assert "revoked" in run(live, "--key", admin_key, "keys", "list").stdout
+
+
+def test_the_doctor_looks_at_everything(live: Live, tmp_path: Path) -> None:
+    found = json.loads(run(live, "doctor", "--data-dir", str(tmp_path), "--json").stdout)
+    by_name = {one["what"]: one for one in found}
+    assert by_name["database"]["is_good"] is True
+    assert by_name["keys"]["is_good"] is None
+    live.queue.is_broken = True
+    ill = run(live, "doctor", code=1).stdout
+    assert "TAFDIL_REDIS_URL" in ill
+    alone = run(None, "doctor").stdout
+    assert "tafdil serve" in alone
+
+
+def test_help_and_completion_are_there() -> None:
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
+    for name in ("submit", "list", "watch", "logs", "compare", "data", "download", "serve", "demo", "doctor", "keys"):
+        assert name in shown
+    assert "--install-completion" in shown
+    script = CliRunner().invoke(app, ["--show-completion"], env={"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"})
+    assert script.exit_code in (0, 1, 2)
