@@ -52,6 +52,10 @@ class Streams:
     limit: StreamLimit
     key_id: str
 
+    def check(self) -> None:
+        """Raises `RateLimited` when the caller may not have one more: before anything is done for it."""
+        self.limit.check(self.key_id)
+
     def reply(self, events: AsyncIterator[str]) -> StreamingResponse:
         """A reply of events, if the caller may have one more. Raises `RateLimited`."""
         return event_stream(self.limit.opened(self.key_id, events))

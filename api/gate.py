@@ -73,7 +73,11 @@ class Gate:
         origin = headers.get("origin")
         if scope["method"] in _SAFE_METHODS or origin is None:
             return
-        if urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        try:
+            place = urlsplit(origin).netloc.lower()
+        except ValueError:
+            place = ""
+        if place != headers.get("host", "").lower():
             raise Forbidden(f"requests from pages of {origin[:100]!r} are not accepted")
 
     async def _caller(self, scope: Scope, headers: Headers) -> Caller | None:

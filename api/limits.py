@@ -79,10 +79,14 @@ class StreamLimit:
         self._most = most
         self._open: Counter[str] = Counter()
 
-    def opened(self, key_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The events, counted while they are read. Raises `RateLimited`."""
+    def check(self, key_id: str) -> None:
+        """Raises `RateLimited` when the key holds as many as it may."""
         if self._open[key_id] >= self._most:
             raise RateLimited(f"this key holds {self._most} event streams open; close some", retry_after_s=5)
+
+    def opened(self, key_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+        """The events, counted while they are read. Raises `RateLimited`."""
+        self.check(key_id)
 
         async def counted() -> AsyncIterator[str]:
             # Counted when the reply begins: one that never begins also never ends.

@@ -16,6 +16,7 @@ from jobs.settings import Settings
 
 # Several scrapers at once share one reading.
 _KEPT_S = 5.0
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -97,7 +98,13 @@ def _route_of(scope: Scope) -> tuple[str, str]:
     """Method and route of a request: its path with the names of parameters in their places. `other` where no route is."""
     if scope.get("route") is None:
         return "other", "other"
-    path: str = scope["path"]
-    for name, value in scope.get("path_params", {}).items():
-        path = path.replace(str(value), f"{{{name}}}")
-    return scope["method"], path
+    left = dict(scope.get("path_params", {}))
+    parts: list[str] = []
+    for part in scope["path"].split("/"):
+        name = next(iter(left), None)
+        is_parameter = name is not None and str(left[name]) == part
+        parts.append(f"{{{name}}}" if is_parameter else part)
+        if is_parameter:
+            left.pop(name)
+    # Methods are the client's words.
+    return (scope["method"] if scope["method"] in _METHODS else "other"), ("/".join(parts) if not left else "other")

@@ -28,6 +28,7 @@ _LOOK_EVERY_UNHEARD_S = 2.0
 _LOOK_EVERY_GROWING_S = 0.5
 _PING_EVERY_S = 15.0
 _RETRY_S = 2.0
+_LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 class Waker:
@@ -147,4 +148,6 @@ def _read(service: JobService, job_id: str, after: int) -> tuple[str, list[tuple
 
 def _format(sequence: int | None, kind: str, data: object) -> str:
     number = "" if sequence is None else f"id: {sequence}\n"
-    return f"{number}event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
+    # Letters that many clients take for the end of a line.
+    text = json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)
+    return f"{number}event: {kind}\ndata: {text}\n\n"

@@ -69,6 +69,9 @@ class Access:
 
     def authenticate(self, key: str) -> Caller:
         """Who the key belongs to. Raises `Unauthorized` when it is unknown, revoked or expired."""
+        if not (key.isascii() and key.isprintable()):
+            # No key of ours, and nothing for a database to look up.
+            raise Unauthorized("the API key is not valid: unknown, revoked or expired")
         sha256 = _sha256(key)
         if self._admin_sha256 and hmac.compare_digest(sha256, self._admin_sha256):
             return _ADMIN

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
 from jobs.records import ArtifactRecord, TaskRecord
-from jobs.repository import artifacts, kept_jobs
+from jobs.repository import artifacts, kept_jobs, tasks
 from jobs.states import JobState, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
@@ -21,7 +21,10 @@ class PushRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$", description="The repository, without the account.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$",
+        description="The repository, without the account; tenants other than `default` get the job's id added.",
+    )
     kind: Literal["model", "merged"] = Field("model", description="The trained files as they are, or the merged weights.")
     private: bool = Field(True, description="Whether a repository that is made now is private.")
 
@@ -81,6 +84,8 @@ class ArtifactService(TenantService):
         """
         with self.database.reading() as session:
             self._must_be_over(session, job_id)
+            if (task := tasks.running_for(session, job_id)) is not None:
+                raise StateConflict(f"a {task.kind} of job {job_id} is being done; delete the job when it is over")
             files = list(artifacts.of_job(session, job_id))
         Storage(self.settings).delete_job(job_id)
         with self.database.transaction() as session:

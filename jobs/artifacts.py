@@ -64,6 +64,11 @@ def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
         yield from found
 
 
+def attempts_here(run_dir: Path) -> set[int]:
+    """The attempts that ran on this machine, by their logs; of others there may be a checkpoint that was fetched."""
+    return {int(path.parent.name.removeprefix("attempt-")) for path in run_dir.glob("attempt-*/log.txt")}
+
+
 def newest_checkpoint(files: Iterable[ArtifactRecord]) -> list[ArtifactRecord]:
     """Of files of checkpoints those of the one with the highest step."""
     by_folder: dict[str, list[ArtifactRecord]] = {}

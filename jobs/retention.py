@@ -45,6 +45,10 @@ def _freed(service: ArtifactService, tenant: str, job_id: str, *, whole: bool) -
         # Another job starts from it; its time comes when that one is over.
         log.info("kept: %s", error)
         return 0
+    except Exception:
+        # One that cannot be deleted must not keep the others.
+        log.exception("job %s could not be deleted", job_id)
+        return 0
     what = "the job" if whole else "its checkpoints"
     log.info("job %s: deleted %s, %d bytes, as old as the settings allow", job_id, what, removed.freed_bytes)
     return removed.freed_bytes

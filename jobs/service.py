@@ -100,9 +100,7 @@ class JobService(TenantService):
 
     def _checked(self, spec: AnySpec, sent: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job, after all of it was checked that needs no tokenizer."""
-        if spec.priority > self.caller.max_priority:
-            message = f"this key may ask for a priority of {self.caller.max_priority} at most, not {spec.priority}"
-            raise Forbidden(message, [Detail("priority", f"must be at most {self.caller.max_priority}")])
+        self._check_priority(spec.priority)
         for name in (spec.model_name, spec.ref_model_name, spec.adapter_name):
             if name:
                 find_model(self.settings, name)
@@ -136,6 +134,7 @@ class JobService(TenantService):
         old = self.job(job_id)
         if not JobState(old.state).is_final:
             raise StateConflict(f"job {job_id} is {old.state}; only a job that is over can be run again")
+        self._check_priority(old.priority)
         start_from = (old.id if old.checkpoint_step else old.start_from) if from_checkpoint else None
         if from_checkpoint and start_from is None:
             raise StateConflict(f"job {job_id} has saved no checkpoint; rerun it without from_checkpoint")
@@ -143,6 +142,14 @@ class JobService(TenantService):
         fields = {name: getattr(old, name) for name in same}
         new = {"rerun_of": old.id, "start_from": start_from}
         return self._store({**fields, **new}, key, {"rerun_of": old.id, "from_checkpoint": from_checkpoint})
+
+    def _check_priority(self, priority: int) -> None:
+        most = self.caller.max_priority
+        if priority > most:
+            raise Forbidden(
+                f"this key may ask for a priority of {most} at most, not {priority}",
+                [Detail("priority", f"must be at most {most}")],
+            )
 
     def _known(self, key: "_Key") -> JobRecord | None:
         """The job that was stored with the key. Raises `IdempotencyConflict`."""
@@ -256,7 +263,7 @@ class JobService(TenantService):
     def logs(self, job_id: str, attempt: int | None = None) -> list[int]:
         """The attempts that have a log, or the one asked for. Raises `NotFound` when that has none."""
         job, storage = self.job(job_id), Storage(self.settings)
-        wanted = [attempt] if attempt else range(1, job.attempt + 1)
+        wanted = [number for number in range(1, job.attempt + 1) if attempt in (None, number)]
         found = [number for number in wanted if storage.has(job_id, _log_name(number))]
         if attempt and not found:
             raise NotFound(f"job {job_id} has no log of attempt {attempt}")

@@ -5,6 +5,7 @@ to the store before the job's state says that it ended. Whoever needs them elsew
 """
 
 import shutil
+import uuid
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -70,7 +71,8 @@ class Storage:
             if self._store is None:
                 raise NotFound(f"the file {file.name} of job {job_id} is gone from the data directory")
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
+            # Of this process alone: another one may fetch the same.
+            part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
             try:
                 self._store.get_file(self._place(job_id, file.name), str(part))
             except FileNotFoundError as error:

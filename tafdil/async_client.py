@@ -23,9 +23,9 @@ import httpx
 from pydantic import PrivateAttr
 
 from tafdil import calls
-from tafdil.calls import Call, EventReader, Retries, raise_for
+from tafdil.calls import Call, EventReader, Retries, raise_for, read_json
 from tafdil.downloads import Download
-from tafdil.errors import JobFailed, Unreachable, WaitTimeout
+from tafdil.errors import ApiError, JobFailed, Unreachable, WaitTimeout, status_of
 from tafdil.models import Artifact, Attempt, Comparison, Dataset, Event, JobFields, Key, MetricPoint, Removal, Task
 
 Result = TypeVar("Result")
@@ -262,6 +262,19 @@ class AsyncClient:
         """A dry run, merge, push or preview, and its result once it is done."""
         return await self._do(calls.task(task_id))
 
+    async def wait_task(self, task_id: str, timeout_s: float | None = None, every_s: float = 1.0) -> Task:
+        """The task once it is done. Raises its error as an `ApiError`, and `WaitTimeout`."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            task = await self.task(task_id)
+            if task.error is not None:
+                raise ApiError.of(status_of(task.error), task.error)
+            if task.result is not None:
+                return task
+            if deadline is not None and time.monotonic() > deadline:
+                raise WaitTimeout(f"the {task.kind} {task_id} is still {task.state} after {timeout_s:g} s")
+            await asyncio.sleep(every_s)
+
     # -- files
 
     async def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[Artifact]:
@@ -294,7 +307,7 @@ class AsyncClient:
         """Streams a file to the service, which checks every row."""
         call = calls.upload(name or Path(path).name)
         response = await self._send(call, content=lambda: _chunks(Path(path)))
-        return call.read(response.json())
+        return call.read(read_json(response))
 
     async def dataset(self, dataset_id: str) -> Dataset:
         return await self._do(calls.dataset(dataset_id))
@@ -341,9 +354,11 @@ class AsyncClient:
         """What the service tells of its parts, also when it is not ready."""
         try:
             found = await self._http.get("/readyz", timeout=self._timeout_s)
-            return found.json()
-        except (httpx.TransportError, ValueError) as error:
+        except httpx.TransportError as error:
             raise unreachable(self.base_url, error) from error
+        if found.status_code != 503:
+            raise_for(found)
+        return read_json(found)
 
     async def ready(self) -> bool:
         """Whether the service can do its work."""
@@ -363,7 +378,7 @@ class AsyncClient:
         return self._bound(await self._do(call))
 
     async def _do(self, call: Call[Result]) -> Result:
-        return call.read((await self._send(call)).json())
+        return call.read(read_json(await self._send(call)))
 
     async def _send(self, call: Call[Any], content: Any = None) -> httpx.Response:
         tried = 0

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
-from tafdil.errors import ApiError
+from tafdil.errors import ApiError, Unreachable
 from tafdil.models import (
     Artifact,
     Attempt,
@@ -97,6 +97,18 @@ def raise_for(response: httpx.Response) -> None:
     except (ValueError, KeyError, TypeError):
         error = {"message": f"HTTP {response.status_code}: {response.text[:200]}"}
     raise ApiError.of(response.status_code, error, retry_after_s(response))
+
+
+def read_json(response: httpx.Response) -> Any:
+    """The JSON of a reply. Raises `Unreachable` for one that no Tafdil service sends: a redirect, or a page of a proxy."""
+    try:
+        if response.is_success or response.is_error:
+            return response.json()
+    except ValueError:
+        pass
+    where = response.headers.get("Location")
+    to = f" that leads to {where}" if where else ""
+    raise Unreachable(f"{response.url} answered HTTP {response.status_code}{to}, and no JSON: is that a Tafdil service?")
 
 
 class EventReader:
@@ -196,7 +208,7 @@ def delete_job(job_id: str) -> Call[Removal]:
 
 def compare(job_id: str, prompt: str, wait_s: float, options: Mapping[str, Any]) -> Call[Comparison]:
     path, body = f"/v1/jobs/{job_id}/compare", {"prompt": prompt, **options}
-    return Call("POST", path, Comparison.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+    return Call("POST", path, Comparison.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s, is_repeatable=False)
 
 
 def comparison(job_id: str, comparison_id: str) -> Call[Comparison]:
@@ -224,12 +236,14 @@ def delete_artifacts(job_id: str, kinds: Sequence[str]) -> Call[Removal]:
 
 
 def merge(job_id: str, wait_s: float) -> Call[Task]:
-    return Call("POST", f"/v1/jobs/{job_id}/merge", Task.model_validate, {"wait_s": wait_s}, wait_s=wait_s)
+    path, wanted = f"/v1/jobs/{job_id}/merge", {"wait_s": wait_s}
+    return Call("POST", path, Task.model_validate, wanted, wait_s=wait_s, is_repeatable=False)
 
 
 def push(job_id: str, name: str, kind: str, private: bool, wait_s: float) -> Call[Task]:
     body = {"name": name, "kind": kind, "private": private}
-    return Call("POST", f"/v1/jobs/{job_id}/push", Task.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+    path, wanted = f"/v1/jobs/{job_id}/push", {"wait_s": wait_s}
+    return Call("POST", path, Task.model_validate, wanted, body, wait_s=wait_s, is_repeatable=False)
 
 
 # -- datasets

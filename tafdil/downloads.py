@@ -51,10 +51,10 @@ class Download:
 
 
 def local_name(file: Artifact) -> str:
-    """A model's file by its path below the model, a merged one's below the merged weights, others by their last name.
+    """A model's or a checkpoint's file by its path below the model, others by their path below the job.
 
     Never a way out of the directory, whatever the service says.
     """
     parts = [part for part in file.name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
-    dropped = {"model": 2, "checkpoint": 2, "merged": 1}.get(file.kind, len(parts) - 1)
+    dropped = {"model": 2, "checkpoint": 2}.get(file.kind, 0)
     return "/".join(parts[dropped:]) or parts[-1]

@@ -86,6 +86,12 @@ class ServerError(ApiError):
     """A defect or an outage of the service."""
 
 
+def status_of(error: Mapping[str, Any]) -> int:
+    """The HTTP status that a stored error would have had as a reply."""
+    known = {"not_found": 404, "forbidden": 403, "state_conflict": 409, "unauthorized": 401, "rate_limited": 429}
+    return known.get(error.get("code", ""), 422 if error.get("user_fault") else 500)
+
+
 _BY_STATUS: dict[int, type[ApiError]] = {
     401: Unauthorized,
     403: Forbidden,

@@ -158,6 +158,9 @@ class LocalStack:
             "PYTHONUNBUFFERED": "1",
         }
         environment.pop("TAFDIL_DATABASE_URL", None)
+        if hosts := environment.get("TAFDIL_ALLOWED_HOSTS"):
+            # This process asks by these names whether the API is ready.
+            environment["TAFDIL_ALLOWED_HOSTS"] = f"{hosts},127.0.0.1,localhost"
         # Each secret goes to the one process that needs it.
         admin_key, hub_token = (
             {name: environment.pop(name)} if name in environment else {} for name in ("TAFDIL_ADMIN_KEY", "TAFDIL_HUB_TOKEN")

@@ -9,8 +9,8 @@ import unicodedata
 # Cursor movements, colours, hyperlinks: all that terminals take for commands.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _KEPT = "\n\t"
-# Joiners belong to Persian, Urdu and emoji, and neither moves nor reorders anything.
-_HARMLESS = "\u200c\u200d"
+# Joiners of Persian, Urdu and emoji, and Arabic signs that enclose numbers: none moves or reorders anything.
+_HARMLESS = "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u08e2"
 _FIRST_STRONG_ISOLATE, _POP = "\u2068", "\u2069"
 
 

@@ -190,8 +190,9 @@ class Work:
 def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: bool) -> Work:
     """What a training computes: each token through the layers, each answer token through the output layer."""
     shape, steps = size.shape, planned_steps(settings, load.batches)
-    batches = steps * settings.gradient_accumulation_steps
-    epochs = batches / load.batches
+    # The last step of an epoch takes the batches that are left.
+    epochs = steps / max(1, math.ceil(load.batches / settings.gradient_accumulation_steps))
+    batches = epochs * load.batches
     layers = 2 * size.linear + 2 * shape.layers * shape.attention * load.longest
     head = 2 * shape.hidden * shape.vocabulary
     has_reference = not isinstance(settings, CPOSettings)

@@ -10,12 +10,13 @@ from typing import Any
 
 from celery.signals import worker_init
 
-from jobs.artifacts import ArtifactKind, hashed
-from jobs.errors import Forbidden, NotFound
+from jobs.access import DEFAULT_TENANT
+from jobs.artifacts import ArtifactFile, ArtifactKind, hashed
+from jobs.errors import Forbidden, NotFound, StateConflict
 from jobs.places import find_model, run_dir
 from jobs.queue import EXPORT_TASK
 from jobs.records import JobRecord
-from jobs.repository import artifacts, jobs
+from jobs.repository import artifacts, jobs, tasks
 from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.errors import ModelNotFound
@@ -45,18 +46,26 @@ def _answer(desk: Desk) -> dict[str, Any]:
 def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
     from trainer_core.merging import merge
 
-    root = run_dir(desk.settings, job.id)
-    target = root / f"merged-{desk.task.id}"
-    # A worker that was lost may have come that far.
-    shutil.rmtree(target, ignore_errors=True)
-    told = merge(model_directory(desk, job), target, lambda name: find_model(desk.settings, name))
-    files = list(hashed(root, sorted(path for path in target.rglob("*") if path.is_file()), ArtifactKind.MERGED))
-    storage = Storage(desk.settings)
-    storage.publish(job.id, files)
-    with desk.database.transaction() as session:
-        earlier = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MERGED]
-        artifacts.remove(session, job.id, [file.id for file in earlier])
-        artifacts.add(session, job.tenant, job.id, files)
+    root, storage = run_dir(desk.settings, job.id), Storage(desk.settings)
+    # A directory of this try's own: whatever another one does, it does elsewhere.
+    target = root / f"merged-{desk.task.id}-{desk.task.attempt}"
+    files: list[ArtifactFile] = []
+    try:
+        told = merge(model_directory(desk, job), target, lambda name: find_model(desk.settings, name))
+        files += hashed(root, sorted(path for path in target.rglob("*") if path.is_file()), ArtifactKind.MERGED)
+        storage.publish(job.id, files)
+        with desk.database.transaction() as session:
+            if not tasks.is_held(session, desk.task):
+                raise StateConflict("another worker does this merge by now")
+            earlier = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MERGED]
+            artifacts.remove(session, job.id, [file.id for file in earlier])
+            artifacts.add(session, job.tenant, job.id, files)
+    except BaseException:
+        # Nothing that no list names stays behind.
+        storage.delete(job.id, [file.name for file in files])
+        for folder in (target, target.with_name(f".{target.name}")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     storage.delete(job.id, [file.name for file in earlier])
     return {**told, "files": len(files), "size_bytes": sum(file.size_bytes for file in files)}
 
@@ -74,7 +83,9 @@ def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
     root = run_dir(settings, job.id)
     folder = root / os.path.commonpath([os.path.dirname(name) for name in files])
     names = [(root / name).relative_to(folder).as_posix() for name in files]
-    repository = f"{settings.hub_namespace}/{request['name']}"
+    # All tenants share the account. The operator's names are as given; another tenant's are those of its own jobs alone.
+    name = request["name"] if job.tenant == DEFAULT_TENANT else f"{request['name']}-{job.id[:8]}"
+    repository = f"{settings.hub_namespace}/{name}"
     return push(folder, names, repository, settings.hub_token.get_secret_value(), private=request["private"])
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from jobs import logs
-from jobs.artifacts import ArtifactFile, ArtifactKind, newest_checkpoint
+from jobs.artifacts import ArtifactFile, ArtifactKind, attempts_here, newest_checkpoint
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir
 from jobs.queue import JobQueue
@@ -152,6 +152,7 @@ class Attempt:
         self._oom_watch = OomWatch()
         self._left: list[ArtifactFile] = []
         self._not_stored: str | None = None
+        self._dropped: list[str] = []
 
     def run(self) -> None:
         """Runs to the end of the attempt, whatever that is."""
@@ -325,8 +326,16 @@ class Attempt:
     def _keep(self, session: Session, is_its_end: bool) -> bool:
         """Stores that list with the state that the attempt ended in, or not at all."""
         if is_its_end and self._left:
-            artifacts.keep(session, self._job.tenant, self._job.id, self._left)
+            here = attempts_here(run_dir(self._settings, self._job.id))
+            self._dropped = artifacts.keep(session, self._job.tenant, self._job.id, self._left, here)
         return is_its_end
+
+    def _clear_store(self) -> None:
+        """Removes from the store what the job has no more, as checkpoints that were rotated away."""
+        try:
+            Storage(self._settings).delete(self._job.id, self._dropped)
+        except Exception as error:
+            log.warning("job %s: the store keeps %d files too many: %s", self._job.id, len(self._dropped), error)
 
     def _lose(self, reason: str, report: dict[str, Any]) -> None:
         log.warning("job %s attempt %d: %s", self._job.id, self._job.attempt, reason)
@@ -336,6 +345,7 @@ class Attempt:
             return self._keep(session, jobs.lose(session, self._fence, self._settings.max_losses, reason))
 
         self._reporter.insist(lose, self._gives_up)
+        self._clear_store()
         self._supervisor.queue.nudge(self._job.id)
 
     def _fail(self, error: dict[str, Any], report: dict[str, Any], folder: Path) -> None:
@@ -359,6 +369,7 @@ class Attempt:
             return self._keep(session, jobs.finish(session, self._fence, cause, values, event, reason=reason))
 
         self._reporter.insist(finish, self._gives_up)
+        self._clear_store()
         self._supervisor.queue.nudge(self._job.id)
 
 

@@ -31,6 +31,8 @@ async def compare(
 
     With `stream` the reply is that of `/comparisons/{comparison_id}/events`.
     """
+    if stream:
+        streams.check()
     record = await run_in_threadpool(service.compare, job_id, request)
     if stream:
         return streams.reply(comparison_events(service, waker, job_id, record.id))

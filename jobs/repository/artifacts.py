@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactFile, ArtifactKind
@@ -11,10 +11,17 @@ from jobs.database import db_now
 from jobs.records import ArtifactRecord, JobRecord
 
 
-def keep(session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile]) -> None:
+def keep(
+    session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile], attempts: Collection[int]
+) -> list[str]:
     """Makes the files of a job those of the list: new ones get an id, changed ones another, those that are gone lose theirs.
 
-    Merged weights, which no training writes, are left as they are.
+    Args:
+        attempts: those whose files were looked for. What others left, on other machines, is left as it is, and so are merged
+            weights, which no attempt writes.
+
+    Returns:
+        The names that were dropped.
     """
     known = {record.name: record for record in of_job(session, job_id)}
     now = session.scalar(select(db_now()))
@@ -26,9 +33,10 @@ def keep(session: Session, tenant: str, job_id: str, files: Collection[ArtifactF
             session.delete(record)
             session.flush()
         session.add(_record(tenant, job_id, file, now))
-    for record in known.values():
-        if record.kind != ArtifactKind.MERGED:
-            session.delete(record)
+    dropped = [record for record in known.values() if record.attempt in attempts]
+    for record in dropped:
+        session.delete(record)
+    return [record.name for record in dropped]
 
 
 def add(session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile]) -> None:
@@ -61,11 +69,10 @@ def owned(session: Session, tenant: str, job_id: str, artifact_id: str) -> Artif
 
 
 def remove(session: Session, job_id: str, ids: Collection[str]) -> None:
-    session.execute(
-        delete(ArtifactRecord)
-        .where(ArtifactRecord.job_id == job_id, ArtifactRecord.id.in_(ids))
-        .execution_options(synchronize_session=False)
-    )
+    for record in of_job(session, job_id):
+        if record.id in ids:
+            session.delete(record)
+    session.flush()
 
 
 def _record(tenant: str, job_id: str, file: ArtifactFile, now: float | None) -> ArtifactRecord:

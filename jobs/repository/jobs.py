@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -46,7 +46,7 @@ def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None
     """A new queued job with its first event; returns its id. Raises `IntegrityError` when its idempotency key exists."""
     job_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
-    turn = _next_turn(session, fields["tenant"], fields.get("priority", 0))
+    turn = _next_turn(session, fields["tenant"], fields.get("priority", 0), fields.get("gpu_class"))
     times = {"created_at": now, "published_at": now}
     session.add(JobRecord(id=job_id, state=JobState.QUEUED, turn=turn, event_count=1, warnings=[], **times, **fields))
     session.flush()
@@ -54,14 +54,19 @@ def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None
     return job_id
 
 
-def _next_turn(session: Session, tenant: str, priority: int) -> int:
-    """The turn after the tenant's last one, or where the queue of that priority stands, if that is later.
+def _next_turn(session: Session, tenant: str, priority: int, gpu_class: str | None) -> int:
+    """The turn after the tenant's last one, or where the queue of that priority and class stands, if that is later.
 
-    One tenant's jobs keep their order, and another's first job comes before the second one that waits of each.
+    One tenant's jobs keep their order, and another's first job comes before the second one that waits of each. Jobs that
+    were cancelled before they began took no turn, and jobs that come back to the queue do not say where it stands.
     """
     of_priority = JobRecord.priority == priority
-    own = session.scalar(select(func.max(JobRecord.turn)).where(JobRecord.tenant == tenant, of_priority)) or 0
-    now = session.scalar(select(func.min(JobRecord.turn)).where(JobRecord.state == JobState.QUEUED, of_priority))
+    never_began = and_(JobRecord.state == JobState.CANCELLED, JobRecord.attempt == 0)
+    mine = and_(JobRecord.tenant == tenant, of_priority, not_(never_began))
+    own = session.scalar(select(JobRecord.turn).where(mine).order_by(JobRecord.turn.desc()).limit(1)) or 0
+    waiting = and_(JobRecord.state == JobState.QUEUED, of_priority, JobRecord.attempt == 0)
+    of_class = JobRecord.gpu_class.is_(None) if gpu_class is None else JobRecord.gpu_class == gpu_class
+    now = session.scalar(select(JobRecord.turn).where(waiting, of_class).order_by(JobRecord.turn).limit(1))
     if now is None:
         now = session.scalar(select(func.max(JobRecord.turn)).where(of_priority)) or 0
     return max(own + 1, now)

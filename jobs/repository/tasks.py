@@ -128,6 +128,20 @@ def poison(session: Session, max_losses: int) -> list[str]:
     return list(session.scalars(statement))
 
 
+def is_held(session: Session, task: TaskRecord) -> bool:
+    """Whether the task is still its worker's, as it then stays until the transaction ends."""
+    query = select(TaskRecord.number).where(
+        TaskRecord.id == task.id, TaskRecord.lease_token == task.lease_token, TaskRecord.state == TaskState.RUNNING
+    )
+    return session.scalar(query.with_for_update()) is not None
+
+
+def running_for(session: Session, job_id: str) -> TaskRecord | None:
+    """A task that a worker does for a job at the moment."""
+    query = select(TaskRecord).where(TaskRecord.job_id == job_id, TaskRecord.state == TaskState.RUNNING)
+    return session.scalar(query.limit(1))
+
+
 def finish(
     session: Session,
     task: TaskRecord,

@@ -8,12 +8,14 @@ from rich.table import Table
 from rich.text import Text
 
 from tafdil.cli.context import Json, command, complain, connection, console, say, show_json, told, usage
+from tafdil.text import visible
 from trainer_core.errors import DataInvalid
 from trainer_core.rows import check_file
 
 app = typer.Typer(no_args_is_help=True)
 DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's id.")]
 _SHOWN_ERRORS = 20
+_PATIENCE_S = 300.0
 
 
 @app.command()
@@ -108,9 +110,8 @@ def preview(
 ) -> None:
     """Shows rows as a model sees them: the prompt, and underlined the tokens that the loss is taken of."""
     with connection() as client:
-        result = client.preview(dataset, model, first_row=first, rows=count).result
-    if result is None:
-        usage("the checks worker did not answer in a minute; see the service's logs")
+        task = client.preview(dataset, model, first_row=first, rows=count)
+        result = (task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}
     if as_json:
         show_json(result)
         return
@@ -119,7 +120,7 @@ def preview(
             say(f"\nrow {row['row']}, {name}: {len(row['prompt'])} + {len(tokens)} tokens", "bold")
             text = Text()
             for token in [*row["prompt"], *tokens]:
-                text.append(token["text"], style="underline" if token["trained"] else "dim")
+                text.append(visible(token["text"]), style="underline" if token["trained"] else "dim")
             console.print(text)
 
 

@@ -9,15 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
-from tafdil.client import Client
-from tafdil.errors import WaitTimeout
-from tafdil.models import Task
 
 Kinds = Annotated[
     list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest; again for more.")
 ]
-_TASK_LOOKS = 120
-_TASK_WAIT_S = 30.0
+# For the merge or the push of a large model.
+_PATIENCE_S = 3600.0
 
 
 @command
@@ -60,7 +57,7 @@ def download(
 def merge(job: JobName, as_json: Json = False) -> None:
     """Makes full weights of base and adapter; download them with `--kind merged`."""
     with connection() as client:
-        task = _done(client, find_job(client, job), lambda found: client.merge(found.id, _TASK_WAIT_S))
+        task = client.wait_task(client.merge(find_job(client, job).id).id, _PATIENCE_S)
     if as_json:
         show_json(task)
     else:
@@ -77,24 +74,8 @@ def push(
 ) -> None:
     """Puts a model on the hub that the service is configured for."""
     with connection() as client:
-        task = _done(
-            client, find_job(client, job), lambda found: client.push(found.id, name, kind, not public, _TASK_WAIT_S)
-        )
+        task = client.wait_task(client.push(find_job(client, job).id, name, kind, not public).id, _PATIENCE_S)
     show_json(task) if as_json else say((task.result or {}).get("url", ""))
-
-
-def _done(client: Client, found: Any, ask: Any) -> Task:
-    task: Task = ask(found)
-    looks = 0
-    while task.result is None:
-        if looks == _TASK_LOOKS:
-            raise WaitTimeout(f"the task {task.id} is still {task.state}")
-        looks += 1
-        import time
-
-        time.sleep(5)
-        task = client.task(task.id)
-    return task
 
 
 @command

@@ -15,10 +15,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told, usage
+from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
 from tafdil.cli.specs import changes, data_fields, read_spec
 from tafdil.client import Client, Job
-from tafdil.errors import JobFailed
+from tafdil.errors import JobFailed, NotFound, WaitTimeout
+from tafdil.models import Comparison
 from tafdil.text import visible
 
 Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; again for more.")]
@@ -35,6 +36,8 @@ _WATCHED = (
 )
 _METRICS_EVERY_S = 3.0
 _FOLLOW_EVERY_S = 1.0
+# For an answer of the checks worker.
+_PATIENCE_S = 300.0
 
 
 @command
@@ -63,7 +66,8 @@ def submit(
     with connection() as client:
         spec |= data_fields(client, data, "dataset") | data_fields(client, validation, "eval_dataset")
         if dry_run:
-            _show_dry_run(client.validate(spec).result, as_json)
+            task = client.validate(spec)
+            _show_dry_run((task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}, as_json)
             return
         job = client.submit(spec, key)
         if watch_it:
@@ -75,9 +79,7 @@ def submit(
             say(f"watch it: tafdil watch {job.id[:8]}", "dim")
 
 
-def _show_dry_run(result: dict[str, Any] | None, as_json: bool) -> None:
-    if result is None:
-        usage("the checks worker did not answer in a minute; see the service's logs")
+def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show_json(result)
         return
@@ -173,7 +175,10 @@ def watch(job: JobName, as_json: Json = False) -> None:
 
 def _watch(client: Client, job: Job, as_json: bool) -> None:
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeRemainingColumn()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}%"),
+        TimeRemainingColumn(),
     )
     bar = progress.add_task(told(job.name or job.id[:12]), total=100)
     live = console.is_terminal and not as_json
@@ -205,7 +210,7 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
 
 
 def _advance(progress: Progress, bar: TaskID, job: Job) -> None:
-    progress.update(bar, completed=job.percent, description=f"{told(job.name or job.id[:12])}  {job.describe()}")
+    progress.update(bar, completed=job.percent, description=f"{told(job.name or job.id[:12])}  {told(job.describe())}")
 
 
 def _newest_metrics(client: Client, job_id: str) -> Table:
@@ -228,21 +233,34 @@ def logs(
     """Prints what a training printed."""
     with connection() as client:
         found = find_job(client, job)
-        printed = 0
+        printed: dict[int, int] = {}
         while True:
-            # Read before the log: what is printed until the end is then in the last reading.
-            is_over = not follow or client.job(found.id).is_over
-            text = client.logs(found.id, attempt)
-            new = text[printed:]
-            if as_json and (new or not follow):
-                print(json.dumps({"job_id": found.id, "text": new}, ensure_ascii=False), flush=True)
-            elif not as_json:
-                sys.stdout.write(visible(new))
-                sys.stdout.flush()
-            printed = len(text)
-            if is_over:
+            # Read before the logs: what is printed until the end is then in the last reading.
+            now = client.job(found.id)
+            for number in [attempt] if attempt else range(max(1, *printed, 0), now.attempt + 1):
+                text = _log_of(client, found.id, number, must_be_there=attempt is not None and not follow)
+                _print_log(number, text[printed.get(number, 0) :], number not in printed and now.attempt > 1, as_json)
+                printed[number] = len(text)
+            if not follow or now.is_over:
                 return
             time.sleep(_FOLLOW_EVERY_S)
+
+
+def _log_of(client: Client, job_id: str, attempt: int, *, must_be_there: bool) -> str:
+    try:
+        return client.logs(job_id, attempt)
+    except NotFound:
+        if must_be_there:
+            raise
+        return ""
+
+
+def _print_log(attempt: int, text: str, with_head: bool, as_json: bool) -> None:
+    if as_json and text:
+        print(json.dumps({"attempt": attempt, "text": text}, ensure_ascii=False), flush=True)
+    elif not as_json:
+        sys.stdout.write((f"--- attempt {attempt} ---\n" if with_head else "") + visible(text))
+        sys.stdout.flush()
 
 
 @command
@@ -323,23 +341,30 @@ def compare(
         answers = [found.compare(prompt, wait_s, **options) for prompt in prompts]
     if as_json:
         show_json(list(answers))
+        _all_answered(answers, wait_s)
         return
     for answer in answers:
         if answer.result is None:
-            say(f"{told(answer.request['prompt'])}: not answered in {wait_s:g} s; its id is {answer.id}", "yellow")
             continue
         result, proof = answer.result, answer.result["proof"]
         say(f"\n{told(answer.request['prompt'])}", "bold")
         say(f"  reference  {told(result['reference_model_response'])}")
         say(f"  trained    {told(result['trained_model_response'])}")
         say(f"  {_proof_line(proof)}", "dim")
+    _all_answered(answers, wait_s)
+
+
+def _all_answered(answers: Sequence[Comparison], wait_s: float) -> None:
+    late = [answer.id for answer in answers if answer.result is None]
+    if late:
+        raise WaitTimeout(f"{len(late)} of {len(answers)} questions were not answered in {wait_s:g} s: {', '.join(late)}")
 
 
 def _proof_line(proof: dict[str, Any]) -> str:
     if proof.get("adapter_has_no_effect"):
         return "The adapter has no effect: both sides are the same model."
-    sides = (str(proof.get(name, ""))[:12] for name in ("trained_weights_sha256", "reference_weights_sha256"))
-    return "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof.get("max_abs_logit_diff") or 0.0)
+    sides = (str(proof.get(name, ""))[:12] for name in ("trained_fingerprint", "reference_fingerprint"))
+    return "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof["max_logit_difference"])
 
 
 def _span(seconds: float) -> str:

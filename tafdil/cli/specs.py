@@ -1,5 +1,6 @@
 """Job specs as a person gives them: a JSON or TOML file, options, and `--set name=value`."""
 
+import hashlib
 import json
 import sys
 import tomllib
@@ -43,11 +44,21 @@ def changes(assignments: Sequence[str]) -> dict[str, Any]:
 
 
 def data_fields(client: Client, source: str | None, field: str) -> dict[str, Any]:
-    """How a spec names data that a person names: an id, a file here, which is uploaded, or a path in the data directory."""
+    """How a spec names data that a person names: an id, a file here, or a path in the data directory.
+
+    A file is uploaded, unless the service has one with the same bytes.
+    """
     if source is None:
         return {}
     if len(source) == 32 and all(letter in "0123456789abcdef" for letter in source):
         return {f"{field}_id": source}
     if Path(source).is_file():
-        return {f"{field}_id": client.upload_dataset(source).id}
+        return {f"{field}_id": _uploaded(client, Path(source))}
     return {f"{field}_path": source}
+
+
+def _uploaded(client: Client, path: Path) -> str:
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    known = next((dataset.id for dataset in client.datasets() if dataset.sha256 == sha256), None)
+    return known or client.upload_dataset(path).id

@@ -97,7 +97,14 @@ def test_every_route_is_closed_without_a_key(app: FastAPI, admin: TestClient) ->
             walked.add((method, path))
             assert reply.status_code == 401, (method, path, reply.status_code)
             assert reply.headers["www-authenticate"] == "Bearer"
-            for wrong in ("Bearer ", "Bearer tafdil_wrong", "Basic eDp5", f"bearer x{ADMIN_KEY}", ADMIN_KEY):
+            for wrong in (
+                "Bearer a\x7fb",
+                "Bearer ",
+                "Bearer tafdil_wrong",
+                "Basic eDp5",
+                f"bearer x{ADMIN_KEY}",
+                ADMIN_KEY,
+            ):
                 assert anonymous.request(method, concrete, headers={"Authorization": wrong}).status_code == 401
     assert {("GET", "/v1/jobs"), ("POST", "/v1/jobs"), ("GET", "/docs"), ("GET", "/metrics")} <= walked
     error_of(anonymous.get("/v1/jobs"), 401, "unauthorized")
@@ -232,7 +239,13 @@ def test_another_name_or_page_reaches_nothing(app: FastAPI, admin: TestClient, m
     for host in ("127.0.0.1", "localhost:1234", "LOCALHOST", "[::1]:80"):
         assert admin.request(method, "/healthz", headers={"Host": host}).status_code != 403, host
     unsafe = method not in ("GET", "HEAD", "OPTIONS")
-    for origin in ("https://elsewhere.example", "null", "http://127.0.0.1:9999", "http://127.0.0.1:8000.evil.example"):
+    for origin in (
+        "http://[",
+        "https://elsewhere.example",
+        "null",
+        "http://127.0.0.1:9999",
+        "http://127.0.0.1:8000.evil.example",
+    ):
         reply = admin.request(method, "/v1/jobs", headers={"Origin": origin})
         assert (reply.status_code == 403) == unsafe, origin
         assert not [name for name in reply.headers if name.startswith("access-control-")]
@@ -329,6 +342,26 @@ def test_tenants_take_turns_however_many_jobs_one_submits(admin: TestClient, spe
     urgent = hasty.post("/v1/jobs", json={**spec, "priority": 5}).json()
     assert urgent["queue_position"] == 1
     assert claim() == urgent["id"]
+    error_of(many.post(f"/v1/jobs/{urgent['id']}/rerun"), 403, "forbidden")
+
+
+def test_where_the_queue_stands_is_not_told_by_what_stands_still(admin: TestClient, spec: dict[str, Any]) -> None:
+    many, few = client_of(admin, tenant="many"), client_of(admin, tenant="few")
+    # No worker serves this class, so that this job keeps its early turn.
+    many.post("/v1/jobs", json={**spec, "gpu_class": "none"})
+    waiting = [many.post("/v1/jobs", json=spec).json()["id"] for _ in range(9)]
+    database = database_of(admin)
+    for _ in range(5):
+        with database.transaction() as session:
+            claimed = jobs.claim_next(session, "worker", 60)
+            assert claimed
+            jobs.finish(session, jobs.Fence(claimed.id, 1, str(claimed.lease_token)), Cause.FINISH)
+    places = [few.post("/v1/jobs", json=spec).json()["queue_position"] for _ in range(3)]
+    assert places == [2, 4, 6], "in turn with the four that wait, behind nobody and before nobody"
+    for job_id in waiting[5:]:
+        many.post(f"/v1/jobs/{job_id}/cancel")
+    # What was cancelled before it began took no turn.
+    assert many.post("/v1/jobs", json=spec).json()["queue_position"] <= 2
 
 
 def test_a_clone_has_the_spec_with_changes(admin: TestClient, spec: dict[str, Any]) -> None:

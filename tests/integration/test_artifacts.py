@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +17,9 @@ from sqlalchemy import text
 from jobs import retention
 from jobs.artifacts import ArtifactFile, ArtifactKind
 from jobs.database import Database
-from jobs.errors import Forbidden
+from jobs.errors import Forbidden, StateConflict
 from jobs.places import run_dir
-from jobs.repository import artifacts, jobs
+from jobs.repository import artifacts, jobs, tasks
 from jobs.settings import Settings
 from jobs.states import Cause, TaskKind
 from tests.api import client, database, error_of, queue, run
@@ -27,7 +28,8 @@ from tests.fakes import FakeQueue, RecordingObserver
 from trainer_core import IPOConfig, PreferenceTrainer
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.merging import merge
-from worker.exports import push
+from worker.exports import _merge, push
+from worker.task_runner import Desk
 
 __all__ = ["client", "database", "queue"]
 
@@ -52,7 +54,7 @@ def job_id(client: TestClient, database: Database, settings: Settings, spec: dic
         kept.append(ArtifactFile(ArtifactKind(kind), name, len(data), hashlib.sha256(data).hexdigest()))
     with database.transaction() as session:
         jobs.finish(session, fence, Cause.FINISH, {"artifact_path": f"{fence.job_id}/attempt-1/output"})
-        artifacts.keep(session, "default", fence.job_id, kept)
+        artifacts.keep(session, "default", fence.job_id, kept, [1])
     return fence.job_id
 
 
@@ -203,7 +205,7 @@ def test_the_list_follows_the_files(database: Database, client: TestClient, job_
     merged = ArtifactFile(ArtifactKind.MERGED, "merged-1/model.safetensors", 1, "b" * 64)
     with database.transaction() as session:
         artifacts.add(session, "default", job_id, [merged])
-        artifacts.keep(session, "default", job_id, [one, model])
+        artifacts.keep(session, "default", job_id, [one, model], [1])
     after = listed(client, job_id)
     assert set(after) == {one.name, model.name, merged.name}
     assert after[model.name] == same
@@ -380,3 +382,37 @@ def test_a_model_is_pushed_to_a_hub(trained: Path, hub: str, monkeypatch: pytest
     Hub.refuses = True
     with pytest.raises(Forbidden, match="acme/model with HTTP 400"):
         push(trained, names, "acme/model", "hf_secret", private=True, endpoint=hub)
+
+
+def test_a_merge_that_is_done_again_keeps_its_weights(
+    trained: Path, database: Database, settings: Settings, queue: FakeQueue, client: TestClient, spec: dict[str, Any]
+) -> None:
+    """As when a worker dies after it listed the files, and before it said so."""
+    fence = run(database, client, {**spec, "dataset_path": "samples/pairs_train.jsonl"})
+    root = run_dir(settings, fence.job_id)
+    shutil.copytree(trained, root / "attempt-1/output", ignore=shutil.ignore_patterns("checkpoint-*"))
+    with database.transaction() as session:
+        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": f"{fence.job_id}/attempt-1/output"})
+        tasks.insert(session, TaskKind.MERGE, "default", {}, fence.job_id)
+    for _ in range(2):
+        with database.transaction() as session:
+            session.execute(text("UPDATE tasks SET lease_expires_at = 0"))
+            task = tasks.claim_next(session, [TaskKind.MERGE], 60)
+            job = jobs.get(session, fence.job_id)
+        assert task
+        assert job
+        _merge(Desk(task, database, queue, settings), job)  # type: ignore[arg-type]
+    found = listed(client, fence.job_id, kind="merged")
+    assert {name.partition("/")[2] for name in found} >= {"model.safetensors", "merged.json", "tokenizer.json"}
+    assert all((root / name).is_file() for name in found)
+    assert len(list(root.glob("merged-*"))) == 1
+    with database.transaction() as session:
+        session.execute(text("UPDATE tasks SET lease_expires_at = 0"))
+        task = tasks.claim_next(session, [TaskKind.MERGE], 60)
+        assert task
+    with database.transaction() as session:
+        session.execute(text("UPDATE tasks SET lease_token = 'another'"))
+    with pytest.raises(StateConflict):
+        _merge(Desk(task, database, queue, settings), job)  # type: ignore[arg-type]
+    assert all((root / name).is_file() for name in found), "what a stale worker wrote is gone, and nothing else"
+    error_of(client.delete(f"/v1/jobs/{fence.job_id}"), 409, "state_conflict")

@@ -17,6 +17,8 @@ from tafdil.cli import app
 from tests.conftest import DATA
 from tests.integration.test_client import HOSTILE, artifact, claimed, finished
 from tests.live import Live, serving
+from trainer_core.comparison import Proof
+from trainer_core.errors import error_dict
 
 ROWS = str(DATA / "pairs_train.jsonl")
 
@@ -55,10 +57,13 @@ def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, s
     assert (first["spec"]["max_steps"], first["spec"]["learning_rate"], first["name"]) == (7, 1e-3, "أول")
     second = json.loads(run(live, "submit", str(as_toml), "--data", ROWS, "--eval", ROWS, "--json").stdout)
     assert (second["method"], second["spec"]["beta"]) == ("cpo", 0.2)
-    assert second["spec"]["dataset_id"] != second["spec"]["eval_dataset_id"]
+    assert second["spec"]["dataset_id"] == second["spec"]["eval_dataset_id"], "the same bytes are uploaded once"
     third = run(live, "submit", "-", stdin=json.dumps(spec))
     assert "queued, number 3" in third.stdout
     assert f"tafdil watch {third.stdout[:8]}" in third.stdout
+    # The same bytes are not uploaded again, so that a key stands for the same request.
+    keyed = ["submit", str(as_toml), "--data", ROWS, "--idempotency-key", "data", "--json"]
+    assert json.loads(run(live, *keyed).stdout)["id"] == json.loads(run(live, *keyed).stdout)["id"]
     again = [run(live, "submit", str(as_json), "--idempotency-key", "k").stdout[:32] for _ in range(2)]
     assert again[0] == again[1]
     null = json.loads(run(live, "submit", str(as_json), "--set", "learning_rate_cap=null", "--json").stdout)
@@ -168,10 +173,29 @@ def test_logs_are_printed_and_followed(live: Live) -> None:
     assert json.loads(run(live, "logs", job_id, "--json").stdout)["text"].startswith("سطر")
 
 
+def test_a_merge_that_fails_says_why(live: Live) -> None:
+    job_id = submitted(live)
+    finished(live, claimed(live))
+
+    def fail() -> None:
+        for _ in range(200):
+            with live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.MERGE], 60)
+                if task:
+                    tasks.finish(session, task, None, error_dict("reference_mismatch", "not those weights"))
+                    return
+            threading.Event().wait(0.05)
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    assert "not those weights" in run(live, "merge", job_id, code=3).stderr
+    thread.join()
+
+
 def test_answers_are_compared(live: Live) -> None:
     job_id = submitted(live)
     finished(live, claimed(live))
-    proof = {"trained_weights_sha256": "a" * 64, "reference_weights_sha256": "b" * 64, "max_abs_logit_diff": 1.5}
+    proof = Proof("a" * 64, "b" * 64, "c" * 64, 1.5, 0.1).as_dict()
     result = {"trained_model_response": "الرباط", "reference_model_response": "مراكش", "proof": proof}
 
     def answer() -> None:
@@ -190,9 +214,9 @@ def test_answers_are_compared(live: Live) -> None:
         thread.join()
         assert "الرباط" in shown
         assert "مراكش" in shown
-    assert json.loads(shown)[0]["result"]["proof"]["max_abs_logit_diff"] == 1.5
-    late = run(live, "compare", job_id, "سؤال", "--wait-s", "0").stdout
-    assert "not answered" in late
+        assert ("aaaaaaaaaaaa and bbbbbbbbbbbb; largest logit difference 1.5" in shown) == (not arguments)
+    assert json.loads(shown)[0]["result"]["proof"]["max_logit_difference"] == 1.5
+    assert "not answered in 0 s" in run(live, "compare", job_id, "سؤال", "--wait-s", "0", code=124).stderr
 
 
 def test_data_is_checked_uploaded_and_shown(live: Live, tmp_path: Path) -> None:

@@ -260,6 +260,10 @@ def test_what_cannot_be_done_twice_is_sent_again(
         (lambda c: c.cancel("x"), "drop", tafdil.Unreachable),
         (lambda c: c.pause("x"), (503, {}), tafdil.ServerError),
         (lambda c: c.delete_job("x"), "drop", tafdil.Unreachable),
+        (lambda c: c.compare("x", "س"), (504, {}), tafdil.ServerError),
+        (lambda c: c.merge("x"), "drop", tafdil.Unreachable),
+        (lambda c: c.push("x", "m"), (502, {}), tafdil.ServerError),
+        (lambda c: c.job("x"), (302, {"Location": "https://elsewhere.example"}), tafdil.Unreachable),
         (lambda c: c.submit({}), (500, {}), tafdil.ServerError),
         (lambda c: c.submit({}), (429, {"Retry-After": "3600"}), tafdil.RateLimited),
     ],
@@ -299,7 +303,7 @@ def artifact(client: Client, live: Live, spec: dict[str, Any], data: bytes, sha2
     told = ArtifactFile(ArtifactKind.MODEL, name, len(data), sha256 or hashlib.sha256(data).hexdigest())
     with live.database.transaction() as session:
         jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
-        artifacts.keep(session, "default", job.id, [told])
+        artifacts.keep(session, "default", job.id, [told], [1])
     return job.id
 
 
@@ -335,8 +339,8 @@ def test_a_damaged_download_is_said_and_begun_anew(client: Client, live: Live, s
     [
         ("model", "attempt-1/output/ref/adapter.safetensors", "ref/adapter.safetensors"),
         ("checkpoint", "attempt-2/output/checkpoint-4/optimizer.pt", "checkpoint-4/optimizer.pt"),
-        ("merged", "merged-1/model.safetensors", "model.safetensors"),
-        ("log", "attempt-1/log.txt", "log.txt"),
+        ("merged", "merged-1/model.safetensors", "merged-1/model.safetensors"),
+        ("log", "attempt-1/log.txt", "attempt-1/log.txt"),
         ("model", "../../../etc/passwd", "passwd"),
         ("model", "/attempt-1/output/../../x", "x"),
         ("model", "a\\..\\..\\b", "b"),
@@ -391,6 +395,7 @@ def test_a_broken_stream_is_taken_up_where_it_was() -> None:
 def test_a_comparison_is_told_while_it_grows(client: Client, live: Live, spec: dict[str, Any]) -> None:
     job = client.submit(spec)
     finished(live, claimed(live))
+    text = "نص\u2028كامل\x85\u2029"
 
     def answer() -> None:
         time.sleep(0.3)
@@ -400,14 +405,14 @@ def test_a_comparison_is_told_while_it_grows(client: Client, live: Live, spec: d
             tasks.tell(session, task, {"trained_model_response": "نص", "reference_model_response": ""})
         time.sleep(1.5)
         with live.database.transaction() as session:
-            tasks.finish(session, task, {"trained_model_response": "نص كامل", "reference_model_response": "آخر"})
+            tasks.finish(session, task, {"trained_model_response": text, "reference_model_response": "آخر"})
 
     thread = threading.Thread(target=answer)
     thread.start()
     events = list(client.compare_events(job.id, "سؤال"))
     thread.join()
     assert [event.event for event in events] == ["partial", "result"]
-    assert events[1].data["result"]["trained_model_response"] == "نص كامل"
+    assert events[1].data["result"]["trained_model_response"] == text
 
 
 # -- what people see
@@ -433,6 +438,7 @@ def test_hostile_text_is_shown_not_obeyed() -> None:
     assert visible("a\x1b[2Jb\x1b]0;title\x07c\x1b]8;;http://x\x1b\\d") == "abcd"
     assert visible("\u202e\u2066\u200f\x07\x9b\ufeff\U000e0041") == ("\\u202e\\u2066\\u200f\\u0007\\u009b\\ufeff\\U000e0041")
     assert visible("مرحبا\nسطر\tثان") == "مرحبا\nسطر\tثان"
+    assert visible("آية \u06dd") == "آية \u06dd"
     assert visible("می\u200cخواهم 👨\u200d👩") == "می\u200cخواهم 👨\u200d👩"
     assert isolated("عربي\n\nabc") == "\u2068عربي\u2069\n\n\u2068abc\u2069"
     assert isolated("x\u2069y") == "\u2068x\\u2069y\u2069"

@@ -11,7 +11,7 @@ from tests.fakes import RecordingObserver
 from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer
 from trainer_core.dry_run import Machine, dry_run, histogram, preview
 from trainer_core.errors import DataOverlong, ModelNotFound, SpecInvalid
-from trainer_core.estimates import Load, Size
+from trainer_core.estimates import Load, Size, work
 from trainer_core.machines import this_machine
 from trainer_core.rows import peek_rows
 
@@ -132,6 +132,19 @@ def test_sizes_are_those_of_the_weights() -> None:
     load = Load.of(rows, rows[:1], IPOConfig(model_name="m", dataset_path="d", per_device_train_batch_size=2))
     assert (load.batches, load.tokens, load.largest_batch_tokens, load.answer_tokens) == (2, 36, 24, 21)
     assert (load.longest, load.validation_tokens) == (12, 12)
+
+
+def test_the_last_step_of_an_epoch_takes_what_is_left() -> None:
+    rows = [{"prompt_ids": [1] * 5, "chosen_ids": [1] * 3, "rejected_ids": [1] * 4}] * 9
+    size = Size.of(json.loads((TINY_MODEL / "config.json").read_text(encoding="utf-8")))
+
+    def flops(accumulation: int) -> float:
+        settings = IPOConfig(
+            model_name="m", dataset_path="d", per_device_train_batch_size=1, gradient_accumulation_steps=accumulation
+        )
+        return work(settings, size, Load.of(rows, [], settings), checkpointing=False).flops
+
+    assert flops(8) == flops(1) == flops(100)
 
 
 def test_a_histogram_holds_every_row() -> None:

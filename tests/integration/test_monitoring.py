@@ -64,7 +64,8 @@ def test_http_is_counted_by_route_not_by_path(client: TestClient, queue: FakeQue
     for number in range(20):
         client.get(f"/v1/jobs/{number:032x}")
         client.get(f"/no/such/{number}")
-        client.request("FROB", f"/v1/jobs/{number:032x}")
+        client.request(f"FROB{number}", f"/v1/jobs/{number:032x}")
+        client.get(f"/v1/jobs/a/artifacts/Za{number}")
     found = scraped(client)
     assert found["tafdil_http_requests_total", "GET", "/v1/jobs/{job_id}", "404"] == 20
     assert found["tafdil_http_requests_total", "other", "other", "404"] >= 20

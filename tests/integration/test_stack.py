@@ -108,7 +108,7 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
     assert {"attempt-1/output/adapter_model.safetensors", "attempt-1/output/checkpoint-5/optimizer.pt"} <= set(files)
     saved = client.download(job["id"], tmp_path, kinds=["model", "metrics", "manifest"])
     assert {path.name for path in saved} >= {"adapter_model.safetensors", "ipo_metadata.json", "metrics.csv"}
-    manifest = json.loads((tmp_path / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((tmp_path / "attempt-1" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["resolved_spec"] == job["spec"]
     assert len(manifest["files"]) == len(files) - 1
     told = until(lambda: client.merge(job["id"], wait_s=100)["result"], 200)

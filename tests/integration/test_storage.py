@@ -126,7 +126,7 @@ def test_a_range_is_read_from_the_store(settings: Settings, bucket: str, spec: d
         Storage(remote).publish(fence.job_id, [log, model])
         with database.transaction() as session:
             jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
-            artifacts.keep(session, "default", fence.job_id, [log, model])
+            artifacts.keep(session, "default", fence.job_id, [log, model], [1])
         shutil.rmtree(run_dir(remote, fence.job_id))
         files = {file["kind"]: file for file in client.get(f"/v1/jobs/{fence.job_id}/artifacts").json()["artifacts"]}
         part = client.get(files["model"]["href"], headers={"Range": "bytes=100-199"})
