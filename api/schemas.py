@@ -1,7 +1,8 @@
 """What the API answers: the records as clients see them."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,7 +10,7 @@ from jobs.access import Scope
 from jobs.artifact_service import Removed
 from jobs.artifacts import ArtifactKind
 from jobs.curves import CurvePoint
-from jobs.records import ArtifactRecord, AttemptRecord, DatasetRecord, JobRecord, KeyRecord, TaskRecord
+from jobs.records import ArtifactRecord, AttemptRecord, JobRecord, Record
 from jobs.service import QueuePlace
 from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
 from trainer_core.config import Method
@@ -18,6 +19,20 @@ from trainer_core.config import Method
 def instant(seconds: float | None) -> datetime | None:
     """An instant in UTC from seconds since 1970."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _columns(record: Record, names: Iterable[str]) -> dict[str, Any]:
+    """Columns of a record as they are shown: instants as times in UTC."""
+    values = {name: getattr(record, name) for name in names}
+    return {name: instant(value) if name.endswith("_at") else value for name, value in values.items()}
+
+
+class _Stored(BaseModel):
+    """What is shown of a record under the names of its columns."""
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        return cls(**_columns(record, cls.model_fields))
 
 
 class Job(BaseModel):
@@ -179,7 +194,7 @@ class Metrics(BaseModel):
         return cls(job_id=job_id, series=series)
 
 
-class Dataset(BaseModel):
+class Dataset(_Stored):
     """An uploaded dataset."""
 
     id: str
@@ -192,13 +207,6 @@ class Dataset(BaseModel):
     size_bytes: int
     sha256: str
     created_at: datetime
-
-    @classmethod
-    def of(cls, record: DatasetRecord) -> "Dataset":
-        created_at = instant(record.created_at)
-        assert created_at is not None
-        names = [name for name in cls.model_fields if name != "created_at"]
-        return cls(**{name: getattr(record, name) for name in names}, created_at=created_at)
 
 
 class DatasetPage(BaseModel):
@@ -222,7 +230,7 @@ class DatasetRows(BaseModel):
     rows: list[dict[str, Any]]
 
 
-class Task(BaseModel):
+class Task(_Stored):
     """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
 
     id: str
@@ -232,13 +240,6 @@ class Task(BaseModel):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     created_at: datetime
-
-    @classmethod
-    def of(cls, record: TaskRecord) -> "Task":
-        created_at = instant(record.created_at)
-        assert created_at is not None
-        names = [name for name in cls.model_fields if name != "created_at"]
-        return cls(**{name: getattr(record, name) for name in names}, created_at=created_at)
 
 
 class Token(BaseModel):
@@ -339,11 +340,8 @@ class Artifact(BaseModel):
 
     @classmethod
     def of(cls, record: ArtifactRecord) -> "Artifact":
-        created_at = instant(record.created_at)
-        assert created_at is not None
-        same = ("id", "kind", "name", "attempt", "size_bytes", "sha256")
         href = f"/v1/jobs/{record.job_id}/artifacts/{record.id}"
-        return cls(**{name: getattr(record, name) for name in same}, href=href, created_at=created_at)
+        return cls(**_columns(record, cls.model_fields.keys() - {"href"}), href=href)
 
 
 class ArtifactList(BaseModel):
@@ -367,7 +365,7 @@ class Removal(BaseModel):
         return cls(job_id=job_id, removed=gone, kept=kept, freed_bytes=removed.freed_bytes)
 
 
-class Key(BaseModel):
+class Key(_Stored):
     """An API key, without the key itself."""
 
     id: str
@@ -380,19 +378,6 @@ class Key(BaseModel):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None = Field(description="To about a minute.")
-
-    @classmethod
-    def of(cls, record: KeyRecord) -> "Key":
-        created_at = instant(record.created_at)
-        assert created_at is not None
-        same = ("id", "name", "tenant", "scopes", "max_priority", "prefix")
-        return cls(
-            **{name: getattr(record, name) for name in same},
-            created_at=created_at,
-            expires_at=instant(record.expires_at),
-            revoked_at=instant(record.revoked_at),
-            last_used_at=instant(record.last_used_at),
-        )
 
 
 class NewKey(Key):
@@ -407,7 +392,7 @@ class KeyList(BaseModel):
     keys: list[Key]
 
 
-class Comparison(BaseModel):
+class Comparison(_Stored):
     """A comparison; `result` is there once the state is `succeeded`."""
 
     id: str
@@ -417,13 +402,6 @@ class Comparison(BaseModel):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     created_at: datetime
-
-    @classmethod
-    def of(cls, record: TaskRecord) -> "Comparison":
-        created_at = instant(record.created_at)
-        assert created_at is not None
-        names = [name for name in cls.model_fields if name != "created_at"]
-        return cls(**{name: getattr(record, name) for name in names}, created_at=created_at)
 
 
 class ComparisonPage(BaseModel):

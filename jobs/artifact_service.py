@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
-from jobs.records import ArtifactRecord, TaskRecord
+from jobs.records import ArtifactRecord, JobRecord, TaskRecord
 from jobs.repository import artifacts, kept_jobs, tasks
 from jobs.states import JobState, TaskKind
 from jobs.storage import Storage
@@ -95,9 +95,7 @@ class ArtifactService(TenantService):
     def merge(self, job_id: str) -> TaskRecord:
         """Asks a worker for full weights of a model that was trained with adapters. Raises `StateConflict`."""
         with self.database.reading() as session:
-            job = self.own_job(session, job_id)
-        if job.state != JobState.SUCCEEDED:
-            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
+            job = self._with_model(session, job_id)
         if not job.resolved_spec.get("use_lora", True):
             raise StateConflict(f"job {job_id} trained all weights: its model is whole as it is")
         return self.ask(TaskKind.MERGE, {}, job_id)
@@ -105,14 +103,18 @@ class ArtifactService(TenantService):
     def push(self, job_id: str, request: PushRequest) -> TaskRecord:
         """Asks a worker to put a model on the hub that the service is configured for. Raises `StateConflict`, `NotFound`."""
         with self.database.reading() as session:
-            job = self.own_job(session, job_id)
+            self._with_model(session, job_id)
             kinds = {file.kind for file in artifacts.of_job(session, job_id)}
-        if job.state != JobState.SUCCEEDED:
-            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
         if request.kind not in kinds:
             merge_first = "; ask for a merge first" if request.kind == "merged" else ""
             raise NotFound(f"job {job_id} has no files of the kind {request.kind}{merge_first}")
         return self.ask(TaskKind.PUSH, request.model_dump(), job_id)
+
+    def _with_model(self, session: Session, job_id: str) -> JobRecord:
+        job = self.own_job(session, job_id)
+        if job.state != JobState.SUCCEEDED:
+            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
+        return job
 
     def _must_be_over(self, session: Session, job_id: str) -> None:
         job = self.own_job(session, job_id)

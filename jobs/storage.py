@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from jobs.artifacts import ArtifactFile
+from jobs.artifacts import ArtifactFile, ArtifactKind
 from jobs.errors import NotFound
 from jobs.places import run_dir
 from jobs.records import ArtifactRecord
@@ -39,7 +39,7 @@ class Storage:
             # A name that was written again, as a log, has another size or is small enough to copy twice.
             place = self._place(job_id, file.name)
             with suppress(FileNotFoundError):
-                if file.kind == "checkpoint" and self._store.size(place) == file.size_bytes:
+                if file.kind is ArtifactKind.CHECKPOINT and self._store.size(place) == file.size_bytes:
                     continue
             self._store.put_file(str(root / file.name), place)
 

@@ -5,9 +5,12 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+import pytest
 import uvicorn
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from api.app import create_app
 from jobs.database import Database
@@ -46,3 +49,17 @@ def serving(settings: Settings) -> Generator[Live]:
     finally:
         server.should_exit = True
         thread.join(10)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """On SQLite alone: clients do not know which database it is."""
+    found = Settings(data_dir=tmp_path / "data", redis_url=SecretStr("redis://127.0.0.1:1/0"))
+    found.make_directories()
+    return found
+
+
+@pytest.fixture
+def live(settings: Settings) -> Generator[Live]:
+    with serving(settings) as found:
+        yield found

@@ -119,8 +119,12 @@ def _answer_tokens(row: Row) -> int:
 
 def planned_steps(settings: TrainingSettings, batches: int) -> int:
     """Optimizer steps of a training with so many batches an epoch."""
-    an_epoch = max(1, math.ceil(batches / settings.gradient_accumulation_steps))
-    return settings.max_steps or math.ceil(settings.num_train_epochs * an_epoch)
+    return settings.max_steps or math.ceil(settings.num_train_epochs * _steps_an_epoch(settings, batches))
+
+
+def _steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
+    # The last step of an epoch takes the batches that are left.
+    return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
 
 def evaluations(settings: TrainingSettings, steps: int, *, has_validation: bool) -> int:
@@ -190,8 +194,7 @@ class Work:
 def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: bool) -> Work:
     """What a training computes: each token through the layers, each answer token through the output layer."""
     shape, steps = size.shape, planned_steps(settings, load.batches)
-    # The last step of an epoch takes the batches that are left.
-    epochs = steps / max(1, math.ceil(load.batches / settings.gradient_accumulation_steps))
+    epochs = steps / _steps_an_epoch(settings, load.batches)
     batches = epochs * load.batches
     layers = 2 * size.linear + 2 * shape.layers * shape.attention * load.longest
     head = 2 * shape.hidden * shape.vocabulary

@@ -1,6 +1,5 @@
 """The checks worker: `celery -A worker.checks worker -Q checks`. Dry runs and previews: a tokenizer's work, on the CPU."""
 
-import os
 from typing import TYPE_CHECKING, Any
 
 from celery.signals import worker_init
@@ -12,7 +11,7 @@ from jobs.spec import library_config
 from jobs.states import TaskKind
 from worker import gpu
 from worker.celery_app import app
-from worker.task_runner import Desk, run_next
+from worker.task_runner import Desk, leave_gpus_alone, run_next
 
 if TYPE_CHECKING:
     from trainer_core.dry_run import Machine
@@ -21,9 +20,7 @@ if TYPE_CHECKING:
 _RUNS_ASKED = 10
 
 
-@worker_init.connect
-def _leave_gpus_alone(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+worker_init.connect(leave_gpus_alone)
 
 
 @app.task(name=CHECK_TASK)

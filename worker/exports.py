@@ -21,12 +21,9 @@ from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.errors import ModelNotFound
 from worker.celery_app import app
-from worker.task_runner import Desk, model_directory, run_next
+from worker.task_runner import Desk, leave_gpus_alone, model_directory, run_next
 
-
-@worker_init.connect
-def _leave_gpus_alone(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+worker_init.connect(leave_gpus_alone)
 
 
 @app.task(name=EXPORT_TASK)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,7 @@ def leave(
             "sent_spec": job.spec,
             "resolved_spec": job.resolved_spec,
             "metadata": metadata,
-            "files": [
-                {"kind": file.kind, "name": file.name, "size_bytes": file.size_bytes, "sha256": file.sha256}
-                for file in files
-            ],
+            "files": [asdict(file) for file in files],
         }
         text = json.dumps(manifest, ensure_ascii=False, indent=1) + "\n"
         (folder / "manifest.json").write_text(text, encoding="utf-8")

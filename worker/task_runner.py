@@ -1,6 +1,7 @@
 """How a worker does a task: claims the oldest, keeps its lease while it works, stores the answer or the error."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ class Desk:
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
         self.queue.nudge(self.task.id)
+
+
+def leave_gpus_alone(**_: Any) -> None:
+    """For `worker_init`: this worker and its pool see no GPU, so that trainings have them."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], dict[str, Any]]) -> None:

@@ -56,7 +56,7 @@ def test_the_command_line_walk(stack: StackUnderTest, tmp_path: Path) -> None:
     result = ran(["bash", "-euo", "pipefail", "-c", block("commands", "docs/cli.md")], stack, tmp_path)
     assert result.returncode == 0, result.stderr
     assert "good: 640 rows" in result.stdout
-    assert "step 60 of 60" in result.stdout or "succeeded" in result.stdout
+    assert "succeeded" in result.stdout
     assert re.search(r"trained    .*[\u0621-\u064a]", result.stdout)
     assert (tmp_path / "model" / "adapter_model.safetensors").stat().st_size > 1000
 
