@@ -13,8 +13,9 @@ from fastapi.responses import StreamingResponse
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from api.schemas import Comparison
+from api.schemas import Comparison, instant
 from jobs.queue import events_channel
+from jobs.records import EventRecord
 from jobs.repository import events
 from jobs.service import JobService
 from jobs.settings import Settings
@@ -39,7 +40,7 @@ class Waker:
         self._channel = events_channel(settings)
         self._waiting: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._task: asyncio.Task[None] | None = None
-        self._reads: dict[tuple[str, int], asyncio.Task[Any]] = {}
+        self._reads: dict[tuple[object, ...], asyncio.Task[Any]] = {}
         self.is_listening = False
 
     def start(self) -> None:
@@ -51,7 +52,7 @@ class Waker:
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def shared(self, key: tuple[str, int], read: Callable[[], Any]) -> Any:
+    async def shared(self, key: tuple[object, ...], read: Callable[[], Any]) -> Any:
         """What `read` returns, in a thread. Streams that ask for the same at the same time share one read."""
         task = self._reads.get(key)
         if task is None:
@@ -91,12 +92,19 @@ class Waker:
                 await asyncio.sleep(_RETRY_S)
 
 
-async def job_events(service: JobService, waker: Waker, job_id: str, after: int) -> AsyncIterator[str]:
-    """The events of a job beyond `after` as SSE text, until the job is over. Keeps no session while it waits."""
+async def job_events(
+    service: JobService, waker: Waker, job_id: str, after: int, without: tuple[str, ...] = ()
+) -> AsyncIterator[str]:
+    """The events of a job beyond `after` as SSE text, until the job is over. Keeps no session while it waits.
+
+    Each event's data has an `at`, the instant when it was stored.
+    """
     loop = asyncio.get_running_loop()
     pinged_at = loop.time()
     while True:
-        state, found = await waker.shared((job_id, after), lambda after=after: _read(service, job_id, after))
+        state, found = await waker.shared(
+            (job_id, after, without), lambda after=after: _read(service, job_id, after, without)
+        )
         for sequence, text in found:
             after = sequence
             yield text
@@ -138,12 +146,18 @@ def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-def _read(service: JobService, job_id: str, after: int) -> tuple[str, list[tuple[int, str]]]:
+def _read(service: JobService, job_id: str, after: int, without: tuple[str, ...]) -> tuple[str, list[tuple[int, str]]]:
     # The state is read before the events: a final state then means that the last event is among those found.
     state = service.job(job_id).state
     with service.database.reading() as session:
-        found = events.after(session, job_id, after)
-        return state, [(event.sequence, _format(event.sequence, event.type, event.data)) for event in found]
+        found = events.after(session, job_id, after, without=without)
+        return state, [(event.sequence, _format(event.sequence, event.type, _dated(event))) for event in found]
+
+
+def _dated(event: EventRecord) -> dict[str, Any]:
+    at = instant(event.created_at)
+    assert at is not None
+    return {**event.data, "at": at.isoformat()}
 
 
 def _format(sequence: int | None, kind: str, data: object) -> str:

@@ -222,17 +222,25 @@ class JobService(TenantService):
             return list(attempts.of_job(session, job_id))
 
     def metrics(
-        self, job_id: str, names: list[str] | None = None, *, only_current: bool = False, max_points: int | None = None
+        self,
+        job_id: str,
+        names: list[str] | None = None,
+        *,
+        only_current: bool = False,
+        max_points: int | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
     ) -> list[CurvePoint]:
         """Metric points by name, attempt and step.
 
         Args:
             only_current: leave out what a later attempt trained again, so that no step comes twice.
             max_points: of each curve, the fewest that keep its shape; None: all.
+            first_step, last_step: only what lies between them, both included.
         """
         with self.database.reading() as session:
             self.own_job(session, job_id)
-            points = metrics.series(session, job_id, names)
+            points = metrics.series(session, job_id, names, first_step=first_step, last_step=last_step)
             begun = [(each.number, each.first_step) for each in attempts.of_job(session, job_id)]
         if only_current:
             points = [
@@ -269,9 +277,13 @@ class JobService(TenantService):
             raise NotFound(f"job {job_id} has no log of attempt {attempt}")
         return found
 
-    def log(self, job_id: str, attempt: int) -> BinaryIO:
-        """The log of one of `logs`, open. Raises `NotFound`."""
-        return Storage(self.settings).open(job_id, _log_name(attempt))[0]
+    def log(self, job_id: str, attempt: int, last_bytes: int | None = None) -> BinaryIO:
+        """The log of one of `logs`, open; at its first whole line within `last_bytes` of its end. Raises `NotFound`."""
+        file, size = Storage(self.settings).open(job_id, _log_name(attempt))
+        if last_bytes is not None and last_bytes < size:
+            file.seek(size - last_bytes - 1)
+            file.readline()
+        return file
 
     def oldest_expired_lease_s(self) -> float:
         with self.database.reading() as session:

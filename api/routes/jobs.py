@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
+from pydantic import StringConstraints
 
 from api.dependencies import Id, OpenStreams, Service, Wake
 from api.errors import responses
@@ -64,6 +65,9 @@ EXAMPLES = {
 }
 
 
+# Databases store no larger integer in these columns.
+MAX_STEP = 2**31 - 1
+EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -190,10 +194,14 @@ def metrics(
         int | None,
         Query(ge=4, le=100_000, description="At most so many a curve: its ends, and the lowest and highest between them."),
     ] = None,
+    first_step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Leave out earlier steps.")] = None,
+    last_step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Leave out later steps.")] = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> Metrics | Response:
     """Every metric point of a job, by attempt and step. CSV has the columns name, attempt, step, value."""
-    points = service.metrics(job_id, name, only_current=only_current, max_points=max_points)
+    points = service.metrics(
+        job_id, name, only_current=only_current, max_points=max_points, first_step=first_step, last_step=last_step
+    )
     if form == "json":
         return Metrics.of(job_id, points)
     return Response(as_csv(points), media_type="text/csv; charset=utf-8")
@@ -213,7 +221,10 @@ def metadata(job_id: Id, service: Service) -> dict[str, object]:
 def logs(
     job_id: Id,
     service: Service,
-    attempt: Annotated[int | None, Query(ge=1, description="One attempt; default all.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=MAX_STEP, description="One attempt; default all.")] = None,
+    last_bytes: Annotated[
+        int | None, Query(ge=1, le=2**40, description="Of each attempt only so much from the end, from a whole line on.")
+    ] = None,
 ) -> StreamingResponse:
     """What the training processes printed, attempt by attempt, also after they ended."""
     attempts = service.logs(job_id, attempt)
@@ -222,7 +233,7 @@ def logs(
         for number in attempts:
             if len(attempts) > 1:
                 yield f"--- attempt {number} ---\n".encode()
-            with service.log(job_id, number) as file:
+            with service.log(job_id, number, last_bytes) as file:
                 while data := file.read(2**16):
                     yield data
 
@@ -247,10 +258,11 @@ async def events(
     *,
     last_event_id: Annotated[int, Header(ge=0, description="The `id` of the last event seen.")] = 0,
     after: Annotated[int, Query(ge=0, description="The same, for clients that cannot set the header.")] = 0,
+    without: Annotated[list[EventType] | None, Query(description="Leave these types out, e.g. `metrics`.")] = None,
 ) -> Response:
     """Server-sent events from the first, or after the last one seen, until the job is over."""
     seen = max(last_event_id, after)
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:
         return Response(status_code=204)
-    return streams.reply(job_events(service, waker, job_id, seen))
+    return streams.reply(job_events(service, waker, job_id, seen, tuple(without or ())))

@@ -8,7 +8,11 @@ from sqlalchemy.orm import Session
 from jobs.records import EventRecord
 
 
-def after(session: Session, job_id: str, sequence: int, limit: int = 500) -> Sequence[EventRecord]:
-    """Events of a job beyond a sequence number, in order."""
+def after(
+    session: Session, job_id: str, sequence: int, limit: int = 500, *, without: Sequence[str] = ()
+) -> Sequence[EventRecord]:
+    """Events of a job beyond a sequence number, in order, but for those of the types `without`."""
     query = select(EventRecord).where(EventRecord.job_id == job_id, EventRecord.sequence > sequence)
+    if without:
+        query = query.where(EventRecord.type.not_in(without))
     return session.scalars(query.order_by(EventRecord.sequence).limit(limit)).all()

@@ -24,11 +24,22 @@ def add(session: Session, job_id: str, attempt: int, step: int, values: dict[str
         session.execute(dialect.insert(MetricRecord).values(rows).on_conflict_do_nothing())
 
 
-def series(session: Session, job_id: str, names: Sequence[str] | None = None) -> list[CurvePoint]:
-    """All points of a job by name, then attempt and step."""
+def series(
+    session: Session,
+    job_id: str,
+    names: Sequence[str] | None = None,
+    *,
+    first_step: int | None = None,
+    last_step: int | None = None,
+) -> list[CurvePoint]:
+    """The points of a job by name, then attempt and step; of the steps from `first_step` to `last_step`, both included."""
     columns = MetricRecord.name, MetricRecord.attempt, MetricRecord.step, MetricRecord.value
     query = select(*columns).where(MetricRecord.job_id == job_id)
     if names:
         query = query.where(MetricRecord.name.in_(names))
+    if first_step is not None:
+        query = query.where(MetricRecord.step >= first_step)
+    if last_step is not None:
+        query = query.where(MetricRecord.step <= last_step)
     rows = session.execute(query.order_by(MetricRecord.name, MetricRecord.attempt, MetricRecord.step))
     return [CurvePoint._make(row) for row in rows]
