@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from prometheus_client import CollectorRegistry
 
-from api import errors
+from api import dashboard, errors
 from api.gate import Gate
 from api.limits import BodyLimit, ReadLimit, StreamLimit
 from api.metrics import HttpMetrics, ServiceCollector
@@ -67,4 +67,5 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app.include_router(health.router)
     for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):
         app.include_router(router, prefix="/v1")
+    dashboard.install(app)
     return app

@@ -1,0 +1,49 @@
+"""The dashboard: pages for people, made in the browser from files of this package. It has no data of its own."""
+
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_STATIC = Path(__file__).parent / "static"
+# Everything comes from this service and nothing is written into the page: a text that slips through is no script.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    # Asked again each time, and answered with 304: after an update no page runs with old parts.
+    "Cache-Control": "no-cache",
+}
+
+
+class _Guarded:
+    """ASGI. Adds the headers to every reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                added = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
+                message = {**message, "headers": [*message["headers"], *added]}
+            await send(message)
+
+        await self._app(scope, receive, guarded)
+
+
+def install(app: FastAPI) -> None:
+    """Serves the page at `/` and its parts below `/assets/`."""
+
+    @app.get("/", include_in_schema=False)
+    def page() -> FileResponse:  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(_STATIC / "index.html", headers=_HEADERS)
+
+    app.mount("/assets", _Guarded(StaticFiles(directory=_STATIC)))

@@ -1,0 +1,65 @@
+// The interface's words in two languages. Knows catalogues and the page's direction; knows nothing of jobs.
+
+export const LANGUAGES = { en: "English", ar: "العربية" };
+// Latin digits in both: ids, steps and metrics are read next to logs and code.
+const LOCALES = { en: "en", ar: "ar-u-nu-latn" };
+
+let language = "en";
+let words = {};
+
+export const current = () => language;
+
+/** The language chosen before, or the browser's if we have it. */
+export function preferred() {
+  const kept = localStorage.getItem("language");
+  if (kept in LANGUAGES) return kept;
+  return navigator.languages.some((each) => each.startsWith("ar")) ? "ar" : "en";
+}
+
+/** Loads a language's catalogue and turns the page to its direction. */
+export async function use(code) {
+  const response = await fetch(`/assets/locales/${code}.json`);
+  words = await response.json();
+  language = code;
+  document.documentElement.lang = code;
+  document.documentElement.dir = code === "ar" ? "rtl" : "ltr";
+}
+
+/**
+ * The text of a key, with `{name}` replaced by values. A catalogue has an object of plural forms (one, two, few, many,
+ * other) where the value `n` decides. Of a key that no catalogue has, the key itself: a test finds those.
+ */
+export function t(key, values = {}) {
+  let text = words[key] ?? key;
+  if (typeof text === "object") text = text[new Intl.PluralRules(language).select(values.n)] ?? text.other;
+  return text.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name]));
+}
+
+export const has = (key) => key in words;
+
+/** A number in the reader's notation; `digits` significant ones. */
+export function number(value, digits = 6) {
+  const size = Math.abs(value);
+  const options =
+    size !== 0 && (size < 1e-3 || size >= 1e15)
+      ? { notation: "scientific", maximumSignificantDigits: 4 }
+      : { maximumSignificantDigits: Number.isInteger(value) ? 21 : digits };
+  return new Intl.NumberFormat(LOCALES[language], options).format(value);
+}
+
+export function bytes(count) {
+  const units = ["b", "kib", "mib", "gib", "tib"];
+  const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, count)) / 10));
+  return t(`size.${units[power]}`, { n: count / 2 ** (10 * power), amount: number(count / 2 ** (10 * power), 3) });
+}
+
+/** Seconds as people say them, to two units. */
+export function duration(seconds) {
+  const s = Math.max(0, Math.round(seconds));
+  if (s < 60) return t("time.seconds", { n: s });
+  if (s < 3600) return t("time.minutes_seconds", { minutes: Math.floor(s / 60), seconds: s % 60 });
+  return t("time.hours_minutes", { hours: Math.floor(s / 3600), minutes: Math.floor((s % 3600) / 60) });
+}
+
+export const instant = (iso) =>
+  new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeStyle: "medium" }).format(new Date(iso));

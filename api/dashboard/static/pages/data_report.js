@@ -1,0 +1,56 @@
+// What a training finds in its rows: how many, how long, what is cut and dropped, and KTO's balance.
+
+import { html } from "../vendor/preact-htm.js";
+import { number, t } from "../language.js";
+import { Amount, Facts } from "../parts.js";
+
+const PARTS = ["train", "validation"];
+
+/** `report`: of a job's `data` event, or of a dry run. */
+export function DataReport({ report }) {
+  const { desirable_rows: desirable, undesirable_rows: undesirable, suggested_weights: weights } = report;
+  return html`
+    ${PARTS.filter((name) => report[name]).map((name) => html`<${Part} name=${name} found=${report[name]} />`)}
+    <${Facts}
+      rows=${[
+        [t("data.trained_on"), html`<${Amount} value=${report.rows_trained_on} />`],
+        [t("data.validated_on"), html`<${Amount} value=${report.rows_validated_on} />`],
+        [t("data.held_back"), report.rows_held_back ? html`<${Amount} value=${report.rows_held_back} />` : undefined],
+        [t("data.left_over"), report.rows_left_over ? html`<${Amount} value=${report.rows_left_over} />` : undefined],
+        [t("dataset.desirable"), desirable === undefined ? undefined : html`<${Amount} value=${desirable} />`],
+        [t("dataset.undesirable"), undesirable === undefined ? undefined : html`<${Amount} value=${undesirable} />`],
+        [t("field.desirable_weight"), weights ? t("data.suggested", { value: number(weights.desirable_weight, 3) }) : undefined],
+        [t("field.undesirable_weight"), weights ? t("data.suggested", { value: number(weights.undesirable_weight, 3) }) : undefined],
+      ]}
+    />
+  `;
+}
+
+const Part = ({ name, found }) => html`
+  <table>
+    <caption><strong>${t(`data.${name}`)}</strong></caption>
+    <thead>
+      <tr>
+        ${["length", "median", "p95", "max"].map((each) => html`<th scope="col">${t(`data.${each}`)}</th>`)}
+      </tr>
+    </thead>
+    <tbody>
+      ${["prompt_tokens", "answer_tokens"].map(
+        (each) => html`<tr>
+          <th scope="row">${t(`data.${each}`)}</th>
+          ${["median", "p95", "max"].map((which) => html`<td><${Amount} value=${found[each][which]} /></td>`)}
+        </tr>`,
+      )}
+    </tbody>
+  </table>
+  <${Facts}
+    rows=${[
+      [t("dry.rows"), html`<${Amount} value=${found.rows} />`],
+      [t("data.prompts_cut"), html`<${Amount} value=${found.prompts_cut} /> <${Numbers} of=${found.first_rows_cut} />`],
+      [t("data.completions_cut"), html`<${Amount} value=${found.completions_cut} />`],
+      [t("data.rows_dropped"), html`<${Amount} value=${found.rows_dropped} /> <${Numbers} of=${found.first_rows_dropped} />`],
+    ]}
+  />
+`;
+
+const Numbers = ({ of }) => (of.length ? html`<span dir="ltr">(${of.map((row) => number(row)).join(", ")})</span>` : null);

@@ -1,0 +1,169 @@
+// Datasets: upload, what was found in them, their rows as they are and as a model sees them.
+
+import { html, useRef, useState } from "../vendor/preact-htm.js";
+import { get, post, remove, usePoll } from "../api.js";
+import { t } from "../language.js";
+import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, RenderedRows, Table, Time } from "../parts.js";
+import { Block, Code, User } from "../text.js";
+import { promptText } from "./samples.js";
+
+const PAGE = 20;
+
+/** Chooses a file, uploads it, and hands on the dataset. */
+export function UploadButton({ onDone }) {
+  const input = useRef(null);
+  const [state, setState] = useState({ busy: false, error: null });
+  async function upload() {
+    const file = input.current.files[0];
+    if (!file) return;
+    setState({ busy: true, error: null });
+    try {
+      const made = await post("/v1/datasets", file, { query: { name: file.name.slice(0, 200) } });
+      setState({ busy: false, error: null });
+      onDone(made);
+    } catch (error) {
+      setState({ busy: false, error });
+    }
+    input.current.value = "";
+  }
+  return html`
+    <div class="field">
+      <label for="upload">${t("datasets.upload")}</label>
+      <input id="upload" type="file" ref=${input} accept=".jsonl,.json,.parquet,.gz" disabled=${state.busy} onChange=${upload} aria-describedby="upload-hint" />
+      <p class="hint" id="upload-hint">${t("datasets.upload_hint")}</p>
+      ${state.busy && html`<${Busy} text=${t("datasets.uploading")} />`}
+      <${ErrorBox} error=${state.error} title=${t("datasets.refused")} />
+    </div>
+  `;
+}
+
+const nameOf = (dataset) => dataset.name ?? dataset.id.slice(0, 8);
+
+export function Datasets() {
+  const [cursor, setCursor] = useState(null);
+  const found = usePoll((signal) => get("/v1/datasets", { cursor }, signal), () => 0, [cursor]);
+  return html`
+    <${UploadButton} onDone=${(made) => (location.hash = `#/datasets/${made.id}`)} />
+    <${Loaded} of=${found}>
+      ${({ datasets, next_cursor: next }) => html`
+        ${
+          datasets.length
+            ? html`<${Table} caption=${t("datasets.title")} rows=${datasets} keyOf=${(each) => each.id} columns=${[
+                [t("jobs.name"), (each) => html`<a href="#/datasets/${each.id}"><${User} text=${nameOf(each)} /></a>`],
+                [t("dataset.kind"), (each) => t(`kind.${each.kind}`)],
+                [t("dataset.train_rows"), (each) => html`<${Amount} value=${each.train_rows} />`],
+                [t("dataset.validation_rows"), (each) => html`<${Amount} value=${each.validation_rows} />`],
+                [t("files.size"), (each) => html`<${Bytes} count=${each.size_bytes} />`],
+                [t("jobs.created"), (each) => html`<${Time} at=${each.created_at} />`],
+              ]} />`
+            : html`<p class="empty">${t("datasets.none")}</p>`
+        }
+        <p class="buttons">
+          ${cursor && html`<button type="button" onClick=${() => setCursor(null)}>${t("jobs.newest")}</button>`}
+          ${next && html`<button type="button" onClick=${() => setCursor(next)}>${t("jobs.older")}</button>`}
+        </p>
+      `}
+    </${Loaded}>
+  `;
+}
+
+export function Dataset({ id }) {
+  const found = usePoll((signal) => get(`/v1/datasets/${id}`, {}, signal), () => 0, [id]);
+  return html`<${Loaded} of=${found}>
+    ${(dataset) => html`
+      <p class="title"><${User} text=${nameOf(dataset)} /></p>
+      <${Report} dataset=${dataset} />
+      <p class="buttons">
+        <${Confirm} label=${t("dataset.delete")} question=${t("dataset.delete_sure")} danger=${true} act=${async () => {
+          await remove(`/v1/datasets/${id}`);
+          location.hash = "#/datasets";
+        }} />
+      </p>
+      <h2>${t("dataset.rows")}</h2>
+      <${Rows} dataset=${dataset} />
+      <h2>${t("dataset.preview")}</h2>
+      <${Preview} dataset=${dataset} />
+    `}
+  </${Loaded}>`;
+}
+
+function Report({ dataset }) {
+  const { desirable_rows: desirable, train_rows: rows } = dataset;
+  return html`
+    <${Facts}
+      rows=${[
+        [t("dataset.kind"), t(`kind.${dataset.kind}`)],
+        [t("dataset.format"), html`<${Code} text=${dataset.format} />`],
+        [t("dataset.train_rows"), html`<${Amount} value=${rows} />`],
+        [t("dataset.validation_rows"), html`<${Amount} value=${dataset.validation_rows} />`],
+        [t("dataset.desirable"), dataset.kind === "kto" ? html`<${Amount} value=${desirable} />` : undefined],
+        [t("dataset.undesirable"), dataset.kind === "kto" ? html`<${Amount} value=${rows - desirable} />` : undefined],
+        [t("files.size"), html`<${Bytes} count=${dataset.size_bytes} />`],
+        [t("files.sha256"), html`<${Code} text=${dataset.sha256} />`],
+        [t("jobs.created"), html`<${Time} at=${dataset.created_at} />`],
+      ]}
+    />
+    ${
+      dataset.kind === "kto" &&
+      html`<p class="balance">
+        <label for="balance">${t("dataset.balance")}</label>
+        <meter id="balance" min="0" max=${rows} value=${desirable}></meter>
+        <span>${t("dataset.share", { percent: Math.round((100 * desirable) / rows) })}</span>
+      </p>`
+    }
+  `;
+}
+
+/** An answer or prompt, which is text or a list of turns. */
+const spoken = (value) => (typeof value === "string" || Array.isArray(value) ? promptText(value) : JSON.stringify(value));
+
+function Rows({ dataset }) {
+  const [first, setFirst] = useState(1);
+  const found = usePoll((signal) => get(`/v1/datasets/${dataset.id}/rows`, { first, count: PAGE }, signal), () => 0, [dataset.id, first]);
+  return html`
+    <${Loaded} of=${found}>
+      ${({ rows }) => rows.map(
+        (row) => html`<article class="row">
+          <h3>${t("rows.row", { n: row.row })} ${row.label !== undefined && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}</h3>
+          ${["prompt", "completion", "chosen", "rejected"].filter((name) => row[name] !== undefined).map(
+            (name) => html`<h4>${t(`rows.${name}`)}</h4><${Block} text=${spoken(row[name])} />`,
+          )}
+        </article>`,
+      )}
+    </${Loaded}>
+    <p class="buttons">
+      <button type="button" disabled=${first === 1} onClick=${() => setFirst(Math.max(1, first - PAGE))}>${t("rows.earlier")}</button>
+      <button type="button" disabled=${(found.data?.rows.length ?? 0) < PAGE} onClick=${() => setFirst(first + PAGE)}>${t("rows.later")}</button>
+    </p>
+  `;
+}
+
+function Preview({ dataset }) {
+  const [model, setModel] = useState("tafdil/tiny-arabic-qwen");
+  const [state, setState] = useState({ is: "not" });
+  async function ask(event) {
+    event.preventDefault();
+    setState({ is: "busy" });
+    try {
+      let task = await post(`/v1/datasets/${dataset.id}/preview`, { model_name: model, rows: 5 });
+      while (task.state === "queued" || task.state === "running") {
+        await new Promise((resolve) => setTimeout(resolve, 1000));
+        task = await get(`/v1/tasks/${task.id}`);
+      }
+      setState({ is: "done", rows: task.result?.rows ?? [], error: task.error });
+    } catch (error) {
+      setState({ is: "done", rows: [], error });
+    }
+  }
+  return html`
+    <form class="filters" onSubmit=${ask}>
+      <${Field} id="p-model" label=${t("jobs.model")}>
+        ${(attributes) => html`<input ...${attributes} dir="ltr" value=${model} onInput=${(event) => setModel(event.currentTarget.value)} />`}
+      </${Field}>
+      <button disabled=${state.is === "busy"}>${t("dataset.preview_ask")}</button>
+    </form>
+    ${state.is === "busy" && html`<${Busy} />`}
+    <${ErrorBox} error=${state.error} />
+    ${state.rows?.length > 0 && html`<${RenderedRows} rows=${state.rows} />`}
+  `;
+}

@@ -1,0 +1,48 @@
+// What a training would do, before it does it.
+
+import { html } from "../vendor/preact-htm.js";
+import { Folded } from "../charts.js";
+import { bytes, duration, number, t } from "../language.js";
+import { Amount, Facts, RenderedRows, Warnings } from "../parts.js";
+import { Code, Machine } from "../text.js";
+
+export function DryRun({ result }) {
+  const { data, lengths, memory, plan, samples, spec, time, warnings } = result;
+  return html`
+    <h2>${t("dry.title")}</h2>
+    <${Warnings} found=${warnings} />
+    ${memory?.fits === false && html`<div class="box error" role="alert">${t("dry.no_room", { free: bytes(memory.free_bytes) })}</div>`}
+    <${Facts}
+      rows=${[
+        [t("dry.steps"), html`<${Amount} value=${plan.optimizer_steps} />`],
+        [t("dry.rows_a_step"), html`<${Amount} value=${plan.rows_a_step} />`],
+        [t("dry.evaluations"), html`<${Amount} value=${plan.evaluations} />`],
+        [t("field.learning_rate"), html`<${Amount} value=${plan.learning_rate} />`],
+        [t("dry.tokens"), html`<${Amount} value=${plan.tokens_an_epoch} />`],
+        [t("dry.memory"), memory ? t("dry.band", { value: bytes(memory.bytes), low: bytes(memory.low_bytes), high: bytes(memory.high_bytes) }) : t("dry.unknown")],
+        [t("dry.time"), time?.seconds ? t("dry.band", { value: duration(time.seconds), low: duration(time.low_seconds), high: duration(time.high_seconds) }) : t("dry.unknown")],
+        [t("dry.precision"), memory ? html`<${Code} text=${memory.precision} />` : undefined],
+      ]}
+    />
+    <h3>${t("dry.lengths")}</h3>
+    <${Lengths} lengths=${lengths} />
+    <${Folded} title=${t("dry.data")}>${() => html`<${Machine} text=${JSON.stringify(data, null, 2)} aria-label=${t("dry.data")} />`}</${Folded}>
+    <${Folded} title=${t("dry.samples")}>${() => html`<${RenderedRows} rows=${samples} />`}</${Folded}>
+    <${Folded} title=${t("dry.spec")}>${() => html`<${Machine} text=${JSON.stringify(spec, null, 2)} aria-label=${t("dry.spec")} />`}</${Folded}>
+  `;
+}
+
+/** Rows by tokens, as bars. */
+function Lengths({ lengths }) {
+  const most = Math.max(...lengths.map(({ rows }) => rows), 1);
+  return html`<table class="bars">
+    <caption class="unseen">${t("dry.lengths")}</caption>
+    <thead><tr><th scope="col">${t("dry.up_to")}</th><th scope="col">${t("dry.rows")}</th></tr></thead>
+    <tbody>
+      ${lengths.map(({ up_to: upTo, rows }) => html`<tr>
+        <th scope="row">${number(upTo)}</th>
+        <td><meter max=${most} value=${rows} aria-label=${t("dry.rows")}></meter> ${number(rows)}</td>
+      </tr>`)}
+    </tbody>
+  </table>`;
+}

@@ -1,0 +1,203 @@
+// One job: where it stands, what can be done with it, and all that it told.
+
+import { html, useState } from "../vendor/preact-htm.js";
+import { FINAL, get, post, remove, useJobEvents, usePoll } from "../api.js";
+import { Curves } from "../charts.js";
+import { t } from "../language.js";
+import { Action, Amount, Confirm, Duration, ErrorBox, Facts, Loaded, Method, Progress, State, Table, Time, Warnings } from "../parts.js";
+import { Code, Machine, User } from "../text.js";
+import { Files } from "./files.js";
+import { Standing, titleOf } from "./jobs.js";
+import { useCurves } from "./overlay.js";
+import { Samples } from "./samples.js";
+
+const PARTS = ["curves", "samples", "events", "logs", "attempts", "data", "metadata", "files"];
+const LIVE_MS = 1500;
+const LOG_BYTES = 256 * 1024;
+
+export function Job({ id, part, query }) {
+  const found = usePoll((signal) => get(`/v1/jobs/${id}`, {}, signal), (job) => (job && FINAL.has(job.state) ? 0 : LIVE_MS), [id]);
+  const events = useJobEvents(id);
+  return html`<${Loaded} of=${found}>
+    ${(job) => html`
+      <${Head} job=${job} again=${found.again} />
+      <${ErrorBox} error=${job.error} title=${t("job.ended_by")} />
+      <${Warnings} found=${job.warnings} />
+      <nav class="tabs" aria-label=${t("job.parts")}>
+        ${PARTS.map(
+          (name) => html`<a href="#/jobs/${id}/${name}" aria-current=${name === part ? "page" : undefined}>${t(`part.${name}`)}</a>`,
+        )}
+      </nav>
+      <section aria-label=${t(`part.${PARTS.includes(part) ? part : "curves"}`)}>
+        <${Part} name=${part} job=${job} events=${events} query=${query} />
+      </section>
+    `}
+  </${Loaded}>`;
+}
+
+function Part({ name, job, events, query }) {
+  switch (name) {
+    case "samples":
+      return html`<${Samples} events=${events} />`;
+    case "events":
+      return html`<${Events} events=${events} />`;
+    case "logs":
+      return html`<${Logs} job=${job} />`;
+    case "attempts":
+      return html`<${Attempts} job=${job} />`;
+    case "data":
+      return html`<${DataReport} report=${events.findLast((event) => event.type === "data")?.data} />`;
+    case "metadata":
+      return html`<${Metadata} job=${job} />`;
+    case "files":
+      return html`<${Files} job=${job} />`;
+    default:
+      return html`<${JobCurves} job=${job} others=${query.getAll("with")} />`;
+  }
+}
+
+function Head({ job, again }) {
+  const act = (action, body) => async () => {
+    await post(`/v1/jobs/${job.id}/${action}`, body);
+    again();
+  };
+  const rerun = (body) => async () => {
+    const made = await post(`/v1/jobs/${job.id}/rerun`, body);
+    location.hash = `#/jobs/${made.id}`;
+  };
+  const isOver = FINAL.has(job.state);
+  return html`
+    <div class="head">
+      <p class="title"><${User} text=${titleOf(job)} /> <${State} state=${job.state} /> <${Standing} job=${job} /></p>
+      <${Progress} job=${job} />
+      <${Facts}
+        rows=${[
+          [t("job.id"), html`<${Code} text=${job.id} />`],
+          [t("jobs.method"), html`<${Method} name=${job.method} />`],
+          [t("jobs.model"), html`<${Code} text=${job.model_name} />`],
+          [t("job.steps"), html`<span class="number" dir="ltr">${job.step} / ${job.total_steps ?? "–"}</span>`],
+          [t("job.attempt"), html`<${Amount} value=${job.attempt} />`],
+          [t("jobs.created"), html`<${Time} at=${job.created_at} />`],
+          [t("job.finished"), job.finished_at ? html`<${Time} at=${job.finished_at} />` : undefined],
+          [t("job.rerun_of"), job.rerun_of ? html`<a href="#/jobs/${job.rerun_of}"><${Code} text=${job.rerun_of.slice(0, 8)} /></a>` : undefined],
+        ]}
+      />
+      <p class="buttons">
+        ${job.state === "succeeded" && html`<a class="button main" href="#/jobs/${job.id}/compare">${t("compare.title")}</a>`}
+        ${(job.state === "queued" || job.state === "running") && html`<${Action} label=${t("job.pause")} act=${act("pause")} />`}
+        ${job.state === "paused" && html`<${Action} label=${t("job.resume")} act=${act("resume")} main=${true} />`}
+        ${!isOver && html`<${Confirm} label=${t("job.cancel")} question=${t("job.cancel_sure")} act=${act("cancel")} danger=${true} />`}
+        ${isOver && html`<${Action} label=${t("job.rerun")} act=${rerun({})} />`}
+        ${isOver && job.checkpoint_step > 0 && html`<${Action} label=${t("job.rerun_from", { n: job.checkpoint_step })} act=${rerun({ from_checkpoint: true })} />`}
+        <a class="button" href="#/new?from=${job.id}">${t("job.clone")}</a>
+        ${isOver && html`<${Confirm} label=${t("job.delete")} question=${t("job.delete_sure")} danger=${true} act=${async () => {
+          await remove(`/v1/jobs/${job.id}`);
+          location.hash = "#/jobs";
+        }} />`}
+      </p>
+    </div>
+  `;
+}
+
+function JobCurves({ job, others }) {
+  const [range, setRange] = useState(null);
+  const found = useCurves([job.id, ...others], range);
+  const recent = usePoll((signal) => get("/v1/jobs", { limit: 100 }, signal), () => 0, []);
+  const shown = new Set([job.id, ...others]);
+  const choices = recent.data?.jobs.filter((each) => !shown.has(each.id) && each.step > 0) ?? [];
+  const set = (ids) => (location.hash = `#/jobs/${job.id}/curves?${new URLSearchParams(ids.map((id) => ["with", id]))}`);
+  return html`
+    <p class="overlaid">
+      <label>
+        ${t("overlay.add")}
+        <select value="" onChange=${(event) => event.currentTarget.value && set([...others, event.currentTarget.value])}>
+          <option value="">–</option>
+          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate="no">${titleOf(each)} · ${each.method}</option>`)}
+        </select>
+      </label>
+      ${found.data?.slice(1).map(
+        ({ job: other, title }) =>
+          html`<button type="button" onClick=${() => set(others.filter((id) => id !== other.id))}>
+            ${t("overlay.remove")} <${User} text=${title} />
+          </button>`,
+      )}
+    </p>
+    <${Loaded} of=${found}>${(jobs) => html`<${Curves} jobs=${jobs} range=${range} onRange=${setRange} />`}</${Loaded}>
+  `;
+}
+
+/** What an event tells beside its name. */
+function told({ type, data }) {
+  if (type === "phase") return t(`phase.${data.phase}`);
+  if (data.message) return html`<${User} text=${data.message} />`;
+  if (data.error) return html`<${Code} text=${data.error.code} />: <${User} text=${data.error.message} />`;
+  const { at, attempt, ...rest } = data;
+  if (type === "samples") return t("event.samples_text", { step: data.step, n: data.samples.length });
+  return Object.keys(rest).length && type !== "data" ? html`<${Code} text=${JSON.stringify(rest)} />` : "";
+}
+
+const Events = ({ events }) => html`
+  <${Table} caption=${t("part.events")} rows=${[...events].reverse()} keyOf=${(event) => event.id} columns=${[
+    [t("event.time"), (event) => html`<${Time} at=${event.data.at} />`],
+    [t("event.what"), (event) => t(`event.${event.type}`)],
+    [t("job.attempt"), (event) => html`<${Amount} value=${event.data.attempt} />`],
+    [t("event.told"), told],
+  ]} />
+`;
+
+function Logs({ job }) {
+  const [attempt, setAttempt] = useState("");
+  const load = async () => {
+    const response = await fetch(`/v1/jobs/${job.id}/logs?last_bytes=${LOG_BYTES}${attempt && `&attempt=${attempt}`}`);
+    return { text: await response.text() };
+  };
+  const found = usePoll(load, () => (FINAL.has(job.state) ? 0 : 2 * LIVE_MS), [job.id, attempt, job.state]);
+  const numbers = Array.from({ length: job.attempt }, (_, place) => place + 1);
+  return html`
+    <p>
+      <label>
+        ${t("job.attempt")}
+        <select value=${attempt} onChange=${(event) => setAttempt(event.currentTarget.value)}>
+          <option value="">${t("jobs.all")}</option>
+          ${numbers.map((number) => html`<option value=${number}>${number}</option>`)}
+        </select>
+      </label>
+      <a href="/v1/jobs/${job.id}/logs" download="${job.id}.log">${t("logs.whole")}</a>
+    </p>
+    <${Loaded} of=${found}>
+      ${({ text }) => (text ? html`<${Machine} text=${text} aria-label=${t("part.logs")} />` : html`<p>${t("logs.none")}</p>`)}
+    </${Loaded}>
+  `;
+}
+
+function Attempts({ job }) {
+  const found = usePoll((signal) => get(`/v1/jobs/${job.id}/attempts`, {}, signal), () => (FINAL.has(job.state) ? 0 : LIVE_MS), [job.id, job.state]);
+  return html`<${Loaded} of=${found}>
+    ${({ attempts }) => html`<${Table} caption=${t("part.attempts")} rows=${attempts} keyOf=${(each) => each.number} columns=${[
+      [t("attempt.number"), (each) => html`<${Amount} value=${each.number} />`],
+      [t("attempt.worker"), (each) => html`<${Code} text=${each.worker} />`],
+      [t("attempt.device"), (each) => html`<${Code} text=${each.device_report?.name ?? each.device} />`],
+      [t("attempt.started"), (each) => html`<${Time} at=${each.started_at} />`],
+      [t("attempt.ended"), (each) => html`<${Time} at=${each.ended_at} />`],
+      [t("attempt.outcome"), (each) => (each.outcome ? html`${t(`event.${each.outcome}`)} ${each.reason ? html`<${User} text=${each.reason} />` : ""}` : "–")],
+      [t("attempt.steps"), (each) => html`<span class="number" dir="ltr">${each.first_step ?? "–"} – ${each.last_step ?? "–"}</span>`],
+    ]} />`}
+  </${Loaded}>`;
+}
+
+/** What the training found in its rows. */
+function DataReport({ report }) {
+  if (!report) return html`<p>${t("data.none")}</p>`;
+  const { at, attempt, ...rest } = report;
+  return html`<p>${t("data.text")}</p><${Machine} text=${JSON.stringify(rest, null, 2)} aria-label=${t("part.data")} />`;
+}
+
+function Metadata({ job }) {
+  const found = usePoll((signal) => get(`/v1/jobs/${job.id}/metadata`, {}, signal), () => 0, [job.id, job.state]);
+  return html`<${Loaded} of=${found}>
+    ${(metadata) => html`
+      <p>${t(metadata.complete ? "metadata.complete" : "metadata.incomplete")}</p>
+      <${Machine} text=${JSON.stringify(metadata, null, 2)} aria-label=${t("part.metadata")} />
+    `}
+  </${Loaded}>`;
+}

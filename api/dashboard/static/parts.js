@@ -1,0 +1,185 @@
+// Small pieces that every page uses.
+
+import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { Block, Code, User } from "./text.js";
+import { bytes, duration, has, instant, number, t } from "./language.js";
+
+export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
+export const Amount = ({ value, digits = 6 }) =>
+  html`<span class="number" dir="ltr">${value === null || value === undefined ? "–" : number(value, digits)}</span>`;
+export const Bytes = ({ count }) => (count === null || count === undefined ? "–" : bytes(count));
+export const Duration = ({ seconds }) => (seconds === null || seconds === undefined ? "–" : duration(seconds));
+
+const MARKS = { queued: "◷", running: "▶", paused: "❚❚", succeeded: "✓", failed: "✗", cancelled: "⊘" };
+
+/** A job's state as a mark, a word and a colour. */
+export const State = ({ state }) =>
+  html`<span class="state ${state}"><span aria-hidden="true">${MARKS[state]}</span> ${t(`state.${state}`)}</span>`;
+
+/** A method's name, the same in every language. */
+export const Method = ({ name }) => html`<span dir="ltr" translate="no">${name.toUpperCase()}</span>`;
+
+/** How far a job is. */
+export const Progress = ({ job }) => html`
+  <span class="progress">
+    <progress max="100" value=${job.percent} aria-label=${t("job.progress")}></progress>
+    <span class="number" dir="ltr">${number(Math.round(job.percent))} %</span>
+  </span>
+`;
+
+/** An error of the service: what happened, what to do, and every detail. */
+export function ErrorBox({ error, title }) {
+  if (!error) return null;
+  const code = has(`error.${error.code}`) ? error.code : "internal";
+  return html`
+    <div class="box error" role="alert">
+      <strong>${title ? `${title}: ` : ""}${t(`error.${code}`)}</strong>
+      ${error.message && html`<${Block} text=${error.message} kind="plain" />`}
+      <p>${t(`hint.${code}`)}</p>
+      ${
+        error.details?.length > 0 &&
+        html`<ul>
+          ${error.details.slice(0, 50).map(
+            (detail) => html`<li>
+              ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
+              ${detail.field && html`<${Code} text=${detail.field} /> `}<${User} text=${detail.reason} />
+            </li>`,
+          )}
+        </ul>`
+      }
+    </div>
+  `;
+}
+
+/** Warnings of the service: `{code, message}`. */
+export const Warnings = ({ found }) =>
+  found?.length
+    ? html`<div class="box warning">
+        <h2>${t("warnings.title")}</h2>
+        <ul>
+          ${found.map((each) => html`<li><${Code} text=${each.code} />: <${User} text=${each.message} /></li>`)}
+        </ul>
+      </div>`
+    : null;
+
+export const Busy = ({ text }) => html`<p class="busy" role="status">${text ?? t("busy")}</p>`;
+
+/** What a question answered so far: nothing yet, an error, or the page's part. */
+export const Loaded = ({ of, children }) =>
+  html`<${ErrorBox} error=${of.error} />${of.data ? children(of.data) : of.error ? null : html`<${Busy} />`}`;
+
+/** A table that turns into cards where the screen is narrow. `columns`: `[heading, cell(row)]`. */
+export const Table = ({ caption, columns, rows, keyOf }) => html`
+  <table class="cards">
+    <caption class="unseen">
+      ${caption}
+    </caption>
+    <thead>
+      <tr>
+        ${columns.map(([heading]) => html`<th scope="col">${heading}</th>`)}
+      </tr>
+    </thead>
+    <tbody>
+      ${rows.map(
+        (row) => html`<tr key=${keyOf(row)}>
+          ${columns.map(([heading, cell]) => html`<td data-label=${heading}>${cell(row)}</td>`)}
+        </tr>`,
+      )}
+    </tbody>
+  </table>
+`;
+
+/** Terms and what they are. `rows`: `[term, text]`; what is undefined is left out. */
+export const Facts = ({ rows }) => html`
+  <dl class="facts">
+    ${rows.filter(([, value]) => value !== undefined).map(([term, value]) => html`<div><dt>${term}</dt><dd>${value}</dd></div>`)}
+  </dl>
+`;
+
+/** A button that asks before it acts; `act` may answer a promise, whose error is shown. */
+export function Confirm({ label, question, act, danger = false }) {
+  const dialog = useRef(null);
+  const [state, setState] = useState({ busy: false, error: null });
+  const [isOpen, setOpen] = useState(false);
+  useEffect(() => {
+    if (isOpen) dialog.current.showModal();
+  }, [isOpen]);
+  async function go() {
+    setState({ busy: true, error: null });
+    try {
+      await act();
+      setOpen(false);
+      setState({ busy: false, error: null });
+    } catch (error) {
+      setState({ busy: false, error });
+    }
+  }
+  return html`
+    <button type="button" class=${danger ? "danger" : ""} onClick=${() => setOpen(true)}>${label}</button>
+    ${
+      isOpen &&
+      html`<dialog ref=${dialog} aria-label=${label} onClose=${() => setOpen(false)}>
+        <p>${question}</p>
+        <${ErrorBox} error=${state.error} />
+        <p class="buttons">
+          <button type="button" class=${danger ? "danger" : "main"} disabled=${state.busy} onClick=${go}>${label}</button>
+          <button type="button" onClick=${() => dialog.current.close()}>${t("cancel")}</button>
+        </p>
+      </dialog>`
+    }
+  `;
+}
+
+/** A button whose act may take a while; its error is shown beside it. */
+export function Action({ label, act, main = false }) {
+  const [state, setState] = useState({ busy: false, error: null });
+  async function go() {
+    setState({ busy: true, error: null });
+    try {
+      await act();
+      setState({ busy: false, error: null });
+    } catch (error) {
+      setState({ busy: false, error });
+    }
+  }
+  return html`
+    <button type="button" class=${main ? "main" : ""} disabled=${state.busy} onClick=${go}>${label}</button>
+    <${ErrorBox} error=${state.error} />
+  `;
+}
+
+/** A labelled field of a form, with a hint and what is wrong with it. `children(attributes)` makes the input. */
+export function Field({ id, label, name, hint, error, children }) {
+  const about = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
+  const attributes = { id, name, "aria-describedby": about || undefined, "aria-invalid": error ? "true" : undefined };
+  return html`
+    <div class="field">
+      <label for=${id}>${label}${name && html` <${Code} text=${name} />`}</label>
+      ${children(attributes)}
+      ${hint && html`<p class="hint" id="${id}-hint">${hint}</p>`}
+      ${error && html`<p class="wrong" id="${id}-error"><${User} text=${error} /></p>`}
+    </div>
+  `;
+}
+
+/** Tokens of a rendered row; those that the loss is taken of are marked. */
+export const Tokens = ({ tokens }) =>
+  html`<${Block} kind="tokens">
+    ${tokens.map((token) => html`<span class=${token.trained ? "trained" : ""} title=${token.id}>${token.text}</span>`)}
+  </${Block}>`;
+
+/** Rows as the model sees them. */
+export const RenderedRows = ({ rows }) => html`
+  <p>${t("rows.mask")}</p>
+  ${rows.map(
+    (row) => html`<article class="row">
+      <h3>
+        ${t("rows.row", { n: row.row })}
+        ${row.label !== null && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}
+      </h3>
+      <h4>${t("rows.prompt")}</h4>
+      <${Tokens} tokens=${row.prompt} />
+      ${Object.entries(row.answers).map(([name, tokens]) => html`<h4>${t(`rows.${name}`)}</h4><${Tokens} tokens=${tokens} />`)}
+    </article>`,
+  )}
+`;

@@ -1,0 +1,60 @@
+// Text of users on its way to the page: shown as it is, obeyed never. As tafdil/text.py does for terminals.
+
+import { html } from "./vendor/preact-htm.js";
+
+const ANSI = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])/g;
+const CONTROL = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}]/u;
+// Line ends and tabs; joiners of Persian, Urdu and emoji, and Arabic signs that enclose numbers: none reorders anything.
+const KEPT = /[\n\t\u200c\u200d\u0600-\u0605\u06dd\u08e2]/;
+
+/** Children of an element: the text, with each control or format character as a visible escape. */
+export function visible(text) {
+  const plain = String(text ?? "").replace(ANSI, "");
+  if (!CONTROL.test(plain)) return plain;
+  const parts = [""];
+  for (const letter of plain) {
+    if (!CONTROL.test(letter) || KEPT.test(letter)) parts[parts.length - 1] += letter;
+    else parts.push(escaped(letter), "");
+  }
+  return parts;
+}
+
+function escaped(letter) {
+  const code = letter.codePointAt(0).toString(16).padStart(4, "0");
+  return html`<span class="control" dir="ltr">${code.length > 4 ? `\\U${code.padStart(8, "0")}` : `\\u${code}`}</span>`;
+}
+
+/** Text of a user within a line: in its own direction, leaving that of its neighbours alone. */
+export const User = ({ text }) => html`<bdi class="user" dir="auto" translate="no">${visible(text)}</bdi>`;
+
+/** Text of a user on lines of its own; each paragraph in its own direction. */
+export const Block = ({ text, children, kind = "" }) =>
+  html`<div class="block ${kind}" dir="auto" translate="no">${children ?? visible(text)}</div>`;
+
+/** Names of fields, ids, numbers with signs: left to right whatever stands around. */
+export const Code = ({ text }) => html`<code dir="ltr" translate="no">${visible(text)}</code>`;
+
+/** What a machine printed or wrote: English, left to right. */
+export const Machine = ({ text, ...rest }) =>
+  html`<pre class="machine" dir="ltr" lang="en" translate="no" tabindex="0" ...${rest}>${visible(text)}</pre>`;
+
+const words = (text) => text.match(/\S+\s*|\s+/g) ?? [];
+
+/**
+ * Two texts with the words that differ marked.
+ * @returns children for the first text (its own words in `del`) and for the second (in `ins`).
+ */
+export function differences(before, after) {
+  const found = Diff.diffArrays(words(before), words(after), {
+    comparator: (one, other) => one.trim() === other.trim(),
+    timeout: 500,
+  });
+  if (!found) return [visible(before), visible(after)];
+  const [left, right] = [[], []];
+  for (const { value, added, removed } of found) {
+    const text = visible(value.join(""));
+    if (!added) left.push(removed ? html`<del>${text}</del>` : text);
+    if (!removed) right.push(added ? html`<ins>${text}</ins>` : text);
+  }
+  return [left, right];
+}
