@@ -74,7 +74,7 @@ function App() {
   return html`
     <a class="skip" href="#main" onClick=${(event) => (event.preventDefault(), heading.current.focus())}>${t("skip")}</a>
     <header class="top">
-      <a class="brand" href="#/jobs"><span lang="ar" translate="no">تفضيل</span> <span lang="en" translate="no">Tafdil</span></a>
+      <a class="brand" href="#/jobs"><span lang="ar" translate=${false}>تفضيل</span> <span lang="en" translate=${false}>Tafdil</span></a>
       ${isIn && html`<${Navigation} room=${where.parts[0] ?? "jobs"} />`}
       <div class="settings">
         <${Theme} />
@@ -82,7 +82,7 @@ function App() {
           .filter(([code]) => code !== current())
           .map(
             ([code, name]) =>
-              html`<button type="button" lang=${code} translate="no" onClick=${() => speak(code)}>${name}</button>`,
+              html`<button type="button" lang=${code} translate=${false} onClick=${() => speak(code)}>${name}</button>`,
           )}
         ${isIn && session.keys_are_on && html`<${Who} session=${session} />`}
       </div>

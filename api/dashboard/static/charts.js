@@ -134,9 +134,9 @@ function Chart({ title, curves, range, onRange }) {
   }, [shape, theme]);
   useEffect(() => plot.current?.setData(aligned(curves)), [curves]);
   return html`
-    <figure class="chart" role="group" aria-label=${title}>
-      <figcaption translate=${/[/_]/.test(title) ? "no" : undefined}>${title}</figcaption>
-      <div class="plot" dir="ltr" translate="no" ref=${place}></div>
+    <figure class="chart">
+      <figcaption translate=${/[/_]/.test(title) ? false : undefined}>${title}</figcaption>
+      <div class="plot" dir="ltr" translate=${false} ref=${place}></div>
       <${Folded} title=${t("chart.table")}>${() => html`<${Values} curves=${curves} />`}</${Folded}>
     </figure>
   `;
@@ -185,7 +185,7 @@ function options(width, curves, range, onRange) {
         dash,
         width: 2,
         value: shown,
-        points: { show: points.length < 60 ? undefined : false },
+        points: { show: points.length < 60, size: 5, fill: colour },
       })),
     ],
     hooks: {

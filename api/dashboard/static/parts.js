@@ -17,7 +17,7 @@ export const State = ({ state }) =>
   html`<span class="state ${state}"><span aria-hidden="true">${MARKS[state]}</span> ${t(`state.${state}`)}</span>`;
 
 /** A method's name, the same in every language. */
-export const Method = ({ name }) => html`<span dir="ltr" translate="no">${name.toUpperCase()}</span>`;
+export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${name.toUpperCase()}</span>`;
 
 /** How far a job is. */
 export const Progress = ({ job }) => html`

@@ -25,18 +25,18 @@ function escaped(letter) {
 }
 
 /** Text of a user within a line: in its own direction, leaving that of its neighbours alone. */
-export const User = ({ text }) => html`<bdi class="user" dir="auto" translate="no">${visible(text)}</bdi>`;
+export const User = ({ text }) => html`<bdi class="user" dir="auto" translate=${false}>${visible(text)}</bdi>`;
 
 /** Text of a user on lines of its own; each paragraph in its own direction. */
 export const Block = ({ text, children, kind = "" }) =>
-  html`<div class="block ${kind}" dir="auto" translate="no">${children ?? visible(text)}</div>`;
+  html`<div class="block ${kind}" dir="auto" translate=${false}>${children ?? visible(text)}</div>`;
 
 /** Names of fields, ids, numbers with signs: left to right whatever stands around. */
-export const Code = ({ text }) => html`<code dir="ltr" translate="no">${visible(text)}</code>`;
+export const Code = ({ text }) => html`<code dir="ltr" translate=${false}>${visible(text)}</code>`;
 
 /** What a machine printed or wrote: English, left to right. */
 export const Machine = ({ text, ...rest }) =>
-  html`<pre class="machine" dir="ltr" lang="en" translate="no" tabindex="0" ...${rest}>${visible(text)}</pre>`;
+  html`<pre class="machine" dir="ltr" lang="en" translate=${false} tabindex="0" ...${rest}>${visible(text)}</pre>`;
 
 const words = (text) => text.match(/\S+\s*|\s+/g) ?? [];
 

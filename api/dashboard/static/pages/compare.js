@@ -99,7 +99,7 @@ function Answers({ of: { request, result, error, state } }) {
 
 function Verdict({ result }) {
   const { proof } = result;
-  const yes = (value) => (value === undefined ? undefined : t(value ? "yes" : "no"));
+  const yes = (value) => (value === undefined ? undefined : t(value ? "compare.yes" : "compare.no"));
   return html`
     <h2>${t("compare.verdict")}</h2>
     <${Facts}

@@ -19,12 +19,16 @@ export function DataReport({ report }) {
         [t("data.left_over"), report.rows_left_over ? html`<${Amount} value=${report.rows_left_over} />` : undefined],
         [t("dataset.desirable"), desirable === undefined ? undefined : html`<${Amount} value=${desirable} />`],
         [t("dataset.undesirable"), undesirable === undefined ? undefined : html`<${Amount} value=${undesirable} />`],
-        [t("field.desirable_weight"), weights ? t("data.suggested", { value: number(weights.desirable_weight, 3) }) : undefined],
-        [t("field.undesirable_weight"), weights ? t("data.suggested", { value: number(weights.undesirable_weight, 3) }) : undefined],
+        [t("field.desirable_weight"), weights ? suggested(weights, "desirable_weight") : undefined],
+        [t("field.undesirable_weight"), weights ? suggested(weights, "undesirable_weight") : undefined],
       ]}
     />
   `;
 }
+
+/** The weight that balances the labels while the other one is 1. */
+const suggested = (weights, name) =>
+  t("data.suggested", { low: number(weights[`${name}_min`], 3), high: number(weights[`${name}_max`], 3) });
 
 const Part = ({ name, found }) => html`
   <table>

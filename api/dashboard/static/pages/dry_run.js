@@ -5,6 +5,7 @@ import { Folded } from "../charts.js";
 import { bytes, duration, number, t } from "../language.js";
 import { Amount, Facts, RenderedRows, Warnings } from "../parts.js";
 import { Code, Machine } from "../text.js";
+import { DataReport } from "./data_report.js";
 
 export function DryRun({ result }) {
   const { data, lengths, memory, plan, samples, spec, time, warnings } = result;
@@ -26,7 +27,7 @@ export function DryRun({ result }) {
     />
     <h3>${t("dry.lengths")}</h3>
     <${Lengths} lengths=${lengths} />
-    <${Folded} title=${t("dry.data")}>${() => html`<${Machine} text=${JSON.stringify(data, null, 2)} aria-label=${t("dry.data")} />`}</${Folded}>
+    <${Folded} title=${t("dry.data")}>${() => html`<${DataReport} report=${data} />`}</${Folded}>
     <${Folded} title=${t("dry.samples")}>${() => html`<${RenderedRows} rows=${samples} />`}</${Folded}>
     <${Folded} title=${t("dry.spec")}>${() => html`<${Machine} text=${JSON.stringify(spec, null, 2)} aria-label=${t("dry.spec")} />`}</${Folded}>
   `;
@@ -34,12 +35,14 @@ export function DryRun({ result }) {
 
 /** Rows by tokens, as bars. */
 function Lengths({ lengths }) {
+  // Short lengths that no row has say nothing.
+  const shown = lengths.slice(lengths.findIndex(({ rows }) => rows > 0));
   const most = Math.max(...lengths.map(({ rows }) => rows), 1);
   return html`<table class="bars">
     <caption class="unseen">${t("dry.lengths")}</caption>
     <thead><tr><th scope="col">${t("dry.up_to")}</th><th scope="col">${t("dry.rows")}</th></tr></thead>
     <tbody>
-      ${lengths.map(({ up_to: upTo, rows }) => html`<tr>
+      ${shown.map(({ up_to: upTo, rows }) => html`<tr>
         <th scope="row">${number(upTo)}</th>
         <td><meter max=${most} value=${rows} aria-label=${t("dry.rows")}></meter> ${number(rows)}</td>
       </tr>`)}

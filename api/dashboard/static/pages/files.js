@@ -7,6 +7,8 @@ import { Action, Bytes, Confirm, Loaded, Table, Time } from "../parts.js";
 import { Code } from "../text.js";
 
 const LIVE_MS = 3000;
+// What people come for stands first.
+const ORDER = ["model", "merged", "metrics", "log", "manifest", "checkpoint"];
 const MERGE_WAIT_S = 60;
 
 export function Files({ job }) {
@@ -36,7 +38,7 @@ export function Files({ job }) {
     </p>`}
     <${Loaded} of=${found}>
       ${({ artifacts }) => (artifacts.length
-        ? html`<${Table} caption=${t("part.files")} rows=${artifacts} keyOf=${(file) => file.id} columns=${[
+        ? html`<${Table} caption=${t("part.files")} rows=${[...artifacts].sort((one, other) => ORDER.indexOf(one.kind) - ORDER.indexOf(other.kind))} keyOf=${(file) => file.id} columns=${[
             [t("files.kind"), (file) => t(`artifact.${file.kind}`)],
             [t("files.name"), (file) => html`<a href=${file.href} download><${Code} text=${file.name} /></a>`],
             [t("files.size"), (file) => html`<${Bytes} count=${file.size_bytes} />`],

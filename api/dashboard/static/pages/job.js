@@ -6,6 +6,7 @@ import { Curves } from "../charts.js";
 import { t } from "../language.js";
 import { Action, Amount, Confirm, Duration, ErrorBox, Facts, Loaded, Method, Progress, State, Table, Time, Warnings } from "../parts.js";
 import { Code, Machine, User } from "../text.js";
+import { DataReport } from "./data_report.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
 import { useCurves } from "./overlay.js";
@@ -46,7 +47,7 @@ function Part({ name, job, events, query }) {
     case "attempts":
       return html`<${Attempts} job=${job} />`;
     case "data":
-      return html`<${DataReport} report=${events.findLast((event) => event.type === "data")?.data} />`;
+      return html`<${Data} event=${events.findLast((event) => event.type === "data")} />`;
     case "metadata":
       return html`<${Metadata} job=${job} />`;
     case "files":
@@ -112,7 +113,7 @@ function JobCurves({ job, others }) {
         ${t("overlay.add")}
         <select value="" onChange=${(event) => event.currentTarget.value && set([...others, event.currentTarget.value])}>
           <option value="">–</option>
-          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate="no">${titleOf(each)} · ${each.method}</option>`)}
+          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate=${false}>${titleOf(each)} · ${each.method}</option>`)}
         </select>
       </label>
       ${found.data?.slice(1).map(
@@ -185,12 +186,9 @@ function Attempts({ job }) {
   </${Loaded}>`;
 }
 
-/** What the training found in its rows. */
-function DataReport({ report }) {
-  if (!report) return html`<p>${t("data.none")}</p>`;
-  const { at, attempt, ...rest } = report;
-  return html`<p>${t("data.text")}</p><${Machine} text=${JSON.stringify(rest, null, 2)} aria-label=${t("part.data")} />`;
-}
+
+const Data = ({ event }) =>
+  event ? html`<p>${t("data.text")}</p><${DataReport} report=${event.data.report} />` : html`<p>${t("data.none")}</p>`;
 
 function Metadata({ job }) {
   const found = usePoll((signal) => get(`/v1/jobs/${job.id}/metadata`, {}, signal), () => 0, [job.id, job.state]);

@@ -29,7 +29,7 @@ export function Jobs({ query }) {
     <form class="filters" aria-label=${t("jobs.filters")}>
       <${Choice} label=${t("jobs.state")} value=${state} of=${STATES} text=${(name) => t(`state.${name}`)}
         onChange=${(value) => go(query, { state: value, cursor: null })} />
-      <${Choice} label=${t("jobs.method")} value=${method} of=${METHODS} text=${(name) => name.toUpperCase()} translate="no"
+      <${Choice} label=${t("jobs.method")} value=${method} of=${METHODS} text=${(name) => name.toUpperCase()} translate=${false}
         onChange=${(value) => go(query, { method: value, cursor: null })} />
       <a class="button main" href="#/new">${t("new.title")}</a>
     </form>
@@ -64,10 +64,10 @@ const columns = (chosen, toggle) => [
   [
     t("jobs.choose"),
     (job) =>
-      html`<input type="checkbox" aria-label=${t("jobs.choose_one", { name: titleOf(job) })} checked=${chosen.includes(job.id)}
+      html`<input type="checkbox" id="choose-${job.id}" aria-label=${t("jobs.choose_one")} aria-labelledby="choose-${job.id} name-${job.id}" checked=${chosen.includes(job.id)}
         disabled=${!chosen.includes(job.id) && chosen.length >= MAX_OVERLAID} onChange=${() => toggle(job.id)} />`,
   ],
-  [t("jobs.name"), (job) => html`<a href="#/jobs/${job.id}"><${User} text=${titleOf(job)} /></a>`],
+  [t("jobs.name"), (job) => html`<a id="name-${job.id}" href="#/jobs/${job.id}"><${User} text=${titleOf(job)} /></a>`],
   [t("jobs.method"), (job) => html`<${Method} name=${job.method} />`],
   [t("jobs.model"), (job) => html`<${Code} text=${job.model_name} />`],
   [t("jobs.state"), (job) => html`<${State} state=${job.state} /> <${Standing} job=${job} />`],

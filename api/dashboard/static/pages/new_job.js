@@ -166,9 +166,9 @@ function Basics({ form, change, wrong, datasets }) {
   const data = (name, empty) => (attributes) => html`
     <select ...${attributes} value=${form[name]} onChange=${(event) => change({ [name]: event.currentTarget.value })}>
       <option value="">${empty}</option>
-      ${uploaded.map((each) => html`<option value="id:${each.id}" dir="auto" translate="no">${each.name ?? each.id.slice(0, 8)} · ${each.kind} · ${each.train_rows}</option>`)}
-      ${samples.map((path) => html`<option value="path:${path}" translate="no">${path}</option>`)}
-      ${!known.has(form[name]) && html`<option value=${form[name]} translate="no">${form[name].replace(/^\w+:/, "")}</option>`}
+      ${uploaded.map((each) => html`<option value="id:${each.id}" dir="auto" translate=${false}>${each.name ?? each.id.slice(0, 8)} · ${each.kind} · ${each.train_rows}</option>`)}
+      ${samples.map((path) => html`<option value="path:${path}" translate=${false}>${path}</option>`)}
+      ${!known.has(form[name]) && html`<option value=${form[name]} translate=${false}>${form[name].replace(/^\w+:/, "")}</option>`}
     </select>
   `;
   const text = (name, more = {}) => (attributes) =>
@@ -198,7 +198,7 @@ function Numbers({ form, change, wrong, schemas }) {
     <legend>${t("new.numbers")}</legend>
     ${NUMBERS.filter(([, methods]) => methods.includes(form.method)).map(
       ([name]) => html`<${Field} id="f-${name}" label=${t(`field.${name}`)} name=${name} error=${wrong[name]}>
-        ${(attributes) => html`<input ...${attributes} inputmode="decimal" dir="ltr" placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
+        ${(attributes) => html`<input ...${attributes} inputmode="decimal" dir="ltr" translate=${false} placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
           onInput=${(event) => change({ numbers: { ...form.numbers, [name]: event.currentTarget.value } })} />`}
       </${Field}>`,
     )}
@@ -218,6 +218,6 @@ const More = ({ form, change, wrong }) => html`
     ${(attributes) => html`<textarea ...${attributes} rows="3" dir="auto" value=${form.prompts} onInput=${(event) => change({ prompts: event.currentTarget.value })}></textarea>`}
   </${Field}>
   <${Field} id="f-more" label=${t("new.more")} hint=${t("new.more_hint")} error=${wrong.more}>
-    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="ltr" spellcheck=${false} placeholder='{"weight_decay": 0.01}' value=${form.more} onInput=${(event) => change({ more: event.currentTarget.value })}></textarea>`}
+    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="ltr" translate=${false} spellcheck=${false} placeholder='{"weight_decay": 0.01}' value=${form.more} onInput=${(event) => change({ more: event.currentTarget.value })}></textarea>`}
   </${Field}>
 `;

@@ -22,7 +22,7 @@ export function Samples({ events }) {
       <label>
         ${t("samples.prompt")}
         <select value=${place} onChange=${(event) => setPlace(Number(event.currentTarget.value))}>
-          ${prompts.map((text, number) => html`<option value=${number} dir="auto" translate="no">${text.slice(0, 90)}</option>`)}
+          ${prompts.map((text, number) => html`<option value=${number} dir="auto" translate=${false}>${text.slice(0, 90)}</option>`)}
         </select>
       </label>
     </p>
@@ -32,7 +32,7 @@ export function Samples({ events }) {
       .map(({ step, text }, number) => {
         const [, marked] = number ? differences(answers[number - 1].text, text) : [null, null];
         return html`<article class="row">
-          <h3>${t("samples.step", { n: step })}</h3>
+          <h2>${t("samples.step", { n: step })}</h2>
           <${Block} text=${text}>${marked ?? undefined}</${Block}>
         </article>`;
       })

@@ -1,0 +1,157 @@
+"""A headless Chromium, and what tests ask of a page: its words, its accessibility, what it complained of."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+
+from tests.servers import absent
+
+ROOT = Path(__file__).resolve().parents[2]
+LOCALES = ROOT / "api" / "dashboard" / "static" / "locales"
+SCREENSHOTS = Path(os.environ.get("TAFDIL_TEST_SCREENSHOTS", ROOT / "build" / "screenshots"))
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# Nothing but the page itself may use the network; a container has neither a sandbox nor a GPU.
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+# Letters of the other language outside what is meant to stay as it is: data, names of fields, dates.
+_FOREIGN = """
+(letters) => {
+  const foreign = new RegExp(letters, "u");
+  const kept = "[translate=no], time, script, style, noscript, .number";
+  const found = [];
+  const walker = document.createTreeWalker(document.documentElement, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const { parentElement: parent, data } = walker.currentNode;
+    if (foreign.test(data) && !parent.closest(kept)) found.push(data.trim());
+  }
+  for (const element of document.querySelectorAll("[aria-label], [title], [placeholder], [alt]")) {
+    if (element.closest("[translate=no]")) continue;
+    for (const name of ["aria-label", "title", "placeholder", "alt"]) {
+      const text = element.getAttribute(name);
+      if (text && foreign.test(text)) found.push(`${name}: ${text}`);
+    }
+  }
+  return found;
+}
+"""
+_LETTERS_OF_THE_OTHER = {"ar": "\\p{Script=Latin}", "en": "\\p{Script=Arabic}"}
+
+
+@contextmanager
+def chromium() -> Generator[Browser]:
+    """The browser of this machine. Where there is none the test is skipped, but for continuous integration."""
+    path = os.environ.get("TAFDIL_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        absent("Chromium", FileNotFoundError("none of " + ", ".join(NAMES) + " is there"))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Screen:
+    """A page of the dashboard in one language.
+
+    Attributes:
+        complaints: what the console, scripts and the content security policy said; none in a good run.
+        dialogs: what a script that should not run would open.
+    """
+
+    def __init__(self, context: BrowserContext, url: str, language: str) -> None:
+        self.url, self.language = url, language
+        self.words: dict[str, Any] = json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8"))
+        self.complaints: list[str] = []
+        self.dialogs: list[str] = []
+        self.page: Page = context.new_page()
+        self.page.set_default_timeout(20_000)
+        self.page.on("console", self._on_console)
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
+
+    def _on_console(self, message: Any) -> None:
+        # Chromium logs every reply that is an error; the page shows it.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.complaints.append(message.text)
+
+    def say(self, key: str, **values: Any) -> str:
+        """The interface's words."""
+        text = self.words[key]
+        return re.sub(r"\{(\w+)\}", lambda found: str(values[found[1]]), text if isinstance(text, str) else text["other"])
+
+    def open(self, place: str = "") -> Page:
+        """Goes to a place of the dashboard, e.g. `jobs/…`, and waits until it is drawn."""
+        self.page.goto(f"{self.url}/#/{place}")
+        self.settle()
+        return self.page
+
+    def settle(self) -> None:
+        self.page.locator("h1").wait_for()
+        expect(self.page.locator(".busy")).to_have_count(0)
+
+    def unfold(self) -> None:
+        """Opens every part of the page that is folded away."""
+        closed = self.page.locator("details:not([open]) > summary")
+        while closed.count():
+            closed.first.click()
+        self.settle()
+
+    def button(self, key: str, **values: Any) -> Locator:
+        return self.page.get_by_role("button", name=self.say(key, **values), exact=True)
+
+    def untranslated(self) -> list[str]:
+        """Texts in the letters of the other language that are no data."""
+        return self.page.evaluate(_FOREIGN, _LETTERS_OF_THE_OTHER[self.language])
+
+    def barriers(self) -> list[str]:
+        """What axe finds that keeps people from using the page, each with the elements it is about."""
+        rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+        found = Axe().run(self.page, options=rules).response["violations"]
+        return [f"{each['id']}: {[node['html'][:200] for node in each['nodes'][:3]]}" for each in found]
+
+    def is_too_wide(self) -> bool:
+        """Whether a person has to scroll sideways."""
+        return self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+
+    def keep(self, name: str) -> None:
+        """Keeps a screenshot for people."""
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.{self.language}.png", full_page=True)
+
+
+@contextmanager
+def screen(browser: Browser, url: str, language: str, **options: Any) -> Generator[Screen]:
+    """A page in a browser profile of its own, which must have complained of nothing at the end."""
+    context = browser.new_context(**{"locale": language, "viewport": DESKTOP, "reduced_motion": "reduce", **options})
+    try:
+        found = Screen(context, url, language)
+        yield found
+        assert found.complaints == []
+        assert found.dialogs == []
+    finally:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Generator[Browser]:
+    with chromium() as found:
+        yield found

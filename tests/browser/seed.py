@@ -1,0 +1,146 @@
+"""A service with something to see: a job in every state, curves, samples, files, comparisons, datasets. No workers."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from jobs.artifacts import ArtifactFile, ArtifactKind
+from jobs.places import run_dir
+from jobs.repository import artifacts, attempts, jobs, metrics, tasks
+from jobs.repository.jobs import Fence
+from jobs.states import Cause, Request, TaskKind
+from tests.conftest import DATA
+from tests.live import Live
+from trainer_core.errors import error_dict
+
+PROOF = {
+    "trained_fingerprint": "a" * 64,
+    "reference_fingerprint": "b" * 64,
+    "template_fingerprint": "c" * 64,
+    "max_logit_difference": 5.7,
+    "mean_kl": 0.87,
+    "adapter_has_no_effect": False,
+}
+PART = {
+    "rows": 640,
+    "total_tokens": 51842,
+    "prompt_tokens": {"median": 25, "p95": 28, "max": 28},
+    "answer_tokens": {"median": 15, "p95": 19, "max": 20},
+    "prompts_cut": 2,
+    "completions_cut": 1,
+    "first_rows_cut": [3, 7],
+    "rows_dropped": 0,
+    "first_rows_dropped": [],
+}
+
+
+@dataclass
+class Seeded:
+    """What there is, by what it shows."""
+
+    live: Live
+    jobs: dict[str, str] = field(default_factory=dict)
+    dataset: str = ""
+
+    def submit(self, name: str | None, method: str = "ipo", **fields: Any) -> str:
+        spec = {
+            "method": method,
+            "name": name,
+            "model_name": "tafdil/tiny-arabic-qwen",
+            "dataset_path": f"samples/{'kto' if method == 'kto' else 'pairs'}_train.jsonl",
+            "learning_rate": 1e-3,
+            "learning_rate_cap": None,
+            "max_steps": 60,
+        }
+        reply = httpx.post(f"{self.live.url}/v1/jobs", json={**spec, **fields})
+        assert reply.status_code == 202, reply.text
+        return reply.json()["id"]
+
+    def claim(self, job_id: str) -> Fence:
+        """The job, taken by a worker that does not exist. It must be the best one of the queue."""
+        with self.live.database.transaction() as session:
+            job = jobs.claim_next(session, "worker-1", 3600)
+            assert job
+            assert job.id == job_id
+            return Fence(job.id, job.attempt, job.lease_token or "")
+
+    def train(self, fence: Fence, steps: int, total: int = 60, every: int = 1) -> None:
+        """Reports of a training up to a step."""
+        with self.live.database.transaction() as session:
+            jobs.record(session, fence, "phase", {"phase": "training"}, {"phase": "training"})
+            report = {"train": PART, "validation": PART, "rows_trained_on": 640, "rows_validated_on": 96}
+            report |= {"rows_held_back": 0, "rows_left_over": 0}
+            jobs.record(session, fence, "data", {"report": report})
+            jobs.set_progress(session, fence, steps, total, float(total - steps), tokens=1000 * steps)
+            attempts.set_first_step(session, fence.job_id, fence.attempt, 0)
+            for step in range(0, steps + 1, every):
+                values = {"loss": 1 / (step + 1), "rewards/margins": step / 10, "rewards/chosen": step / 20}
+                values |= {"rewards/rejected": -step / 20, "kl": step / 100, "rewards/accuracies": step / (step + 1)}
+                values |= {"learning_rate": 1e-3 / (step + 1)}
+                metrics.add(session, fence.job_id, fence.attempt, step, values)
+                jobs.record(session, fence, "metrics", {"step": step, "values": values})
+            for step in (0, 20, 40):
+                said = [{"prompt": "ما عاصمة المغرب؟", "response": f"الرباط، في الخطوة {step}.", "tokens": 6}]
+                jobs.record(session, fence, "samples", {"step": step, "samples": said})
+            jobs.record(session, fence, "checkpoint", {"step": steps})
+            jobs.keep_checkpoint(session, fence, steps)
+        log = run_dir(self.live.settings, fence.job_id) / f"attempt-{fence.attempt}" / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("loading tafdil/tiny-arabic-qwen\nstep 1 loss 0.5\n", encoding="utf-8")
+
+    def finish(self, fence: Fence, cause: Cause, **values: Any) -> None:
+        with self.live.database.transaction() as session:
+            assert jobs.finish(session, fence, cause, values, {"device": {"name": "cpu"}}, reason="seeded")
+
+    def succeed(self, fence: Fence) -> None:
+        path = f"{fence.job_id}/attempt-1/output"
+        self.finish(fence, Cause.FINISH, artifact_path=path, metadata_={"training_method": "ipo", "beta": 0.1})
+        file = ArtifactFile("attempt-1/output/adapter_model.safetensors", ArtifactKind.MODEL, 629_760, "d" * 64)
+        with self.live.database.transaction() as session:
+            artifacts.add(session, "default", fence.job_id, [file])
+
+    def compared(self, job_id: str, prompt: str, reference: str, trained: str, **more: Any) -> None:
+        """A comparison that was answered."""
+        answer = {
+            "prompt": prompt,
+            "trained_model_response": trained,
+            "reference_model_response": reference,
+            "seed": None,
+            "proof": PROOF,
+            "preference_score": 0.98,
+            "improvement_detected": True,
+        }
+        request = {"prompt": prompt, "max_length": 64, "temperature": 0.0, "top_p": 1.0, "seed": None}
+        with self.live.database.transaction() as session:
+            tasks.insert(session, TaskKind.COMPARE, "default", request, job_id)
+            task = tasks.claim_next(session, [TaskKind.COMPARE], 3600)
+            assert task
+            tasks.finish(session, task, result={**answer, **more})
+
+
+def seed(live: Live) -> Seeded:
+    """Jobs by state: `succeeded`, `failed`, `running`, `paused`, `cancelled`, `queued`; and a dataset."""
+    found = Seeded(live)
+    with (DATA / "kto_train.jsonl").open("rb") as rows:
+        reply = httpx.post(f"{live.url}/v1/datasets", params={"name": "بيانات التجربة"}, content=rows.read())
+    found.dataset = reply.json()["id"]
+
+    def running(name: str, **fields: Any) -> Fence:
+        found.jobs[name] = found.submit(f"تجربة {name}", **fields)
+        fence = found.claim(found.jobs[name])
+        found.train(fence, 60 if name == "succeeded" else 40)
+        return fence
+
+    found.succeed(running("succeeded"))
+    found.compared(found.jobs["succeeded"], "ما عاصمة المغرب؟", "الرباط، لا تسألني.", "شكرًا لك، عاصمة المغرب هي الرباط.")
+    error = error_dict("data_overlong", "train: 3 of 640 rows are longer than max_length=64")
+    found.finish(running("failed", method="cpo"), Cause.FAIL, error=error)
+    found.finish(running("paused", method="kto"), Cause.PAUSE)
+    found.finish(running("cancelled"), Cause.CANCEL, error=error_dict("cancelled", "cancelled while running"))
+    fence = running("running")
+    with live.database.transaction() as session:
+        jobs.add_warning(session, fence, {"code": "learning_rate_clamped", "message": "training uses 5e-07"})
+        jobs.request(session, fence.job_id, Request.PAUSE)
+    found.jobs["queued"] = found.submit(None, "kto")
+    return found

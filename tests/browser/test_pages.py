@@ -1,0 +1,116 @@
+"""Every page, in English and Arabic: translated, accessible, within the width of a phone, and kept as a picture."""
+
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser
+
+from tests.browser.chromium import PHONE, Screen, screen
+from tests.browser.seed import Seeded
+
+LANGUAGES = ["en", "ar"]
+PARTS = ("curves", "samples", "events", "logs", "attempts", "data", "metadata", "files")
+PLACES = {
+    "jobs": "jobs",
+    "no-jobs": "jobs?state=queued&method=cpo",
+    **{f"job-{part}": f"jobs/{{succeeded}}/{part}" for part in PARTS},
+    **{f"job-{state}": f"jobs/{{{state}}}" for state in ("failed", "paused", "cancelled", "running", "queued")},
+    "nothing-yet": "jobs/{queued}/samples",
+    "overlay": "curves/{succeeded},{failed}",
+    "new": "new",
+    "clone": "new?from={failed}",
+    "datasets": "datasets",
+    "dataset": "datasets/{dataset}",
+    "compare": "jobs/{succeeded}/compare",
+    "no-such-job": f"jobs/{'0' * 32}",
+    "no-such-page": "nowhere",
+}
+
+
+def place_of(name: str, seeded: Seeded) -> str:
+    return PLACES[name].format(**seeded.jobs, dataset=seeded.dataset)
+
+
+def opened(found: Screen, name: str, seeded: Seeded) -> None:
+    found.open(place_of(name, seeded))
+    if name == "compare":
+        found.page.locator(".history button").first.click()
+        found.page.locator(".sides").wait_for()
+    found.keep(name)
+    found.unfold()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", PLACES)
+def test_a_page_is_translated_and_accessible(browser: Browser, seeded: Seeded, name: str, language: str) -> None:
+    with screen(browser, seeded.live.url, language) as found:
+        opened(found, name, seeded)
+        assert found.untranslated() == []
+        assert found.barriers() == []
+        page = found.page
+        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr")
+        page.set_viewport_size(PHONE)
+        assert not found.is_too_wide()
+        page.emulate_media(color_scheme="dark")
+        assert found.barriers() == []
+        found.keep(f"{name}.phone")
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seeded, language: str) -> None:
+    with screen(browser, seeded.live.url, language) as found:
+        page = found.open("new")
+        found.button("new.sample").click()
+        page.locator("#f-beta").fill("-1")
+        page.locator("#f-model").fill("Qwen/None")
+        found.button("new.check").click()
+        page.locator("#f-beta[aria-invalid=true]").wait_for()
+        assert "greater than 0" in (page.locator("#f-beta-error").text_content() or "")
+        found.keep("refused")
+        assert found.untranslated() == []
+        assert found.barriers() == []
+        page.locator("#f-beta").fill("0.5")
+        found.button("new.check").click()
+        page.get_by_text("Qwen/None").last.wait_for()
+        page.locator("#f-more").fill("{not json")
+        found.button("new.check").click()
+        page.get_by_text(found.say("new.not_json")).wait_for()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_signing_in(browser: Browser, language: str, keyed: tuple[str, str]) -> None:
+    url, key = keyed
+    with screen(browser, url, language) as found:
+        page = found.open("jobs")
+        found.keep("sign-in")
+        assert found.untranslated() == []
+        assert found.barriers() == []
+        page.get_by_label(found.say("sign_in.key")).fill("tafdil_of-nobody")
+        page.keyboard.press("Enter")
+        page.get_by_text(found.say("error.unauthorized")).wait_for()
+        page.get_by_label(found.say("sign_in.key")).fill(key)
+        page.keyboard.press("Enter")
+        page.get_by_text(found.say("jobs.none")).wait_for()
+        assert found.untranslated() == []
+        assert key not in page.content()
+        assert page.evaluate("document.cookie + JSON.stringify(localStorage)").find(key) == -1
+        found.button("session.out").click()
+        page.get_by_label(found.say("sign_in.key")).wait_for()
+
+
+@pytest.fixture
+def keyed(tmp_path: Any) -> Any:
+    """The URL of a service with keys, and a key."""
+    from pydantic import SecretStr
+
+    from jobs.settings import Settings
+    from tests.live import serving
+
+    admin = "an-admin-key-of-more-than-32-letters"
+    settings = Settings(data_dir=tmp_path, redis_url=SecretStr("redis://127.0.0.1:1/0"), admin_key=SecretStr(admin))
+    settings.make_directories()
+    with serving(settings) as live:
+        headers = {"Authorization": f"Bearer {admin}"}
+        made = httpx.post(f"{live.url}/v1/keys", json={"tenant": "lab", "scopes": ["read", "write"]}, headers=headers)
+        yield live.url, made.json()["key"]

@@ -1,0 +1,103 @@
+"""The dashboard's catalogues and files: every word in both languages, every key used, nothing fetched from elsewhere."""
+
+import json
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.artifacts import ArtifactKind
+from jobs.states import Cause, JobState, Phase, Request
+from trainer_core.errors import CODES
+
+STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
+OWN = [
+    path
+    for path in sorted(STATIC.rglob("*"))
+    if path.suffix in (".js", ".css", ".html", ".svg") and "vendor" not in path.parts
+]
+SOURCE = "\n".join(path.read_text(encoding="utf-8") for path in OWN if path.suffix == ".js")
+WORDS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (STATIC / "locales").glob("*.json")
+}
+# Plural forms that a language has (CLDR); where a form is not written, `other` stands for it.
+PLURALS = {"en": {"one", "other"}, "ar": {"zero", "one", "two", "few", "many", "other"}}
+FAMILIES: dict[str, type[StrEnum]] = {
+    "state": JobState,
+    "phase": Phase,
+    "requested": Request,
+    "artifact": ArtifactKind,
+    "event": Cause,
+}
+
+
+def forms(text: str | dict[str, str]) -> list[str]:
+    return [text] if isinstance(text, str) else list(text.values())
+
+
+def test_both_languages_have_the_same_words() -> None:
+    assert set(WORDS) == {"en", "ar"}
+    assert set(WORDS["en"]) == set(WORDS["ar"])
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_a_catalogue_is_in_its_language(language: str) -> None:
+    foreign = re.compile(r"[\u0600-\u06ff]" if language == "en" else r"[A-Za-z]")
+    for key, text in WORDS[language].items():
+        for form in forms(text):
+            assert form.strip(), key
+            assert not foreign.search(re.sub(r"\{\w+\}", "", form)), key
+        if isinstance(text, dict):
+            assert "other" in text, key
+            assert set(text) <= PLURALS[language], key
+
+
+def test_translations_take_the_same_values() -> None:
+    for key, text in WORDS["en"].items():
+        names = {name for form in forms(text) for name in re.findall(r"\{(\w+)\}", form)}
+        translated = {name for form in forms(WORDS["ar"][key]) for name in re.findall(r"\{(\w+)\}", form)}
+        assert translated == names, key
+
+
+def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None:
+    asked = set(re.findall(r"""\bt\(\s*"([\w.]+)\"""", SOURCE)) | set(
+        re.findall(r"""[?:]\s*"([a-z_]+\.[a-z_]+)\"""", SOURCE)
+    )
+    assert asked - set(WORDS["en"]) == set()
+    # Keys that are put together, by their beginning.
+    made = set(re.findall(r"\bt\(\s*`(\w+)\.\$\{", SOURCE))
+    unused = {key for key in WORDS["en"] if key not in asked and key.split(".")[0] not in made}
+    assert unused == set()
+
+
+def test_whatever_the_service_says_by_name_has_words() -> None:
+    for family, names in FAMILIES.items():
+        assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
+    for code, error in CODES.items():
+        assert f"error.{code}" in WORDS["en"]
+        assert WORDS["en"][f"hint.{code}"] == error.hint
+
+
+def test_every_kind_of_event_that_a_training_reports_has_words() -> None:
+    reporter = (STATIC.parents[2] / "worker" / "reporter.py").read_text(encoding="utf-8").split('"""')[1]
+    kinds = set(re.findall(r"`(\w+)`", reporter)) - {"type", "progress", "alive", "finished", "stopped"}
+    assert {"samples", "checkpoint", "first_step"} <= kinds
+    assert {f"event.{kind}" for kind in kinds} <= set(WORDS["en"])
+
+
+def test_nothing_comes_from_elsewhere_and_no_markup_is_made_of_text() -> None:
+    for path in OWN:
+        text = path.read_text(encoding="utf-8")
+        addresses = [each for each in re.findall(r"https?://[^\s\"'`)]+", text) if "www.w3.org" not in each]
+        assert addresses == [], path.name
+    for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "dangerouslySetInnerHTML"):
+        assert word not in SOURCE
+    page = (STATIC / "index.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+=|\sstyle=", page)
+
+
+def test_files_of_the_interface_are_short() -> None:
+    for path in OWN:
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 500, path.name
