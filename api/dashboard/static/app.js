@@ -11,7 +11,7 @@ import { Jobs } from "./pages/jobs.js";
 import { NewJob } from "./pages/new_job.js";
 import { Overlay } from "./pages/overlay.js";
 import { SignIn } from "./pages/sign_in.js";
-import { ErrorBox } from "./parts.js";
+import { Busy, ErrorBox } from "./parts.js";
 import { User } from "./text.js";
 
 const THEMES = ["auto", "light", "dark"];
@@ -100,7 +100,7 @@ const outside = (session, ask) =>
     ? html`<${SignIn} onDone=${ask} />`
     : session.is === "failed"
       ? html`<${ErrorBox} error=${session.error} /><button type="button" onClick=${ask}>${t("again")}</button>`
-      : html`<p role="status">${t("busy")}</p>`;
+      : html`<${Busy} />`;
 
 const Navigation = ({ room }) => html`
   <nav aria-label=${t("nav.label")}>

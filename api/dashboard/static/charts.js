@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { current, number, t } from "./language.js";
-import { Code } from "./text.js";
+import { Code, plain } from "./text.js";
 
 // Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for all.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3aa0d8", "#7a5195", "#6b6b6b"];
@@ -54,14 +54,14 @@ export function charts(jobs) {
           .map((name) => {
             const place = drawn.indexOf(name);
             return {
-              label: jobs.length > 1 ? `${job.title} · ${name}` : name,
+              label: plain(jobs.length > 1 ? `${job.title} · ${name}` : name),
               points: job.series[name],
               colour: colourOf(jobs.length > 1 ? jobPlace : place),
               dash: DASHES[(jobs.length > 1 ? place : Math.floor(place / COLOURS.length)) % DASHES.length],
             };
           }),
       );
-      return { key, title: GROUPS.some(([each]) => each === key) ? t(`chart.${key}`) : key, curves };
+      return { key, title: GROUPS.some(([each]) => each === key) ? t(`chart.${key}`) : plain(key), curves };
     })
     .filter(({ curves }) => curves.length > 0);
 }

@@ -7,22 +7,28 @@ const CONTROL = /[\p{Cc}\p{Cf}\p{Cs}\p{Co}]/u;
 // Line ends and tabs; joiners of Persian, Urdu and emoji, and Arabic signs that enclose numbers: none reorders anything.
 const KEPT = /[\n\t\u200c\u200d\u0600-\u0605\u06dd\u08e2]/;
 
+const isControl = (letter) => CONTROL.test(letter) && !KEPT.test(letter);
+
 /** Children of an element: the text, with each control or format character as a visible escape. */
 export function visible(text) {
   const plain = String(text ?? "").replace(ANSI, "");
   if (!CONTROL.test(plain)) return plain;
   const parts = [""];
   for (const letter of plain) {
-    if (!CONTROL.test(letter) || KEPT.test(letter)) parts[parts.length - 1] += letter;
-    else parts.push(escaped(letter), "");
+    if (isControl(letter)) parts.push(html`<span class="control" dir="ltr">${escape(letter)}</span>`, "");
+    else parts[parts.length - 1] += letter;
   }
   return parts;
 }
 
-function escaped(letter) {
+function escape(letter) {
   const code = letter.codePointAt(0).toString(16).padStart(4, "0");
-  return html`<span class="control" dir="ltr">${code.length > 4 ? `\\U${code.padStart(8, "0")}` : `\\u${code}`}</span>`;
+  return code.length > 4 ? `\\U${code.padStart(8, "0")}` : `\\u${code}`;
 }
+
+/** The same as one string, for where no elements can stand: choices of a list, legends of charts. */
+export const plain = (text) =>
+  Array.from(String(text ?? "").replace(ANSI, ""), (letter) => (isControl(letter) ? escape(letter) : letter)).join("");
 
 /** Text of a user within a line: in its own direction, leaving that of its neighbours alone. */
 export const User = ({ text }) => html`<bdi class="user" dir="auto" translate=${false}>${visible(text)}</bdi>`;

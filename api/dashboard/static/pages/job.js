@@ -5,7 +5,7 @@ import { FINAL, get, post, remove, useJobEvents, usePoll } from "../api.js";
 import { Curves } from "../charts.js";
 import { t } from "../language.js";
 import { Action, Amount, Confirm, Duration, ErrorBox, Facts, Loaded, Method, Progress, State, Table, Time, Warnings } from "../parts.js";
-import { Code, Machine, User } from "../text.js";
+import { Code, Machine, User, plain } from "../text.js";
 import { DataReport } from "./data_report.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
@@ -113,7 +113,7 @@ function JobCurves({ job, others }) {
         ${t("overlay.add")}
         <select value="" onChange=${(event) => event.currentTarget.value && set([...others, event.currentTarget.value])}>
           <option value="">–</option>
-          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate=${false}>${titleOf(each)} · ${each.method}</option>`)}
+          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate=${false}>${plain(titleOf(each))} · ${each.method}</option>`)}
         </select>
       </label>
       ${found.data?.slice(1).map(

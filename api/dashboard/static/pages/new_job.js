@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
 import { get, post, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Busy, ErrorBox, Field, Method } from "../parts.js";
-import { Code } from "../text.js";
+import { Code, plain } from "../text.js";
 import { UploadButton } from "./datasets.js";
 import { DryRun } from "./dry_run.js";
 
@@ -166,9 +166,9 @@ function Basics({ form, change, wrong, datasets }) {
   const data = (name, empty) => (attributes) => html`
     <select ...${attributes} value=${form[name]} onChange=${(event) => change({ [name]: event.currentTarget.value })}>
       <option value="">${empty}</option>
-      ${uploaded.map((each) => html`<option value="id:${each.id}" dir="auto" translate=${false}>${each.name ?? each.id.slice(0, 8)} · ${each.kind} · ${each.train_rows}</option>`)}
+      ${uploaded.map((each) => html`<option value="id:${each.id}" dir="auto" translate=${false}>${plain(each.name ?? each.id.slice(0, 8))} · ${each.kind} · ${each.train_rows}</option>`)}
       ${samples.map((path) => html`<option value="path:${path}" translate=${false}>${path}</option>`)}
-      ${!known.has(form[name]) && html`<option value=${form[name]} translate=${false}>${form[name].replace(/^\w+:/, "")}</option>`}
+      ${!known.has(form[name]) && html`<option value=${form[name]} translate=${false}>${plain(form[name].replace(/^\w+:/, ""))}</option>`}
     </select>
   `;
   const text = (name, more = {}) => (attributes) =>

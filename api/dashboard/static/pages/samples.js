@@ -2,7 +2,7 @@
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { t } from "../language.js";
-import { Block, differences } from "../text.js";
+import { Block, differences, plain } from "../text.js";
 
 /** A prompt, which is text or a conversation. */
 export const promptText = (prompt) =>
@@ -22,7 +22,7 @@ export function Samples({ events }) {
       <label>
         ${t("samples.prompt")}
         <select value=${place} onChange=${(event) => setPlace(Number(event.currentTarget.value))}>
-          ${prompts.map((text, number) => html`<option value=${number} dir="auto" translate=${false}>${text.slice(0, 90)}</option>`)}
+          ${prompts.map((text, number) => html`<option value=${number} dir="auto" translate=${false}>${plain(text.slice(0, 90))}</option>`)}
         </select>
       </label>
     </p>
