@@ -96,7 +96,7 @@ class Seeded:
     def succeed(self, fence: Fence) -> None:
         path = f"{fence.job_id}/attempt-1/output"
         self.finish(fence, Cause.FINISH, artifact_path=path, metadata_={"training_method": "ipo", "beta": 0.1})
-        file = ArtifactFile("attempt-1/output/adapter_model.safetensors", ArtifactKind.MODEL, 629_760, "d" * 64)
+        file = ArtifactFile(ArtifactKind.MODEL, "attempt-1/output/adapter_model.safetensors", 629_760, "d" * 64)
         with self.live.database.transaction() as session:
             artifacts.add(session, "default", fence.job_id, [file])
 
