@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
+from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
 from api import dashboard, errors
@@ -56,7 +57,10 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
             await app.state.waker.stop()
             database.dispose()
 
-    app = FastAPI(title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan)
+    # The documentation's page comes with its scripts: many a GPU machine reaches no CDN.
+    app = FastAPIOffline(
+        redoc_url=None, title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan
+    )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
     app.add_middleware(Gate, settings=settings)

@@ -99,6 +99,15 @@ def test_signing_in(browser: Browser, language: str, keyed: tuple[str, str]) -> 
         page.get_by_label(found.say("sign_in.key")).wait_for()
 
 
+def test_the_api_reference_needs_nothing_from_elsewhere(browser: Browser, seeded: Seeded) -> None:
+    with screen(browser, seeded.live.url, "en") as found:
+        asked: list[str] = []
+        found.page.on("request", lambda request: asked.append(request.url))
+        found.page.goto(f"{seeded.live.url}/docs")
+        found.page.locator(".opblock").first.wait_for()
+        assert [url for url in asked if not url.startswith((seeded.live.url, "data:"))] == []
+
+
 @pytest.fixture
 def keyed(tmp_path: Any) -> Any:
     """The URL of a service with keys, and a key."""
