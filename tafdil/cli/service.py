@@ -63,7 +63,7 @@ def serve(
             if as_json:
                 show_json({"url": stack.url, "data_dir": str(stack.data_dir), "keys_are_on": stack.has_keys})
             else:
-                console.print(f"Tafdil serves {stack.url}: the dashboard, in a browser, and the API (its reference: {stack.url}/docs)")
+                console.print(f"Tafdil serves {stack.url} (open it in a browser; the API's reference: {stack.url}/docs)")
                 console.print(f"Data and logs: {stack.data_dir}. Ctrl-C stops it.")
                 console.print(f"{_EXPOSURE[stack.has_keys]}\n")
             while True:

@@ -4,9 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+from sqlalchemy import insert, select
 
 from jobs.artifacts import ArtifactFile, ArtifactKind
 from jobs.places import run_dir
+from jobs.records import JobRecord, MetricRecord
 from jobs.repository import artifacts, attempts, jobs, metrics, tasks
 from jobs.repository.jobs import Fence
 from jobs.states import Cause, Request, TaskKind
@@ -117,6 +119,30 @@ class Seeded:
             task = tasks.claim_next(session, [TaskKind.COMPARE], 3600)
             assert task
             tasks.finish(session, task, result={**answer, **more})
+
+    def long_run(self, steps: int, curves: int) -> str:
+        """The first job of a service: it runs, and has so many points a curve."""
+        job_id = self.submit("long run")
+        self.claim(job_id)
+        point = {"job_id": job_id, "attempt": 1, "created_at": 0.0}
+        with self.live.database.transaction() as session:
+            for name in ["loss", *(f"metric_{i}" for i in range(1, curves))]:
+                rows = [{**point, "name": name, "step": step, "value": 1 / (step + 1)} for step in range(steps)]
+                session.execute(insert(MetricRecord), rows)
+        return job_id
+
+    def copies(self, count: int) -> None:
+        """So many jobs like the first and only one, queued after it."""
+        with self.live.database.transaction() as session:
+            old = session.scalars(select(JobRecord)).one()
+            same = {column.key: getattr(old, column.key) for column in JobRecord.__mapper__.column_attrs}
+            own = {"state": "queued", "attempt": 0, "lease_token": None, "lease_expires_at": None, "phase": None}
+            rows = [
+                {**same, **own, "number": old.number + i, "turn": old.turn + i, "id": f"{i:032x}", "name": f"job {i}"}
+                for i in range(1, count + 1)
+            ]
+            for start in range(0, count, 1000):
+                session.execute(insert(JobRecord), rows[start : start + 1000])
 
 
 def seed(live: Live) -> Seeded:

@@ -8,9 +8,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
-from sqlalchemy import insert, select
 
-from jobs.records import JobRecord, MetricRecord
 from jobs.repository import jobs
 from jobs.settings import Settings
 from tests.browser.chromium import screen
@@ -243,15 +241,8 @@ def test_language_and_colours_are_kept(browser: Browser, empty: Seeded) -> None:
 
 def test_screens_stay_small_however_much_there_is(browser: Browser, empty: Seeded) -> None:
     """10,000 jobs and a run of 100,000 points: what is asked and drawn is what a screen can show."""
-    first = empty.submit("long run")
-    empty.claim(first)
-    names = ["loss", *(f"metric_{i}" for i in range(9))]
-    with empty.live.database.transaction() as session:
-        point = {"job_id": first, "attempt": 1, "created_at": 0.0}
-        for name in names:
-            rows = [{**point, "name": name, "step": step, "value": 1 / (step + 1)} for step in range(10_000)]
-            session.execute(insert(MetricRecord), rows)
-    _many(empty, 9_999)
+    empty.long_run(steps=10_000, curves=10)
+    empty.copies(9_999)
     with screen(browser, empty.live.url, "en") as found:
         page = found.open("jobs")
         expect(page.locator("tbody tr")).to_have_count(50)
@@ -265,17 +256,3 @@ def test_screens_stay_small_however_much_there_is(browser: Browser, empty: Seede
         assert len(series) == 10
         assert max(map(len, series.values())) <= 600
         expect(page.locator("figure").first).to_be_visible()
-
-
-def _many(empty: Seeded, count: int) -> None:
-    """Copies of the first job, queued after it."""
-    with empty.live.database.transaction() as session:
-        old = session.scalars(select(JobRecord)).one()
-        same = {column.key: getattr(old, column.key) for column in JobRecord.__mapper__.column_attrs}
-        own = {"state": "queued", "attempt": 0, "lease_token": None, "lease_expires_at": None, "phase": None}
-        rows = [
-            {**same, **own, "number": old.number + i, "turn": old.turn + i, "id": f"{i:032x}", "name": f"job {i}"}
-            for i in range(1, count + 1)
-        ]
-        for start in range(0, count, 1000):
-            session.execute(insert(JobRecord), rows[start : start + 1000])

@@ -1,6 +1,6 @@
 // Curves of several jobs over each other.
 
-import { html, useState } from "../vendor/preact-htm.js";
+import { html, useRef, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, usePoll } from "../api.js";
 import { Curves, question } from "../charts.js";
 import { t } from "../language.js";
@@ -23,7 +23,11 @@ export function useCurves(ids, range) {
       }),
     );
   const every = (found) => (found && found.every(({ job }) => FINAL.has(job.state)) ? 0 : LIVE_MS);
-  return usePoll(load, every, [ids.join(","), String(range)]);
+  const found = usePoll(load, every, [ids.join(","), String(range)]);
+  // What is drawn stays while other steps are asked for.
+  const drawn = useRef(null);
+  drawn.current = found.data ?? drawn.current;
+  return { ...found, data: drawn.current };
 }
 
 export function Overlay({ ids }) {
