@@ -1,8 +1,8 @@
 """Are the dashboard's screens quick however much there is? `python -m benchmarks.screens` (needs a Chromium).
 
 A service with 10,000 queued jobs and one run of 100,000 metric points (10 curves), and headless Chromium on the same
-machine. A time is from the click or the address to what a person waits for: rows in the list, curves on the page. The page is
-new each time; the median of several and the slowest are told.
+machine. A time is from the click or the address to what a person waits for: rows in the list, curves on the page. Each page
+is new; the median of several and the slowest are told.
 """
 
 import argparse
@@ -39,10 +39,12 @@ def measure(found: Screen, run: str, repeats: int) -> dict[str, list[float]]:
     older = "tr:has-text('job 9949')"
 
     def listed() -> None:
+        blank()
         page.goto(f"{url}/#/jobs")
         page.locator("tbody tr").first.wait_for()
 
     def drawn() -> None:
+        blank()
         page.goto(f"{url}/#/jobs/{run}")
         page.locator(_CHARTS).first.wait_for()
 
