@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry
 
-from api import dashboard, errors
+from api import dashboard, description, errors
 from api.gate import Gate
 from api.limits import BodyLimit, ReadLimit, StreamLimit
 from api.metrics import HttpMetrics, ServiceCollector
@@ -72,4 +72,5 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):
         app.include_router(router, prefix="/v1")
     dashboard.install(app)
+    description.install(app)
     return app

@@ -66,4 +66,6 @@ KeyAccess = Annotated[Access, Depends(get_access)]
 Wake = Annotated[Waker, Depends(get_waker)]
 Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]
 Datasets = Annotated[DatasetService, Depends(get_datasets)]
+# The largest integer that every database keeps.
+MOST = 2**31 - 1
 Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="An id that the service gave.")]

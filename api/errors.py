@@ -2,6 +2,8 @@
 
 import logging
 import math
+import re
+from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
@@ -30,6 +32,7 @@ STATUS: dict[str, int] = {
     "too_large": 413,
     "rate_limited": 429,
     "timeout": 408,
+    "method_not_allowed": 405,
 }
 _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "rate_limited"}
 
@@ -60,12 +63,22 @@ def install(app: FastAPI) -> None:
         return failure_response(cast("TafdilError", error))
 
     @app.exception_handler(RequestValidationError)
-    def _invalid(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _invalid(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        methods = methods_of(request)
+        if methods and request.method not in methods:
+            # `GET /v1/jobs/validate` is not a job of that name.
+            return _not_allowed(methods)
         return error_response(invalid(cast("RequestValidationError", error).errors()).as_dict())
 
     @app.exception_handler(HTTPException)
-    def _http(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _http(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         status = cast("HTTPException", error).status_code
+        if status == 405:
+            # The framework names the methods of the first route that has the path.
+            return _not_allowed(methods_of(request) or {"GET", "HEAD"})
+        if status == 400:
+            # Its word for a body that is no JSON at all.
+            return error_response(error_dict("spec_invalid", "the body is not valid JSON in UTF-8"))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
         response = error_response(error_dict(code, str(cast("HTTPException", error).detail)), status)
         response.headers.update(cast("HTTPException", error).headers or {})
@@ -79,6 +92,21 @@ def install(app: FastAPI) -> None:
     def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
         return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
+
+
+def methods_of(request: Request) -> set[str]:
+    """The methods that the API's description has for a path; one that is written out counts before one with parameters."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    path = request.url.path
+    fitting = [path] if path in paths else [each for each in paths if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each), path)]
+    return {method.upper() for each in fitting for method in paths[each]}
+
+
+def _not_allowed(methods: set[str]) -> JSONResponse:
+    allowed = ", ".join(sorted(methods))
+    response = error_response(error_dict("method_not_allowed", f"here one can {allowed}"))
+    response.headers["Allow"] = allowed
+    return response
 
 
 ERROR_SCHEMA: dict[str, Any] = {
@@ -112,8 +140,6 @@ ERROR_SCHEMA: dict[str, Any] = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route can give."""
-    return {
-        status: {"description": "Error", "content": {"application/json": {"schema": ERROR_SCHEMA}}}
-        for status in (*statuses, 422, 500)
-    }
+    """OpenAPI entries for the errors that a route itself can give. `api.description` adds those that any route can."""
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

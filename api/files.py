@@ -9,6 +9,9 @@ from urllib.parse import quote
 from fastapi import Response
 from fastapi.responses import StreamingResponse
 
+from api.errors import error_response
+from trainer_core.errors import error_dict
+
 _CHUNK_BYTES = 2**20
 # One range; several at once are answered with the whole file, as RFC 9110 allows.
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
@@ -43,7 +46,9 @@ def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: di
     first, last = span
     if first >= size or last < first:
         file.close()
-        return Response(status_code=416, headers={**shared, "Content-Range": f"bytes */{size}"})
+        response = error_response(error_dict("spec_invalid", f"the file has {size} bytes, and no such range"), 416)
+        response.headers.update({**shared, "Content-Range": f"bytes */{size}"})
+        return response
     part = {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}
     return StreamingResponse(_read(file, first, last - first + 1), 206, {**shared, **part}, "application/octet-stream")
 

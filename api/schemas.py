@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from jobs.access import Scope
 from jobs.artifact_service import Removed
@@ -12,6 +12,7 @@ from jobs.artifacts import ArtifactKind
 from jobs.curves import CurvePoint
 from jobs.records import ArtifactRecord, AttemptRecord, JobRecord, Record
 from jobs.service import QueuePlace
+from jobs.spec import Sent
 from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
 from trainer_core.config import Method
 
@@ -112,18 +113,14 @@ class JobPage(BaseModel):
     next_cursor: str | None = Field(description="Send as `cursor` for the next page; null on the last.")
 
 
-class CancelOptions(BaseModel):
+class CancelOptions(Sent):
     """How to cancel."""
-
-    model_config = ConfigDict(extra="forbid")
 
     save_checkpoint: bool = Field(False, description="Save a checkpoint at the next step boundary first.")
 
 
-class RerunOptions(BaseModel):
+class RerunOptions(Sent):
     """How to run a job again."""
-
-    model_config = ConfigDict(extra="forbid")
 
     from_checkpoint: bool = Field(False, description="Start from the old job's newest checkpoint.")
 

@@ -4,22 +4,23 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
 from jobs.records import ArtifactRecord, JobRecord, TaskRecord
 from jobs.repository import artifacts, kept_jobs, tasks
+from jobs.spec import Sent
 from jobs.states import JobState, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 
 
-class PushRequest(BaseModel):
+class PushRequest(Sent):
     """What to put on the hub."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$",

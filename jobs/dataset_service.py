@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from jobs import quotas
 from jobs.errors import StateConflict
 from jobs.places import dataset_file, find_model
 from jobs.records import DatasetRecord, TaskRecord
 from jobs.repository import datasets, kept_jobs
-from jobs.spec import MODEL_NAME, read_spec
+from jobs.spec import MODEL_NAME, Sent, read_spec
 from jobs.states import TaskKind
 from jobs.tenancy import TenantService, found
 from jobs.uploads import DatasetUpload
@@ -18,19 +18,17 @@ from trainer_core.config import Method
 from trainer_core.rows import peek_rows, require_kind
 
 
-class PreviewRequest(BaseModel):
+class PreviewRequest(Sent):
     """Which rows of a dataset to show as a model would see them."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]})
 
     model_name: str = MODEL_NAME
     method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
-    first_row: int = Field(1, ge=1, description="The first row to show, counted from 1.")
+    first_row: int = Field(1, ge=1, le=2**31 - 1, description="The first row to show, counted from 1.")
     rows: int = Field(5, ge=1, le=50, description="How many.")
-    max_prompt_length: int = Field(256, ge=1)
-    max_length: int = Field(512, ge=8)
+    max_prompt_length: int = Field(256, ge=1, le=2**31 - 1)
+    max_length: int = Field(512, ge=8, le=2**31 - 1)
     on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
     apply_chat_template: bool | Literal["auto"] = "auto"
 

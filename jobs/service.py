@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs import quotas
@@ -16,7 +16,7 @@ from jobs.estimates import seconds_until_starts
 from jobs.places import data_file, dataset_file, find_model
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, changed_spec, read_spec
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, Sent, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
@@ -40,11 +40,10 @@ _METADATA_FIELDS = (
 )
 
 
-class ComparisonRequest(BaseModel):
+class ComparisonRequest(Sent):
     """What to ask both models, and how they answer."""
 
     model_config = ConfigDict(
-        extra="forbid",
         allow_inf_nan=False,
         json_schema_extra={"examples": [{"prompt": "هل تعرف اسم عاصمة المغرب؟", "max_length": 64}]},
     )
@@ -224,7 +223,7 @@ class JobService(TenantService):
     def metrics(
         self,
         job_id: str,
-        names: list[str] | None = None,
+        names: Sequence[str] | None = None,
         *,
         only_current: bool = False,
         max_points: int | None = None,

@@ -5,7 +5,7 @@ The training fields are those of the library (`trainer_core.config`); here stand
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -37,7 +37,20 @@ MODEL_NAME: Any = Field(
 )
 
 
-class _JobFields(BaseModel):
+class Sent(BaseModel):
+    """A body that a client sends: of the types that its schema names and no others, where 10.0 is an integer as well."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in cast("dict[str, Any]", sent).items()}
+
+
+class _JobFields(Sent):
     name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for people.")
     model_name: str = MODEL_NAME
     ref_model_name: str | None = Field(

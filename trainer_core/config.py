@@ -15,7 +15,8 @@ Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
 
 Positive = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
+# As wide as the integers of a database that keeps them.
+PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 
 
 class TrainingSettings(BaseModel):
@@ -44,7 +45,7 @@ class TrainingSettings(BaseModel):
     )
     beta: Positive = Field(0.1, le=100, description="Strength of the pull towards the reference (IPO: the paper's τ).")
     max_prompt_length: PositiveInt = Field(256, description="Longest prompt, in tokens.")
-    max_length: int = Field(512, ge=8, description="Longest prompt with its completion, in tokens.")
+    max_length: int = Field(512, ge=8, le=2**31 - 1, description="Longest prompt with its completion, in tokens.")
     on_overlong: Literal["reject", "drop", "truncate"] = Field(
         "truncate",
         description="Rows over the limits: `reject` fails before training, `drop` leaves them out, `truncate` cuts the "

@@ -53,6 +53,7 @@ CODES: dict[str, ErrorCode] = {
     "idempotency_conflict": ErrorCode(False, True, "Use a new Idempotency-Key for a different body."),
     "unauthorized": ErrorCode(False, True, "Send a valid API key: `Authorization: Bearer <key>`."),
     "forbidden": ErrorCode(False, True, "Use a key, or an address of the service, that may do this."),
+    "method_not_allowed": ErrorCode(False, True, "Use a method that the `Allow` header names."),
     "too_large": ErrorCode(False, True, "Send a smaller body; the limit is in the message."),
     "rate_limited": ErrorCode(True, False, "Wait, then try again."),
     "internal": ErrorCode(True, False, "A defect of the service; the log has the details."),

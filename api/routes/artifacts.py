@@ -23,7 +23,7 @@ _LARGE = (ArtifactKind.CHECKPOINT, ArtifactKind.MERGED)
 def list_artifacts(
     job_id: Id,
     artifacts: Artifacts,
-    kind: Annotated[list[ArtifactKind] | None, Query(description="Only these kinds.")] = None,
+    kind: Annotated[tuple[ArtifactKind, ...], Query(description="Only these kinds.")] = (),
 ) -> ArtifactList:
     """Every file that the job left behind so far: its model, checkpoints, logs, metrics and manifest, with their hashes."""
     found = artifacts.of_job(job_id)
@@ -34,11 +34,10 @@ def list_artifacts(
     "/jobs/{job_id}/artifacts/{artifact_id}",
     response_class=Response,
     responses={
-        **responses(404),
+        **responses(404, 416),
         200: {"content": {"application/octet-stream": {}}, "description": "The file"},
         206: {"content": {"application/octet-stream": {}}, "description": "The range of it that was asked for"},
         304: {"description": "The file is as the client has it"},
-        416: {"description": "The file has no such range"},
     },
 )
 def download(
@@ -60,7 +59,7 @@ def download(
 def remove_artifacts(
     job_id: Id,
     artifacts: Artifacts,
-    kind: Annotated[list[ArtifactKind] | None, Query(description="Default: checkpoints and merged weights.")] = None,
+    kind: Annotated[tuple[ArtifactKind, ...], Query(description="Default: checkpoints and merged weights.")] = (),
 ) -> Removal:
     """Deletes files of a job that is over, and says which. The job, its metrics and events stay."""
     return Removal.of(artifacts.remove(job_id, kind or _LARGE), job_id)
@@ -72,7 +71,7 @@ def remove_job(job_id: Id, artifacts: Artifacts) -> Removal:
     return Removal.of(artifacts.remove_job(job_id), job_id)
 
 
-@router.post("/jobs/{job_id}/merge", response_model=Task, responses={**responses(404, 409), 202: {"model": Task}})
+@router.post("/jobs/{job_id}/merge", response_model=Task, responses={**responses(404, 408, 409, 422), 202: {"model": Task}})
 async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
     """Makes full weights of base and adapter, as files of the kind `merged`. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.merge, job_id)

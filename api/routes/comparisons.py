@@ -1,6 +1,6 @@
 """Comparisons: what the trained model answers next to its reference."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Response
 from fastapi.concurrency import run_in_threadpool
@@ -16,7 +16,13 @@ from jobs.service import ComparisonRequest
 router = APIRouter(prefix="/jobs/{job_id}", tags=["comparisons"])
 
 
-@router.post("/compare", response_model=Comparison, responses={**responses(404, 409), 202: {"model": Comparison}})
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {}}, "description": "The answers; events with `stream`"},
+    202: {"model": Comparison},
+}
+
+
+@router.post("/compare", response_model=Comparison, responses={**responses(404, 409), **_ANSWERS})
 async def compare(
     job_id: Id,
     request: Annotated[ComparisonRequest, Body()],

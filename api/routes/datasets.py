@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import Datasets, Id
+from api.dependencies import MOST, Datasets, Id
 from api.errors import responses
 from api.schemas import Dataset, DatasetPage, DatasetRemoval, DatasetRows
 from jobs.spec import PlainText
@@ -24,7 +24,11 @@ _BODY = {
                 "example": '{"prompt": "ما هو الذكاء الاصطناعي؟", "completion": "مجال من علوم الحاسوب.", "label": true}\n',
             },
             "application/json": {
-                "schema": {"type": "object"},
+                "schema": {
+                    "type": "object",
+                    "required": ["train"],
+                    "properties": {name: {"type": "array", "items": {"type": "object"}} for name in ("train", "validation")},
+                },
                 "example": {
                     "train": [{"prompt": "ما عكس كبير؟", "chosen": "عكس كبير هو صغير.", "rejected": "صغير. اسأل غيري."}]
                 },
@@ -34,7 +38,7 @@ _BODY = {
 }
 
 
-@router.post("", status_code=201, responses=responses(413), openapi_extra=_BODY)
+@router.post("", status_code=201, responses=responses(408, 413, 422), openapi_extra=_BODY)
 async def upload(
     request: Request,
     datasets: Datasets,
@@ -55,7 +59,7 @@ async def upload(
     return Dataset.of(record)
 
 
-@router.get("", responses=responses())
+@router.get("", responses=responses(404))
 def list_datasets(
     datasets: Datasets,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -78,7 +82,7 @@ def remove(dataset_id: Id, datasets: Datasets) -> DatasetRemoval:
 def rows(
     dataset_id: Id,
     datasets: Datasets,
-    first: Annotated[int, Query(ge=1, description="The first row, counted from 1.")] = 1,
+    first: Annotated[int, Query(ge=1, le=MOST, description="The first row, counted from 1.")] = 1,
     count: Annotated[int, Query(ge=1, le=200)] = 20,
 ) -> DatasetRows:
     """Training rows as they are in the file, each with its line as `row`."""

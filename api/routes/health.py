@@ -1,7 +1,10 @@
 """Whether the process lives, and whether it can do its work."""
 
+from typing import Literal
+
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from api.dependencies import Service
 from jobs.errors import DatabaseError
@@ -23,8 +26,17 @@ def metrics(request: Request) -> Response:
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/readyz", responses={503: {"description": "Not ready"}})
-def readyz(service: Service, response: Response) -> dict[str, object]:
+class Readiness(BaseModel):
+    """Whether the service can do its work, and what it needs for it."""
+
+    ready: bool
+    database: Literal["up", "down"]
+    broker: Literal["up", "down"]
+    oldest_expired_lease_s: float
+
+
+@router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
+def readyz(service: Service, response: Response) -> Readiness:
     """The database answers and somebody takes back the jobs of dead workers.
 
     A broker that is down is told and is no reason to refuse: jobs are stored, and published when it is back.
@@ -38,9 +50,9 @@ def readyz(service: Service, response: Response) -> dict[str, object]:
     is_reaping = overdue_s < _LEASES_LATE * settings.lease_s
     ready = database == "up" and is_reaping
     response.status_code = 200 if ready else 503
-    return {
-        "ready": ready,
-        "database": database,
-        "broker": "up" if service.queue.is_up() else "down",
-        "oldest_expired_lease_s": round(overdue_s, 1),
-    }
+    return Readiness(
+        ready=ready,
+        database=database,
+        broker="up" if service.queue.is_up() else "down",
+        oldest_expired_lease_s=round(overdue_s, 1),
+    )

@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import StringConstraints
 
-from api.dependencies import Id, OpenStreams, Service, Wake
+from api.dependencies import MOST, Id, OpenStreams, Service, Wake
 from api.errors import responses
 from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
 from api.sse import job_events
@@ -65,8 +65,6 @@ EXAMPLES = {
 }
 
 
-# Databases store no larger integer in these columns.
-MAX_STEP = 2**31 - 1
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
 IdempotencyKey = Annotated[
     str | None,
@@ -97,7 +95,7 @@ def _shown(service: JobService, response: Response, job: JobRecord) -> Job:
     return Job.of(job, service.queue_places([job]).get(job.id))
 
 
-@router.get("", responses=responses())
+@router.get("", responses=responses(404))
 def list_jobs(
     service: Service,
     state: JobState | None = None,
@@ -188,19 +186,19 @@ def metrics(
     job_id: Id,
     service: Service,
     *,
-    name: Annotated[list[str] | None, Query(description="Only these metrics.")] = None,
+    name: Annotated[tuple[str, ...], Query(description="Only these metrics.")] = (),
     only_current: Annotated[bool, Query(description="Leave out what a later attempt trained again.")] = False,
     max_points: Annotated[
         int | None,
         Query(ge=4, le=100_000, description="At most so many a curve: its ends, and the lowest and highest between them."),
     ] = None,
-    first_step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Leave out earlier steps.")] = None,
-    last_step: Annotated[int | None, Query(ge=0, le=MAX_STEP, description="Leave out later steps.")] = None,
+    first_step: Annotated[int | None, Query(ge=0, le=MOST, description="Leave out earlier steps.")] = None,
+    last_step: Annotated[int | None, Query(ge=0, le=MOST, description="Leave out later steps.")] = None,
     form: Annotated[Literal["json", "csv"], Query(alias="format")] = "json",
 ) -> Metrics | Response:
     """Every metric point of a job, by attempt and step. CSV has the columns name, attempt, step, value."""
     points = service.metrics(
-        job_id, name, only_current=only_current, max_points=max_points, first_step=first_step, last_step=last_step
+        job_id, name or None, only_current=only_current, max_points=max_points, first_step=first_step, last_step=last_step
     )
     if form == "json":
         return Metrics.of(job_id, points)
@@ -221,7 +219,7 @@ def metadata(job_id: Id, service: Service) -> dict[str, object]:
 def logs(
     job_id: Id,
     service: Service,
-    attempt: Annotated[int | None, Query(ge=1, le=MAX_STEP, description="One attempt; default all.")] = None,
+    attempt: Annotated[int | None, Query(ge=1, le=MOST, description="One attempt; default all.")] = None,
     last_bytes: Annotated[
         int | None, Query(ge=1, le=2**40, description="Of each attempt only so much from the end, from a whole line on.")
     ] = None,
@@ -256,13 +254,13 @@ async def events(
     waker: Wake,
     streams: OpenStreams,
     *,
-    last_event_id: Annotated[int, Header(ge=0, description="The `id` of the last event seen.")] = 0,
-    after: Annotated[int, Query(ge=0, description="The same, for clients that cannot set the header.")] = 0,
-    without: Annotated[list[EventType] | None, Query(description="Leave these types out, e.g. `metrics`.")] = None,
+    last_event_id: Annotated[int, Header(ge=0, le=MOST, description="The `id` of the last event seen.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MOST, description="The same, for clients that cannot set the header.")] = 0,
+    without: Annotated[tuple[EventType, ...], Query(description="Leave these types out, e.g. `metrics`.")] = (),
 ) -> Response:
     """Server-sent events from the first, or after the last one seen, until the job is over."""
     seen = max(last_event_id, after)
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:
         return Response(status_code=204)
-    return streams.reply(job_events(service, waker, job_id, seen, tuple(without or ())))
+    return streams.reply(job_events(service, waker, job_id, seen, without))

@@ -1,38 +1,39 @@
 """API keys: made, listed and revoked by who has the `admin` scope; and how a browser signs in with one."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from api.dependencies import Id, KeyAccess
 from api.errors import responses
 from api.gate import SESSION_COOKIE
 from api.schemas import Key, KeyList, NewKey
 from jobs.access import LOCAL, Caller, Scope
-from jobs.spec import PlainText
+from jobs.spec import PlainText, Sent
 
 router = APIRouter(tags=["keys"])
 
 TENANT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
-class KeyRequest(BaseModel):
+class KeyRequest(Sent):
     """A key to make."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"tenant": "research", "scopes": ["write"]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tenant": "research", "scopes": ["write"]}]})
 
     tenant: str = Field("default", pattern=TENANT_PATTERN, description="Whose jobs and datasets it reaches, and no others.")
-    scopes: list[Scope] = Field([Scope.WRITE], min_length=1, max_length=8, description="What it may do; `write` reads too.")
+    # Not strict: JSON has words where Python has the enumeration.
+    scopes: list[Annotated[Scope, Strict(False)]] = Field(
+        [Scope.WRITE], min_length=1, max_length=8, description="What it may do; `write` reads too."
+    )
     name: PlainText | None = Field(None, min_length=1, max_length=200, description="For people.")
     expires_in_days: float | None = Field(None, gt=0, le=3650, description="Default: it does not expire.")
     max_priority: int = Field(0, ge=-100, le=100, description="The highest `priority` that its jobs may have.")
 
 
-class SignIn(BaseModel):
+class SignIn(Sent):
     """A key, from a browser."""
-
-    model_config = ConfigDict(extra="forbid")
 
     key: str = Field(min_length=1, max_length=500)
 

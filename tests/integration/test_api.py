@@ -174,7 +174,7 @@ def test_unknown_things_are_not_found(client: TestClient, spec: dict[str, Any]) 
     error_of(client.post("/v1/jobs", json={**spec, "dataset_path": None, "dataset_id": absent}), 404, "not_found")
     error_of(client.get("/v1/nothing"), 404, "not_found")
     error_of(client.get("/v1/jobs/not-an-id"), 422, "spec_invalid")
-    error_of(client.delete("/v1/jobs"), 405, "spec_invalid")
+    error_of(client.delete("/v1/jobs"), 405, "method_not_allowed")
 
 
 def test_a_second_cancel_is_a_conflict(client: TestClient, spec: dict[str, Any]) -> None:

@@ -1,0 +1,70 @@
+"""The OpenAPI document: what routes say of themselves, and what the middleware around them may answer in their place."""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from fastapi import FastAPI
+
+from api.errors import ERROR_SCHEMA, responses
+from api.gate import SESSION_COOKIE, is_open, needed_scope
+
+_SECURITY: dict[str, Any] = {
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has keys on."},
+    "session": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": SESSION_COOKIE,
+        "description": "The same of a browser that signed in with `POST /v1/session`.",
+    },
+}
+
+
+def install(app: FastAPI) -> None:
+    """Completes the document that FastAPI makes."""
+    plain = app.openapi
+
+    @cache
+    def described() -> dict[str, Any]:
+        return _complete(plain())
+
+    app.openapi = described
+
+
+def _complete(document: dict[str, Any]) -> dict[str, Any]:
+    schemas = document["components"]["schemas"]
+    # FastAPI's own shape of what is invalid, which the product never sends.
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    schemas["Error"] = ERROR_SCHEMA
+    document["components"]["securitySchemes"] = _SECURITY
+    for path, method, operation in _operations(document):
+        described = operation["responses"]
+        described.pop("422", None)
+        for status, response in responses(*_around(path, operation)).items():
+            described.setdefault(str(status), response)
+        operation["responses"] = dict(sorted(described.items()))
+        if not is_open(path):
+            operation["security"] = [{name: []} for name in _SECURITY]
+            scope = needed_scope(method.upper(), path)
+            operation["description"] = f"{operation.get('description', '')}\n\nScope: `{scope.value}`.".strip()
+    return document
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            yield path, method, operation
+
+
+def _around(path: str, operation: dict[str, Any]) -> set[int]:
+    """The errors that a route gives for what it takes, and those that the limits and the gate give before it is asked."""
+    # The name that a request calls the service by, and the page it comes from.
+    statuses = {403}
+    if not is_open(path):
+        statuses |= {401, 429, 500, 503}
+    if "requestBody" in operation:
+        statuses |= {408, 413}
+    if "requestBody" in operation or operation.get("parameters"):
+        statuses.add(422)
+    return statuses
