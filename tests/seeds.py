@@ -1,0 +1,100 @@
+"""A service's database with a little of everything, so that requests find what they name."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from jobs.artifacts import ArtifactFile, ArtifactKind
+from jobs.database import Database
+from jobs.places import run_dir
+from jobs.repository import artifacts, jobs, metrics, tasks
+from jobs.repository.jobs import Fence
+from jobs.settings import Settings
+from jobs.states import Cause, TaskKind
+from tests.api import BASE_URL, run
+from tests.conftest import DATA
+from tests.fakes import FakeQueue
+from trainer_core.errors import error_dict
+
+MODEL = "attempt-1/output/adapter_model.safetensors"
+CHECKPOINT = "attempt-1/output/checkpoint-4/optimizer.pt"
+FILES = {MODEL: ArtifactKind.MODEL, CHECKPOINT: ArtifactKind.CHECKPOINT, "attempt-1/log.txt": ArtifactKind.LOG}
+TENANT = "default"
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """Ids of what is there."""
+
+    trained_job: str
+    """Has files, metrics, and comparisons that are answered, refused and waiting."""
+    jobs: list[str]
+    """One in every state, the trained one among them."""
+    doomed_jobs: list[str]
+    """For what deletes them."""
+    paused_jobs: list[str]
+    artifacts: list[str]
+    comparisons: list[str]
+    tasks: list[str]
+    dataset: str
+    doomed_datasets: list[str]
+
+
+def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
+    """Fills the database of the settings, as the tenant of the key."""
+    with TestClient(create_app(settings, FakeQueue()), BASE_URL, headers={"Authorization": f"Bearer {key}"}) as client:
+        database: Database = client.app.state.service.database  # type: ignore[attr-defined]
+        trained = _trained(settings, database, client, spec)
+        doomed = [_trained(settings, database, client, spec) for _ in range(8)]
+        failed = run(database, client, spec)
+        with database.transaction() as session:
+            jobs.finish(session, failed, Cause.FAIL, {"error": error_dict("oom_gpu", "the GPU is full")})
+        running = run(database, client, spec)
+        cancelled, queued, *paused = (client.post("/v1/jobs", json=spec).json()["id"] for _ in range(8))
+        assert {client.post(f"/v1/jobs/{job_id}/pause").status_code for job_id in paused} == {202}
+        assert client.post(f"/v1/jobs/{cancelled}/cancel").status_code == 202
+        rows = (DATA / "pairs_train.jsonl").read_bytes()
+        datasets = [client.post("/v1/datasets", content=rows).json()["id"] for _ in range(6)]
+        comparisons = [_asked(client, trained) for _ in range(3)]
+        with database.transaction() as session:
+            for result, error in (({"trained_model_response": "الرباط"}, None), (None, error_dict("internal", "broken"))):
+                claimed = tasks.claim_next(session, [TaskKind.COMPARE], 60)
+                assert claimed
+                tasks.finish(session, claimed, result, error)
+        preview = client.post(f"/v1/datasets/{datasets[0]}/preview?wait_s=0", json={"model_name": spec["model_name"]})
+        files = client.get(f"/v1/jobs/{trained}/artifacts").json()["artifacts"]
+    return Seeds(
+        trained,
+        [trained, failed.job_id, running.job_id, paused[0], cancelled, queued],
+        doomed,
+        paused[1:],
+        [file["id"] for file in files],
+        comparisons,
+        [*comparisons, preview.json()["id"]],
+        datasets[0],
+        datasets[1:],
+    )
+
+
+def _asked(client: TestClient, job_id: str) -> str:
+    return client.post(f"/v1/jobs/{job_id}/compare?wait_s=0", json={"prompt": "ما عاصمة المغرب؟"}).json()["id"]
+
+
+def _trained(settings: Settings, database: Database, client: TestClient, spec: dict[str, Any]) -> str:
+    """A job that succeeded, with its files and curves."""
+    fence: Fence = run(database, client, spec)
+    kept = []
+    for name, kind in FILES.items():
+        place = run_dir(settings, fence.job_id) / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        data = f"{name} ".encode() * 50
+        place.write_bytes(data)
+        kept.append(ArtifactFile(kind, name, len(data), hashlib.sha256(data).hexdigest()))
+    with database.transaction() as session:
+        metrics.add(session, fence.job_id, 1, 1, {"loss": 0.5, "grad_norm": None})
+        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": f"{fence.job_id}/attempt-1/output"})
+        artifacts.keep(session, TENANT, fence.job_id, kept, [1])
+    return fence.job_id
