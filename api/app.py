@@ -15,7 +15,8 @@ from api.limits import BodyLimit, ReadLimit, StreamLimit
 from api.metrics import HttpMetrics, ServiceCollector
 from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
 from api.sse import Waker
-from jobs import logs
+from api.traces import HttpTraces
+from jobs import logs, tracing
 from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
             app.state.registry.unregister(collector)
             await app.state.waker.stop()
             database.dispose()
+            await run_in_threadpool(tracing.close)
 
     # The documentation's page comes with its scripts: many a GPU machine reaches no CDN.
     app = FastAPIOffline(
@@ -67,6 +69,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     registry = CollectorRegistry()
     app.state.registry = registry
     app.add_middleware(HttpMetrics, registry=registry)
+    if tracing.configure("tafdil-api"):
+        app.add_middleware(HttpTraces)
     errors.install(app)
     app.include_router(health.router)
     for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):

@@ -85,7 +85,7 @@ class HttpMetrics:
 
         async def timed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                method, route = _route_of(scope)
+                method, route = route_of(scope)
                 self._requests.labels(method, route, str(message["status"])).inc()
                 self._seconds.labels(method, route).observe(time.perf_counter() - began)
             await send(message)
@@ -94,7 +94,7 @@ class HttpMetrics:
             await self._app(scope, receive, timed)
 
 
-def _route_of(scope: Scope) -> tuple[str, str]:
+def route_of(scope: Scope) -> tuple[str, str]:
     """Method and route of a request: its path with the names of parameters in their places. `other` where no route is."""
     if scope.get("route") is None:
         return "other", "other"

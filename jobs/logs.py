@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from jobs import tracing
+
 _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # noqa: B039  # never changed in place
 
 
@@ -37,7 +39,7 @@ def about(**fields: str | int) -> Generator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, `process`, what it is about, `error` with a trace."""
+    """One JSON object a line: `time`, `level`, `logger`, `message`, `process`, what it is about, `trace`, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
@@ -48,6 +50,8 @@ class JsonLines(logging.Formatter):
             "process": record.process,
             **_about.get(),
         }
+        if trace := tracing.current_trace():
+            line["trace"] = trace
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

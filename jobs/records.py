@@ -43,6 +43,8 @@ class JobRecord(Record):
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_sha256: Mapped[str | None] = mapped_column(String(64))
     """Of the request that came with the key."""
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """The span of the request that submitted it, as the W3C writes it."""
 
     state: Mapped[str] = mapped_column(String(16))
     requested: Mapped[str | None] = mapped_column(String(16))
@@ -207,6 +209,8 @@ class TaskRecord(Record):
     created_at: Mapped[float] = mapped_column(Float)
     published_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
+    traceparent: Mapped[str | None] = mapped_column(String(55))
+    """The span of the request that asked for it."""
 
     __table_args__ = (
         Index("tasks_state_number", "state", "number"),

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from jobs import quotas
+from jobs import quotas, tracing
 from jobs.curves import CurvePoint, downsample
 from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
@@ -162,10 +162,11 @@ class JobService(TenantService):
 
     def _store(self, fields: dict[str, Any], key: "_Key", data: dict[str, Any] | None = None) -> JobRecord:
         owner = {"tenant": self.tenant, "idempotency_key": key.text, "request_sha256": key.request_sha256}
+        trace = {"traceparent": tracing.current_traceparent()}
         try:
             with self.database.transaction() as session:
                 quotas.check_job(session, self.settings, self.tenant)
-                job_id = jobs.insert(session, {**fields, **owner}, data)
+                job_id = jobs.insert(session, {**fields, **owner, **trace}, data)
         except DuplicateKey:
             # The same request, sent twice at once: the other one was first.
             if known := self._known(key):

@@ -5,6 +5,7 @@ from typing import Any, Self, TypeVar
 
 from sqlalchemy.orm import Session
 
+from jobs import tracing
 from jobs.access import LOCAL, Caller
 from jobs.database import Database
 from jobs.errors import NotFound
@@ -46,7 +47,8 @@ class TenantService:
     def ask(self, kind: TaskKind, request: dict[str, Any], job_id: str | None = None) -> TaskRecord:
         """Stores a task and wakes a worker for it."""
         with self.database.transaction() as session:
-            task_id = tasks.insert(session, kind, self.tenant, request, job_id)
+            traceparent = tracing.current_traceparent()
+            task_id = tasks.insert(session, kind, self.tenant, request, job_id, traceparent=traceparent)
         self.queue.publish_task(task_id, kind)
         return self.task(task_id)
 

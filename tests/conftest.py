@@ -18,11 +18,11 @@ DATA = SHIPPED_DATA_DIR
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The machine's own TAFDIL_ variables must not reach a test."""
+    """The machine's own TAFDIL_ and OTEL_ variables must not reach a test."""
     import os
 
     for name in list(os.environ):
-        if name.startswith("TAFDIL_") and not name.startswith("TAFDIL_TEST_"):
+        if name.startswith(("TAFDIL_", "OTEL_")) and not name.startswith("TAFDIL_TEST_"):
             monkeypatch.delenv(name)
 
 

@@ -33,6 +33,12 @@ def closed(session: Session, job_id: str, number: int, *, cause: Cause, now: flo
     )
 
 
+def outcome(session: Session, job_id: str, number: int) -> str | None:
+    """The `Cause` that ended an attempt; None while it lives."""
+    query = select(AttemptRecord.outcome).where(AttemptRecord.job_id == job_id, AttemptRecord.number == number)
+    return session.scalar(query)
+
+
 def set_first_step(session: Session, job_id: str, number: int, step: int) -> None:
     """Notes where the attempt began to train, unless that is known already."""
     session.execute(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from jobs.records import EventRecord
+from jobs.records import EventRecord, JobRecord
 
 
 def after(
@@ -16,3 +16,9 @@ def after(
     if without:
         query = query.where(EventRecord.type.not_in(without))
     return session.scalars(query.order_by(EventRecord.sequence).limit(limit)).all()
+
+
+def queued_at(session: Session, job: JobRecord) -> float:
+    """When a job that was just claimed had come to the queue: the event before its claim brought it there."""
+    query = select(EventRecord.created_at).where(EventRecord.job_id == job.id, EventRecord.sequence == job.event_count - 1)
+    return session.scalar(query) or job.created_at

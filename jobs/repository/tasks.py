@@ -15,7 +15,15 @@ from trainer_core.errors import error_dict
 _FINAL = (TaskState.SUCCEEDED, TaskState.FAILED)
 
 
-def insert(session: Session, kind: TaskKind, tenant: str, request: dict[str, Any], job_id: str | None = None) -> str:
+def insert(
+    session: Session,
+    kind: TaskKind,
+    tenant: str,
+    request: dict[str, Any],
+    job_id: str | None = None,
+    *,
+    traceparent: str | None = None,
+) -> str:
     """A new queued task; returns its id."""
     task_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
@@ -29,6 +37,7 @@ def insert(session: Session, kind: TaskKind, tenant: str, request: dict[str, Any
             state=TaskState.QUEUED,
             created_at=now,
             published_at=now,
+            traceparent=traceparent,
         )
     )
     return task_id
