@@ -3,9 +3,9 @@
 import mmap
 from typing import Any
 
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
-from jobs import logs
+from jobs import logs, tracing
 from jobs.queue import make_celery
 from jobs.settings import get_settings
 
@@ -19,6 +19,20 @@ _draining = mmap.mmap(-1, 1)
 def is_draining() -> bool:
     """Whether this worker is shutting down."""
     return bool(_draining[0])
+
+
+def trace_as(service: str) -> None:
+    """Has this worker's pool processes trace under a name, if anything is traced: they do the work."""
+
+    def begin(**_: Any) -> None:
+        tracing.configure(service, at_once=True)
+
+    worker_process_init.connect(begin, weak=False)
+
+
+@worker_process_shutdown.connect
+def _end_traces(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    tracing.close()
 
 
 @worker_shutting_down.connect

@@ -10,7 +10,7 @@ from jobs.repository import attempts, kept_jobs
 from jobs.spec import library_config
 from jobs.states import TaskKind
 from worker import gpu
-from worker.celery_app import app
+from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, leave_gpus_alone, run_next
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _RUNS_ASKED = 10
 
 
 worker_init.connect(leave_gpus_alone)
+trace_as("tafdil-checks-worker")
 
 
 @app.task(name=CHECK_TASK)

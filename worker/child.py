@@ -25,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jobs import tracing
 from trainer_core.observer import Observer, Phase
 from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE, is_disk_full
 
@@ -142,10 +143,10 @@ _PARTS = {"preparing": "data", "loading": "model", "reference": "reference", "tr
 
 
 class Reporter(Observer):
-    """Passes the training's life on as reports."""
+    """Passes the training's life on as reports, and its phases as spans."""
 
-    def __init__(self, reports: Reports, stop: threading.Event, clock: StartClock) -> None:
-        self._reports, self._stop, self._told_at = reports, stop, 0.0
+    def __init__(self, reports: Reports, stop: threading.Event, clock: StartClock, spans: tracing.Phases) -> None:
+        self._reports, self._stop, self._spans, self._told_at = reports, stop, spans, 0.0
         self._clock: StartClock | None = clock
         self._has_begun = False
         self.tokens: Callable[[], int] = lambda: 0
@@ -159,6 +160,7 @@ class Reporter(Observer):
     def phase(self, phase: Phase) -> None:
         if self._clock:
             self._clock.begins(_PARTS.get(phase, phase))
+        self._spans.begins(phase)
         self._reports.send("phase", phase=phase)
 
     def progress(self, step: int, total_steps: int) -> None:
@@ -167,7 +169,9 @@ class Reporter(Observer):
             self._clock = None
         # The first report tells where training begins, the second one of its first step.
         self._has_begun = True
-        self._reports.send("progress", step=step, total_steps=total_steps, tokens=self.tokens())
+        tokens = self.tokens()
+        self._spans.note({"tafdil.step": step, "tafdil.total_steps": total_steps, "tafdil.tokens": tokens})
+        self._reports.send("progress", step=step, total_steps=total_steps, tokens=tokens)
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
         self._reports.send("metrics", step=step, values=values)
@@ -191,6 +195,12 @@ class Reporter(Observer):
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
     """Trains as the plan says and reports the end."""
+    with tracing.Phases(os.environ.get(tracing.VARIABLE)) as spans:
+        spans.begins("starting", began_at=time.time() - _process_age_s())
+        _train(plan, reports, stop, spans)
+
+
+def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans: tracing.Phases) -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     clock = StartClock()
     clock.begins("imports")
@@ -208,7 +218,7 @@ def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None
 
     places = plan["places"]
     config = library_config(plan["spec"], places)
-    reporter = Reporter(reports, stop, clock)
+    reporter = Reporter(reports, stop, clock, spans)
     trainer = PreferenceTrainer(config, locate=plan["models"].__getitem__, observer=reporter)
     reporter.tokens = lambda: trainer.tokens_computed
     checkpoint = newest_checkpoint(plan)
@@ -284,6 +294,10 @@ def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = tra
     listen(stop, plan["silence_s"])
     obey_signals(stop)
     reports = Reports(descriptor)
+    # Its output is the job's log, which is no place for a collector that is away; the supervisor's tells of it.
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+    if tracing.VARIABLE in os.environ:
+        tracing.configure("tafdil-trainer", at_once=True)
     try:
         train(plan, reports, stop)
     except KeyboardInterrupt:
@@ -298,6 +312,8 @@ def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = tra
         with suppress(OSError):
             traceback.print_exc()
         return 1
+    finally:
+        tracing.close()
     return 0
 
 

@@ -20,10 +20,11 @@ from jobs.repository import artifacts, jobs, tasks
 from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.errors import ModelNotFound
-from worker.celery_app import app
+from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, leave_gpus_alone, model_directory, run_next
 
 worker_init.connect(leave_gpus_alone)
+trace_as("tafdil-exports-worker")
 
 
 @app.task(name=EXPORT_TASK)

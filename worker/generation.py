@@ -12,11 +12,13 @@ from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError
 from worker import gpu
-from worker.celery_app import app
+from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, model_directory, run_next
 
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
+
+trace_as("tafdil-generation-worker")
 
 
 def _warm_pairs(settings: Settings) -> "WarmPairs":

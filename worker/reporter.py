@@ -11,11 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs import logs
 from jobs.database import Database
 from jobs.errors import BadStatement, StatementError
 from jobs.queue import JobQueue
@@ -66,7 +66,9 @@ class AttemptReporter:
         self._renew_at = 0.0
         self._look_at = 0.0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="attempt-reporter")
+        # Its lines in the log are about what this thread's are about.
+        work = copy_context().run
+        self._thread = threading.Thread(target=work, args=(self._run,), daemon=True, name="attempt-reporter")
         self.last: dict[str, Any] = {}
         self.phase = "preparing"
         self.checkpoint_step: int | None = None
@@ -122,10 +124,6 @@ class AttemptReporter:
                 time.sleep(_RETRY_S)
 
     def _run(self) -> None:
-        with logs.about(job=self._fence.job_id, attempt=self._fence.attempt):
-            self._work()
-
-    def _work(self) -> None:
         try:
             while not self._closing.wait(_TICK_S):
                 self._round()

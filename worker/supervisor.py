@@ -15,13 +15,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import logs
+from jobs import logs, tracing
 from jobs.artifacts import ArtifactFile, ArtifactKind, attempts_here, newest_checkpoint
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir
 from jobs.queue import JobQueue
 from jobs.records import JobRecord
-from jobs.repository import artifacts, attempts, jobs, metrics
+from jobs.repository import artifacts, attempts, events, jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, Phase, Request
@@ -88,7 +88,10 @@ class Supervisor:
             job = self._claim(device)
             if job is None:
                 return False
-            with logs.about(job=job.id, attempt=job.attempt):
+            with (
+                logs.about(job=job.id, attempt=job.attempt),
+                tracing.span("attempt", _traced(job), parent=job.traceparent),
+            ):
                 Attempt(self, job, device, lock).run()
         return True
 
@@ -97,7 +100,9 @@ class Supervisor:
             job = jobs.claim_next(
                 session, self._worker, self.settings.lease_s, device.uuid if device else None, self.settings.gpu_class
             )
+            queued_at = events.queued_at(session, job) if job is not None and tracing.is_on() else 0.0
         if job is not None:
+            tracing.record("queued", _traced(job), parent=job.traceparent, began_at=queued_at)
             log.info("job %s attempt %d: claimed", job.id, job.attempt)
             self.queue.nudge(job.id)
         return job
@@ -214,6 +219,8 @@ class Attempt:
         environment = {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
         if not self._settings.allow_hub:
             environment["HF_HUB_OFFLINE"] = "1"
+        if traceparent := tracing.current_traceparent():
+            environment[tracing.VARIABLE] = traceparent
         if self._device:
             # The GPU whose lock is held, and no other.
             environment["CUDA_VISIBLE_DEVICES"] = self._device.uuid
@@ -280,6 +287,7 @@ class Attempt:
         saved = {"checkpoint": stopped, "checkpoint_step": self._reporter.checkpoint_step}
         if self._reporter.is_fenced:
             log.warning("job %s attempt %d is not the job's any more", self._job.id, self._job.attempt)
+            tracing.note({"tafdil.outcome": "fenced"})
         elif last.get("type") == "finished" and self._not_stored:
             message = f"the artifact store did not take the trained model, which lies on its worker: {self._not_stored}"
             self._fail(error_dict("internal", message), report, folder)
@@ -328,6 +336,10 @@ class Attempt:
         if is_its_end and self._left:
             here = attempts_here(run_dir(self._settings, self._job.id))
             self._dropped = artifacts.keep(session, self._job.tenant, self._job.id, self._left, here)
+        if is_its_end and tracing.is_on():
+            # As it is stored: what was asked in the last moment may have changed it.
+            outcome = attempts.outcome(session, self._job.id, self._job.attempt)
+            tracing.note({"tafdil.outcome": outcome})
         return is_its_end
 
     def _clear_store(self) -> None:
@@ -339,6 +351,7 @@ class Attempt:
 
     def _lose(self, reason: str, report: dict[str, Any]) -> None:
         log.warning("job %s attempt %d: %s", self._job.id, self._job.attempt, reason)
+        tracing.fail("worker_lost")
 
         def lose(session: Session) -> bool:
             attempts.set_device_report(session, self._job.id, self._job.attempt, report)
@@ -349,6 +362,7 @@ class Attempt:
         self._supervisor.queue.nudge(self._job.id)
 
     def _fail(self, error: dict[str, Any], report: dict[str, Any], folder: Path) -> None:
+        tracing.fail(error["code"])
         told = {"error": {name: error[name] for name in ("code", "message")}}
         values = {"error": {**error, "log_tail": _tail(folder / "log.txt")}}
         self._finish(Cause.FAIL, report, values, told, reason=error["message"])
@@ -371,6 +385,16 @@ class Attempt:
         self._reporter.insist(finish, self._gives_up)
         self._clear_store()
         self._supervisor.queue.nudge(self._job.id)
+
+
+def _traced(job: JobRecord) -> tracing.Attributes:
+    """What spans of a job say of it: nothing that its owner wrote but the model's name."""
+    return {
+        "tafdil.job.id": job.id,
+        "tafdil.attempt": job.attempt,
+        "tafdil.method": job.method,
+        "tafdil.model": job.model_name,
+    }
 
 
 def _tail(path: Path) -> list[str]:

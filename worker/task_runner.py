@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import Celery
 
-from jobs import logs
+from jobs import logs, tracing
 from jobs.artifacts import ArtifactKind
 from jobs.database import Database
 from jobs.errors import DatabaseError, NotFound
@@ -61,7 +61,14 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
             log.info("woken, but no task waits")
             return
         result, error = None, None
-        with logs.about(task=task.id, job=task.job_id or ""), _kept(database, task, settings):
+        traced = {"tafdil.task.id": task.id, "tafdil.job.id": task.job_id, "tafdil.attempt": task.attempt}
+        if task.attempt == 1:
+            tracing.record("queued", traced, parent=task.traceparent, began_at=task.created_at)
+        with (
+            logs.about(task=task.id, job=task.job_id or ""),
+            tracing.span(task.kind, traced, parent=task.traceparent),
+            _kept(database, task, settings),
+        ):
             try:
                 result = answer(Desk(task, database, queue, settings))
             except TafdilError as known:
@@ -69,6 +76,8 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
             except Exception as unknown:
                 log.exception("task %s (%s) failed", task.id, task.kind)
                 error = error_dict("internal", f"{type(unknown).__name__}: {unknown}")
+            if error:
+                tracing.fail(error["code"])
         with database.transaction() as session:
             tasks.finish(session, task, result, error)
         queue.nudge(task.id)

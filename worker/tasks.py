@@ -13,11 +13,13 @@ from jobs.database import Database
 from jobs.queue import TRAIN_TASK, CeleryQueue, train_queue
 from jobs.settings import get_settings
 from worker import supervisor
-from worker.celery_app import app, is_draining
+from worker.celery_app import app, is_draining, trace_as
 from worker.dispatcher import warn_of_other_host
 from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
+
+trace_as("tafdil-train-worker")
 
 
 @celeryd_after_setup.connect
