@@ -61,7 +61,13 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
 
     # The documentation's page comes with its scripts: many a GPU machine reaches no CDN.
     app = FastAPIOffline(
-        redoc_url=None, title="Tafdil", version=version("tafdil"), description=_DESCRIPTION, lifespan=lifespan
+        redoc_url=None,
+        title="Tafdil",
+        version=version("tafdil"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        # FastAPI's own would tell paths, queries and what a validation found.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)

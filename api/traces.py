@@ -31,7 +31,7 @@ class HttpTraces:
             finally:
                 method, route = route_of(scope)
                 if route != "other":
-                    tracing.rename(f"{method} {route}")
+                    tracing.rename(f"{method if method != 'other' else 'HTTP'} {route}")
                 about = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
                 tracing.note(about)
                 if status is not None and status >= 500:

@@ -1,7 +1,8 @@
 """Traces by OpenTelemetry, from the request to the trainer. Its own `OTEL_` variables turn them on and say where they go.
 
-Off, nothing of OpenTelemetry is loaded and nothing here does anything. On, spans are sent by a thread of their own, so a
-collector that is slow or away costs spans, never a request or a training.
+Off, nothing here loads OpenTelemetry or does anything. On, spans are sent by a thread of their own, so a collector that is
+slow or away costs spans, never a request or a training. The provider is not made the global one: what libraries would tell
+through it is not ours to answer for.
 """
 
 import logging
