@@ -38,8 +38,15 @@ def test_every_part_of_the_service_is_there() -> None:
 def test_every_variable_is_a_setting(name: str) -> None:
     environment = SERVICES[name]["environment"]
     known = {f"TAFDIL_{field.upper()}" for field in Settings.model_fields}
-    assert set(environment) <= known
+    # OpenTelemetry reads its own.
+    assert {variable for variable in environment if not variable.startswith("OTEL_")} <= known
     assert {"TAFDIL_DATA_DIR", "TAFDIL_DATABASE_URL", "TAFDIL_REDIS_URL"} <= set(environment)
+
+
+def test_traces_reach_every_process_that_makes_them() -> None:
+    for name in OURS:
+        assert {"OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS"} <= set(SERVICES[name]["environment"])
+    assert DOCKERFILE.count("tracing]") == 2, "both images can trace"
 
 
 def test_the_urls_lead_to_the_services() -> None:
