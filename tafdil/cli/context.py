@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
@@ -34,7 +35,13 @@ Result = TypeVar("Result")
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="An id, its beginning, a name, or `last` for the newest job.")]
 
-console = Console(highlight=False, soft_wrap=True)
+# A program or a file reads every table whole; only a terminal has an edge.
+_UNBOUNDED = 10_000
+console = Console(
+    highlight=False,
+    soft_wrap=True,
+    width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else _UNBOUNDED,
+)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SHORTEST_PREFIX = 4

@@ -1,6 +1,9 @@
 """The command line against a service that listens: what it prints, as text and as JSON, and how it ends."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -110,6 +113,14 @@ def test_jobs_are_listed_and_shown(live: Live) -> None:
         assert json.loads(run(live, action, job_id, "--json").stdout)["state"] == state
     assert json.loads(run(live, "rerun", job_id, "--json").stdout)["rerun_of"] == job_id
     assert json.loads(run(live, "clone", job_id, "--set", "beta=0.3", "--json").stdout)["spec"]["beta"] == 0.3
+
+
+def test_a_table_that_goes_into_a_pipe_is_whole(live: Live) -> None:
+    submitted(live, "--name", "a long name " * 16)
+    command = [sys.executable, "-m", "tafdil.cli", "--url", live.url, "list"]
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment).stdout
+    assert ("a long name " * 16).strip() in printed
 
 
 def test_a_job_is_watched_to_its_end(live: Live) -> None:
