@@ -25,6 +25,10 @@ class StackUnderTest(LocalStack):
 
     def _plan(self) -> list[Service]:
         services = super()._plan()
+        for service in services:
+            # More threads than cores are free make a small training wait for itself.
+            if service.environment:
+                service.environment.setdefault("OMP_NUM_THREADS", "1")
         if self._external:
             services = services[1:]
             for service in services:

@@ -19,9 +19,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]
         yield found
 
 
-@pytest.mark.parametrize("language", ["en", "ar"])
-def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, stack: StackUnderTest, language: str) -> None:
-    with screen(browser, stack.url, language) as found:
+def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, stack: StackUnderTest) -> None:
+    with screen(browser, stack.url, "ar") as found:
         say, page = found.say, found.open()
         page.get_by_role("link", name=say("new.title")).first.click()
         page.get_by_role("radio", name="IPO").check()

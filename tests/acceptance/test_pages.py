@@ -37,11 +37,8 @@ class OnlyTheAPI(StackUnderTest):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[StackUnderTest]:
-    with pytest.MonkeyPatch.context() as environment:
-        # More threads than cores are free make a small training wait for itself.
-        environment.setenv("OMP_NUM_THREADS", "1")
-        with StackUnderTest(tmp_path_factory.mktemp("stack") / "data") as found:
-            yield found
+    with StackUnderTest(tmp_path_factory.mktemp("stack") / "data") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,8 @@
 """Traces, as a collector receives them: from a request to the phases of its training, whatever becomes of the collector."""
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Generator
 from itertools import pairwise
@@ -249,6 +251,20 @@ def test_a_process_that_ends_with_its_task_tells_it_first(service: Client, job_i
         service.push(job_id, "name", wait_s=60)
     (span,) = until(lambda: [span for span in collector.spans if span.name == "push"], 30)
     assert (span.service, span.is_error, span.attributes["error.type"]) == ("tafdil-exports-worker", True, "forbidden")
+
+
+def test_a_training_tells_its_phases_before_it_is_killed(
+    service: Client, stack: StackUnderTest, job_id: str, collector: Collector
+) -> None:
+    killed_id = service.submit(stack_spec(max_steps=5000, dataset_path="few.jsonl"))["id"]
+    trace = trace_of(stack, killed_id)
+    told = {span.parent for span in collector.of_trace(trace, "starting", "preparing", "loading") if span.name == "loading"}
+    os.kill(stack.training_pids()[0], signal.SIGKILL)
+    lost = next(span for span in collector.of_trace(trace, "attempt") if span.name == "attempt")
+    assert lost.attributes["tafdil.outcome"] == "worker_lost"
+    assert told == {lost.id}
+    service.cancel(killed_id)
+    assert service.wait(killed_id, 60)["state"] == "cancelled"
 
 
 def test_a_job_succeeds_without_its_collector(
