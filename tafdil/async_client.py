@@ -52,8 +52,8 @@ class AsyncJob(JobFields):
         """As `AsyncClient.watch`."""
         return self._client.watch(self.id, every_s)
 
-    def events(self, after: int = 0) -> AsyncGenerator[Event]:
-        return self._client.events(self.id, after)
+    def events(self, after: int = 0, without: Sequence[str] = ()) -> AsyncGenerator[Event]:
+        return self._client.events(self.id, after, without)
 
     async def metrics(self, names: Sequence[str] = (), **options: Any) -> dict[str, list[MetricPoint]]:
         return await self._client.metrics(self.id, names, **options)
@@ -61,8 +61,8 @@ class AsyncJob(JobFields):
     async def metadata(self) -> dict[str, Any]:
         return await self._client.metadata(self.id)
 
-    async def logs(self, attempt: int | None = None) -> str:
-        return await self._client.logs(self.id, attempt)
+    async def logs(self, attempt: int | None = None, last_bytes: int | None = None) -> str:
+        return await self._client.logs(self.id, attempt, last_bytes)
 
     async def attempts(self) -> list[Attempt]:
         return await self._client.attempts(self.id)
@@ -204,12 +204,15 @@ class AsyncClient:
             if not job.is_over:
                 await asyncio.sleep(every_s)
 
-    async def events(self, job_id: str, after: int = 0) -> AsyncGenerator[Event]:
-        """Events beyond the number `after`, as they happen, until the job is over. A broken stream is taken up again."""
-        tried = 0
+    async def events(self, job_id: str, after: int = 0, without: Sequence[str] = ()) -> AsyncGenerator[Event]:
+        """Events beyond the number `after`, as they happen, until the job is over, but for those of the types `without`.
+
+        A broken stream is taken up again.
+        """
+        path, params, tried = f"/v1/jobs/{job_id}/events", {"without": list(without)}, 0
         while True:
             try:
-                async for event in self._stream_events("GET", f"/v1/jobs/{job_id}/events", {"Last-Event-ID": str(after)}):
+                async for event in self._stream_events("GET", path, {"Last-Event-ID": str(after)}, params=params):
                     after, tried = event.id or after, 0
                     yield event
                 return
@@ -221,7 +224,14 @@ class AsyncClient:
                 await asyncio.sleep(delay)
 
     async def metrics(
-        self, job_id: str, names: Sequence[str] = (), *, only_current: bool = False, max_points: int | None = None
+        self,
+        job_id: str,
+        names: Sequence[str] = (),
+        *,
+        only_current: bool = False,
+        max_points: int | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
     ) -> dict[str, list[MetricPoint]]:
         """Series by metric name; each point has attempt, step and value.
 
@@ -229,15 +239,18 @@ class AsyncClient:
             names: only these.
             only_current: no step comes twice.
             max_points: of a curve, the fewest that keep its shape.
+            first_step, last_step: only what lies between them, both included.
         """
-        return await self._do(calls.metrics(job_id, names, only_current, max_points))
+        limits = {"max_points": max_points, "first_step": first_step, "last_step": last_step}
+        return await self._do(calls.metrics(job_id, names, only_current=only_current, **limits))
 
     async def metadata(self, job_id: str) -> dict[str, Any]:
         return await self._do(calls.metadata(job_id))
 
-    async def logs(self, job_id: str, attempt: int | None = None) -> str:
-        """What the training printed, so far."""
-        response = await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, {"attempt": attempt}))
+    async def logs(self, job_id: str, attempt: int | None = None, last_bytes: int | None = None) -> str:
+        """What the training printed, so far; of each attempt only the end, when `last_bytes` says how much."""
+        params = {"attempt": attempt, "last_bytes": last_bytes}
+        response = await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, params))
         return response.text
 
     # -- answers

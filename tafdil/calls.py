@@ -188,10 +188,8 @@ def attempts(job_id: str) -> Call[list[Attempt]]:
     return Call("GET", f"/v1/jobs/{job_id}/attempts", _listed("attempts", Attempt.model_validate))
 
 
-def metrics(
-    job_id: str, names: Sequence[str], only_current: bool, max_points: int | None
-) -> Call[dict[str, list[MetricPoint]]]:
-    params = {"name": list(names), "only_current": only_current, "max_points": max_points}
+def metrics(job_id: str, names: Sequence[str], **limits: bool | int | None) -> Call[dict[str, list[MetricPoint]]]:
+    params = {"name": list(names), **limits}
     return Call("GET", f"/v1/jobs/{job_id}/metrics", lambda answer: answer["series"], params)
 
 

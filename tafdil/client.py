@@ -52,8 +52,8 @@ class Job(JobFields):
         """As `Client.watch`."""
         return self._client.watch(self.id, every_s)
 
-    def events(self, after: int = 0) -> Generator[Event]:
-        return self._client.events(self.id, after)
+    def events(self, after: int = 0, without: Sequence[str] = ()) -> Generator[Event]:
+        return self._client.events(self.id, after, without)
 
     def metrics(self, names: Sequence[str] = (), **options: Any) -> dict[str, list[MetricPoint]]:
         return self._client.metrics(self.id, names, **options)
@@ -61,8 +61,8 @@ class Job(JobFields):
     def metadata(self) -> dict[str, Any]:
         return self._client.metadata(self.id)
 
-    def logs(self, attempt: int | None = None) -> str:
-        return self._client.logs(self.id, attempt)
+    def logs(self, attempt: int | None = None, last_bytes: int | None = None) -> str:
+        return self._client.logs(self.id, attempt, last_bytes)
 
     def attempts(self) -> list[Attempt]:
         return self._client.attempts(self.id)
@@ -198,12 +198,15 @@ class Client:
             if not job.is_over:
                 time.sleep(every_s)
 
-    def events(self, job_id: str, after: int = 0) -> Generator[Event]:
-        """Events beyond the number `after`, as they happen, until the job is over. A broken stream is taken up again."""
-        tried = 0
+    def events(self, job_id: str, after: int = 0, without: Sequence[str] = ()) -> Generator[Event]:
+        """Events beyond the number `after`, as they happen, until the job is over, but for those of the types `without`.
+
+        A broken stream is taken up again.
+        """
+        path, params, tried = f"/v1/jobs/{job_id}/events", {"without": list(without)}, 0
         while True:
             try:
-                for event in self._stream_events("GET", f"/v1/jobs/{job_id}/events", {"Last-Event-ID": str(after)}):
+                for event in self._stream_events("GET", path, {"Last-Event-ID": str(after)}, params=params):
                     after, tried = event.id or after, 0
                     yield event
                 return
@@ -215,7 +218,14 @@ class Client:
                 time.sleep(delay)
 
     def metrics(
-        self, job_id: str, names: Sequence[str] = (), *, only_current: bool = False, max_points: int | None = None
+        self,
+        job_id: str,
+        names: Sequence[str] = (),
+        *,
+        only_current: bool = False,
+        max_points: int | None = None,
+        first_step: int | None = None,
+        last_step: int | None = None,
     ) -> dict[str, list[MetricPoint]]:
         """Series by metric name; each point has attempt, step and value.
 
@@ -223,15 +233,18 @@ class Client:
             names: only these.
             only_current: no step comes twice.
             max_points: of a curve, the fewest that keep its shape.
+            first_step, last_step: only what lies between them, both included.
         """
-        return self._do(calls.metrics(job_id, names, only_current, max_points))
+        limits = {"max_points": max_points, "first_step": first_step, "last_step": last_step}
+        return self._do(calls.metrics(job_id, names, only_current=only_current, **limits))
 
     def metadata(self, job_id: str) -> dict[str, Any]:
         return self._do(calls.metadata(job_id))
 
-    def logs(self, job_id: str, attempt: int | None = None) -> str:
-        """What the training printed, so far."""
-        response = self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, {"attempt": attempt}))
+    def logs(self, job_id: str, attempt: int | None = None, last_bytes: int | None = None) -> str:
+        """What the training printed, so far; of each attempt only the end, when `last_bytes` says how much."""
+        params = {"attempt": attempt, "last_bytes": last_bytes}
+        response = self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, params))
         return response.text
 
     # -- answers

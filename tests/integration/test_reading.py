@@ -12,7 +12,9 @@ from jobs.repository import jobs, metrics
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause
+from tafdil import Client
 from tests.api import client, database, queue, run  # noqa: F401  # fixtures
+from tests.live import serving
 
 
 @pytest.fixture
@@ -69,3 +71,22 @@ def test_the_end_of_a_log_begins_with_a_whole_line(
     path.write_text(text)
     reply = client.get(f"/v1/jobs/{fence.job_id}/logs", params={"last_bytes": last_bytes})
     assert reply.text == (text if shown is None else shown)
+
+
+def test_the_python_client_reads_such_parts(settings: Settings, spec: dict[str, Any]) -> None:
+    with serving(settings) as live, Client(live.url) as service:
+        job = service.submit(spec)
+        with live.database.transaction() as session:
+            held = jobs.claim_next(session, "worker", 60)
+            assert held
+            fence = Fence(held.id, held.attempt, held.lease_token or "")
+            for step in range(10):
+                metrics.add(session, job.id, 1, step, {"loss": float(step)})
+            jobs.record(session, fence, "metrics", {"step": 9, "values": {"loss": 9.0}})
+            assert jobs.finish(session, fence, Cause.FAIL)
+        log = run_dir(live.settings, job.id) / "attempt-1" / "log.txt"
+        log.parent.mkdir(parents=True)
+        log.write_text("first\nsecond\n")
+        assert [event["event"] for event in job.events(without=["metrics"])] == ["queued", "claimed", "failed"]
+        assert [point["step"] for point in job.metrics(["loss"], first_step=3, last_step=5)["loss"]] == [3, 4, 5]
+        assert job.logs(last_bytes=8) == "second\n"
