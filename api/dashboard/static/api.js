@@ -44,6 +44,16 @@ export const post = async (path, body, { query, headers, signal } = {}) =>
   read(await send("POST", path, { body, query, headers, signal }));
 export const remove = async (path, query) => read(await send("DELETE", path, { query }));
 
+/** The result of a task, once a worker has answered it. Throws its error. */
+export async function answered(task) {
+  while (task.state === "queued" || task.state === "running") {
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    task = await get(`/v1/tasks/${task.id}`);
+  }
+  if (task.error) throw new ApiError(200, task.error);
+  return task.result;
+}
+
 /** Events of a stream: `{id, type, data}`. Ends when the stream does. */
 export async function* events(path, { method = "GET", query, body, signal } = {}) {
   const response = await send(method, path, { query, body, signal });
@@ -89,7 +99,8 @@ export function usePoll(load, every, dependencies) {
         setFound((old) => ({ ...old, error }));
       }
       const wait = every(answer);
-      if (wait && mine === round && !controller.signal.aborted) timer = setTimeout(look, Math.max(wait, 5 * (performance.now() - began)));
+      if (wait && mine === round && !controller.signal.aborted)
+        timer = setTimeout(look, Math.max(wait, 5 * (performance.now() - began)));
     }
     const onVisible = () => isDue && look();
     document.addEventListener("visibilitychange", onVisible);

@@ -1,7 +1,7 @@
 // The shell: who is signed in, which page is shown, language and theme.
 
 import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { post, get, remove } from "./api.js";
+import { get, remove } from "./api.js";
 import { Probes } from "./charts.js";
 import { LANGUAGES, current, preferred, t, use } from "./language.js";
 import { Compare } from "./pages/compare.js";
@@ -25,7 +25,8 @@ function place() {
 /** The page of a place: its title and what it shows. */
 function page({ parts: [room = "jobs", id, part], query }) {
   if (room === "jobs" && id && part === "compare") return [t("compare.title"), html`<${Compare} key=${id} id=${id} />`];
-  if (room === "jobs" && id) return [t("job.title"), html`<${Job} key=${id} id=${id} part=${part ?? "curves"} query=${query} />`];
+  if (room === "jobs" && id)
+    return [t("job.title"), html`<${Job} key=${id} id=${id} part=${part ?? "curves"} query=${query} />`];
   if (room === "jobs") return [t("jobs.title"), html`<${Jobs} query=${query} />`];
   if (room === "new") return [t("new.title"), html`<${NewJob} key=${query.get("from")} from=${query.get("from")} />`];
   if (room === "datasets" && id) return [t("dataset.title"), html`<${Dataset} key=${id} id=${id} query=${query} />`];

@@ -14,7 +14,10 @@ const MAX_POINTS = 600;
 // What is drawn together, by the names without `eval_`; what is left has a chart of its own each.
 const GROUPS = [
   ["loss", ["loss", "kto_loss", "preference_loss", "cpo_loss", "nll_loss"]],
-  ["accuracies", ["preference_accuracy", "rewards/accuracies", "overall_accuracy", "desirable_accuracy", "undesirable_accuracy"]],
+  [
+    "accuracies",
+    ["preference_accuracy", "rewards/accuracies", "overall_accuracy", "desirable_accuracy", "undesirable_accuracy"],
+  ],
   ["margins", ["rewards/margins", "margin"]],
   ["rewards", ["rewards/chosen", "rewards/rejected"]],
   ["kl", ["kl", "kl_estimate", "mean_kl"]],

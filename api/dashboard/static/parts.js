@@ -89,6 +89,15 @@ export const Table = ({ caption, columns, rows, keyOf }) => html`
   </table>
 `;
 
+/** The buttons below a page of a list, which goes from newest to oldest. */
+export const Pager = ({ cursor, next, onCursor, children }) => html`
+  <p class="buttons">
+    ${cursor && html`<button type="button" onClick=${() => onCursor(null)}>${t("jobs.newest")}</button>`}
+    ${next && html`<button type="button" onClick=${() => onCursor(next)}>${t("jobs.older")}</button>`}
+    ${children}
+  </p>
+`;
+
 /** Terms and what they are. `rows`: `[term, text]`; what is undefined is left out. */
 export const Facts = ({ rows }) => html`
   <dl class="facts">

@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { events, get, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Amount, Busy, ErrorBox, Facts, Field, Loaded, Method, Time } from "../parts.js";
+import { Amount, Busy, ErrorBox, Facts, Field, Loaded, Method, Pager, Time } from "../parts.js";
 import { Block, Code, User, differences } from "../text.js";
 import { titleOf } from "./jobs.js";
 import { promptText } from "./samples.js";
@@ -11,29 +11,39 @@ import { promptText } from "./samples.js";
 const HISTORY = 20;
 
 export function Compare({ id }) {
-  const job = usePoll((signal) => get(`/v1/jobs/${id}`, {}, signal), () => 0, [id]);
+  const job = usePoll(
+    (signal) => get(`/v1/jobs/${id}`, {}, signal),
+    () => 0,
+    [id],
+  );
   const [cursor, setCursor] = useState(null);
-  const history = usePoll((signal) => get(`/v1/jobs/${id}/comparisons`, { limit: HISTORY, cursor }, signal), () => 0, [id, cursor]);
+  const history = usePoll(
+    (signal) => get(`/v1/jobs/${id}/comparisons`, { limit: HISTORY, cursor }, signal),
+    () => 0,
+    [id, cursor],
+  );
   const [shown, setShown] = useState(null);
   return html`<${Loaded} of=${job}>
     ${(found) => html`
       <p class="title"><a href="#/jobs/${id}"><${User} text=${titleOf(found)} /></a> <${Method} name=${found.method} /> · <${Code} text=${found.model_name} /></p>
-      <${Question} id=${id} onPartial=${setShown} onDone=${(done) => { setShown(done); history.again(); }} />
+      <${Question} id=${id} onPartial=${setShown} onDone=${(done) => {
+        setShown(done);
+        history.again();
+      }} />
       ${shown && html`<${Answers} of=${shown} />`}
       <h2>${t("compare.history")}</h2>
       <${Loaded} of=${history}>
         ${({ comparisons, next_cursor: next }) => html`
           ${comparisons.length === 0 && html`<p>${t("compare.none")}</p>`}
           <ol class="history">
-            ${comparisons.map((each) => html`<li key=${each.id}>
+            ${comparisons.map(
+              (each) => html`<li key=${each.id}>
               <button type="button" class="plain" onClick=${() => setShown(each)}><${User} text=${each.request.prompt.slice(0, 120)} /></button>
               <${Time} at=${each.created_at} />
-            </li>`)}
+            </li>`,
+            )}
           </ol>
-          <p class="buttons">
-            ${cursor && html`<button type="button" onClick=${() => setCursor(null)}>${t("jobs.newest")}</button>`}
-            ${next && html`<button type="button" onClick=${() => setCursor(next)}>${t("jobs.older")}</button>`}
-          </p>
+          <${Pager} cursor=${cursor} next=${next} onCursor=${setCursor} />
         `}
       </${Loaded}>
     `}
@@ -48,10 +58,16 @@ function Question({ id, onPartial, onDone }) {
   async function ask(event) {
     event.preventDefault();
     setState({ busy: true, error: null });
-    const numbers = Object.fromEntries(["max_length", "temperature", "seed"].filter((name) => form[name] !== "").map((name) => [name, Number(form[name])]));
+    const numbers = Object.fromEntries(
+      ["max_length", "temperature", "seed"].filter((name) => form[name] !== "").map((name) => [name, Number(form[name])]),
+    );
     const request = { prompt: form.prompt, ...numbers };
     try {
-      for await (const { type, data } of events(`/v1/jobs/${id}/compare`, { method: "POST", query: { stream: true }, body: request })) {
+      for await (const { type, data } of events(`/v1/jobs/${id}/compare`, {
+        method: "POST",
+        query: { stream: true },
+        body: request,
+      })) {
         if (type === "partial") onPartial({ request, result: data, state: "running" });
         if (type === "result") onDone(data);
         if (type === "error") throw data;
@@ -104,10 +120,20 @@ function Verdict({ result }) {
     <h2>${t("compare.verdict")}</h2>
     <${Facts}
       rows=${[
-        [t("compare.score"), result.preference_score === undefined ? undefined : html`<${Amount} value=${result.preference_score} digits=${4} />`],
+        [
+          t("compare.score"),
+          result.preference_score === undefined
+            ? undefined
+            : html`<${Amount} value=${result.preference_score} digits=${4} />`,
+        ],
         [t("compare.improvement"), yes(result.improvement_detected)],
         [t("compare.signal"), result.preference_signal && t(`rows.${result.preference_signal}`)],
-        [t("compare.confidence"), result.confidence_score === undefined ? undefined : html`<${Amount} value=${result.confidence_score} digits=${4} />`],
+        [
+          t("compare.confidence"),
+          result.confidence_score === undefined
+            ? undefined
+            : html`<${Amount} value=${result.confidence_score} digits=${4} />`,
+        ],
         [t("compare.seed"), result.seed === null ? undefined : html`<${Amount} value=${result.seed} />`],
       ]}
     />

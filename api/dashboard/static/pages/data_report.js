@@ -52,7 +52,10 @@ const Part = ({ name, found }) => html`
       [t("dry.rows"), html`<${Amount} value=${found.rows} />`],
       [t("data.prompts_cut"), html`<${Amount} value=${found.prompts_cut} /> <${Numbers} of=${found.first_rows_cut} />`],
       [t("data.completions_cut"), html`<${Amount} value=${found.completions_cut} />`],
-      [t("data.rows_dropped"), html`<${Amount} value=${found.rows_dropped} /> <${Numbers} of=${found.first_rows_dropped} />`],
+      [
+        t("data.rows_dropped"),
+        html`<${Amount} value=${found.rows_dropped} /> <${Numbers} of=${found.first_rows_dropped} />`,
+      ],
     ]}
   />
 `;

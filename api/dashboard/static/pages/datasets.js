@@ -1,9 +1,9 @@
 // Datasets: upload, what was found in them, their rows as they are and as a model sees them.
 
 import { html, useRef, useState } from "../vendor/preact-htm.js";
-import { get, post, remove, usePoll } from "../api.js";
+import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, RenderedRows, Table, Time } from "../parts.js";
+import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
 import { promptText } from "./samples.js";
 
@@ -41,7 +41,11 @@ const nameOf = (dataset) => dataset.name ?? dataset.id.slice(0, 8);
 
 export function Datasets() {
   const [cursor, setCursor] = useState(null);
-  const found = usePoll((signal) => get("/v1/datasets", { cursor }, signal), () => 0, [cursor]);
+  const found = usePoll(
+    (signal) => get("/v1/datasets", { cursor }, signal),
+    () => 0,
+    [cursor],
+  );
   return html`
     <${UploadButton} onDone=${(made) => (location.hash = `#/datasets/${made.id}`)} />
     <${Loaded} of=${found}>
@@ -58,17 +62,18 @@ export function Datasets() {
               ]} />`
             : html`<p class="empty">${t("datasets.none")}</p>`
         }
-        <p class="buttons">
-          ${cursor && html`<button type="button" onClick=${() => setCursor(null)}>${t("jobs.newest")}</button>`}
-          ${next && html`<button type="button" onClick=${() => setCursor(next)}>${t("jobs.older")}</button>`}
-        </p>
+        <${Pager} cursor=${cursor} next=${next} onCursor=${setCursor} />
       `}
     </${Loaded}>
   `;
 }
 
 export function Dataset({ id }) {
-  const found = usePoll((signal) => get(`/v1/datasets/${id}`, {}, signal), () => 0, [id]);
+  const found = usePoll(
+    (signal) => get(`/v1/datasets/${id}`, {}, signal),
+    () => 0,
+    [id],
+  );
   return html`<${Loaded} of=${found}>
     ${(dataset) => html`
       <p class="title"><${User} text=${nameOf(dataset)} /></p>
@@ -119,17 +124,22 @@ const spoken = (value) => (typeof value === "string" || Array.isArray(value) ? p
 
 function Rows({ dataset }) {
   const [first, setFirst] = useState(1);
-  const found = usePoll((signal) => get(`/v1/datasets/${dataset.id}/rows`, { first, count: PAGE }, signal), () => 0, [dataset.id, first]);
+  const found = usePoll(
+    (signal) => get(`/v1/datasets/${dataset.id}/rows`, { first, count: PAGE }, signal),
+    () => 0,
+    [dataset.id, first],
+  );
   return html`
     <${Loaded} of=${found}>
-      ${({ rows }) => rows.map(
-        (row) => html`<article class="row">
+      ${({ rows }) =>
+        rows.map(
+          (row) => html`<article class="row">
           <h3>${t("rows.row", { n: row.row })} ${row.label !== undefined && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}</h3>
-          ${["prompt", "completion", "chosen", "rejected"].filter((name) => row[name] !== undefined).map(
-            (name) => html`<h4>${t(`rows.${name}`)}</h4><${Block} text=${spoken(row[name])} />`,
-          )}
+          ${["prompt", "completion", "chosen", "rejected"]
+            .filter((name) => row[name] !== undefined)
+            .map((name) => html`<h4>${t(`rows.${name}`)}</h4><${Block} text=${spoken(row[name])} />`)}
         </article>`,
-      )}
+        )}
     </${Loaded}>
     <p class="buttons">
       <button type="button" disabled=${first === 1} onClick=${() => setFirst(Math.max(1, first - PAGE))}>${t("rows.earlier")}</button>
@@ -145,12 +155,8 @@ function Preview({ dataset }) {
     event.preventDefault();
     setState({ is: "busy" });
     try {
-      let task = await post(`/v1/datasets/${dataset.id}/preview`, { model_name: model, rows: 5 });
-      while (task.state === "queued" || task.state === "running") {
-        await new Promise((resolve) => setTimeout(resolve, 1000));
-        task = await get(`/v1/tasks/${task.id}`);
-      }
-      setState({ is: "done", rows: task.result?.rows ?? [], error: task.error });
+      const { rows } = await answered(await post(`/v1/datasets/${dataset.id}/preview`, { model_name: model, rows: 5 }));
+      setState({ is: "done", rows, error: null });
     } catch (error) {
       setState({ is: "done", rows: [], error });
     }

@@ -20,8 +20,22 @@ export function DryRun({ result }) {
         [t("dry.evaluations"), html`<${Amount} value=${plan.evaluations} />`],
         [t("field.learning_rate"), html`<${Amount} value=${plan.learning_rate} />`],
         [t("dry.tokens"), html`<${Amount} value=${plan.tokens_an_epoch} />`],
-        [t("dry.memory"), memory ? t("dry.band", { value: bytes(memory.bytes), low: bytes(memory.low_bytes), high: bytes(memory.high_bytes) }) : t("dry.unknown")],
-        [t("dry.time"), time?.seconds ? t("dry.band", { value: duration(time.seconds), low: duration(time.low_seconds), high: duration(time.high_seconds) }) : t("dry.unknown")],
+        [
+          t("dry.memory"),
+          memory
+            ? t("dry.band", { value: bytes(memory.bytes), low: bytes(memory.low_bytes), high: bytes(memory.high_bytes) })
+            : t("dry.unknown"),
+        ],
+        [
+          t("dry.time"),
+          time?.seconds
+            ? t("dry.band", {
+                value: duration(time.seconds),
+                low: duration(time.low_seconds),
+                high: duration(time.high_seconds),
+              })
+            : t("dry.unknown"),
+        ],
         [t("dry.precision"), memory ? html`<${Code} text=${memory.precision} />` : undefined],
       ]}
     />
@@ -42,10 +56,12 @@ function Lengths({ lengths }) {
     <caption class="unseen">${t("dry.lengths")}</caption>
     <thead><tr><th scope="col">${t("dry.up_to")}</th><th scope="col">${t("dry.rows")}</th></tr></thead>
     <tbody>
-      ${shown.map(({ up_to: upTo, rows }) => html`<tr>
+      ${shown.map(
+        ({ up_to: upTo, rows }) => html`<tr>
         <th scope="row">${number(upTo)}</th>
         <td><meter max=${most} value=${rows} aria-label=${t("dry.rows")}></meter> ${number(rows)}</td>
-      </tr>`)}
+      </tr>`,
+      )}
     </tbody>
   </table>`;
 }

@@ -1,7 +1,7 @@
 // The files that a job left behind: download, merge, delete.
 
 import { html, useState } from "../vendor/preact-htm.js";
-import { FINAL, get, post, remove, usePoll } from "../api.js";
+import { FINAL, answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Action, Bytes, Confirm, Loaded, Table, Time } from "../parts.js";
 import { Code } from "../text.js";
@@ -14,15 +14,20 @@ const MERGE_WAIT_S = 60;
 export function Files({ job }) {
   const [note, setNote] = useState("");
   const isOver = FINAL.has(job.state);
-  const found = usePoll((signal) => get(`/v1/jobs/${job.id}/artifacts`, {}, signal), () => (isOver ? 0 : LIVE_MS), [job.id, job.state]);
+  const found = usePoll(
+    (signal) => get(`/v1/jobs/${job.id}/artifacts`, {}, signal),
+    () => (isOver ? 0 : LIVE_MS),
+    [job.id, job.state],
+  );
   async function merge() {
     setNote(t("files.merging"));
-    let task = await post(`/v1/jobs/${job.id}/merge`, undefined, { query: { wait_s: MERGE_WAIT_S } });
-    while (task.state === "queued" || task.state === "running") {
-      await new Promise((resolve) => setTimeout(resolve, 1000));
-      task = await get(`/v1/tasks/${task.id}`);
+    try {
+      await answered(await post(`/v1/jobs/${job.id}/merge`, undefined, { query: { wait_s: MERGE_WAIT_S } }));
+    } catch (error) {
+      setNote("");
+      throw error;
     }
-    setNote(task.error ? task.error.message : t("files.merged"));
+    setNote(t("files.merged"));
     found.again();
   }
   async function clear() {
@@ -31,21 +36,25 @@ export function Files({ job }) {
     found.again();
   }
   return html`
-    ${isOver && html`<p class="buttons">
+    ${
+      isOver &&
+      html`<p class="buttons">
       ${job.state === "succeeded" && job.spec.use_lora && html`<${Action} label=${t("files.merge")} act=${merge} />`}
       <${Confirm} label=${t("files.clear")} question=${t("files.clear_sure")} act=${clear} danger=${true} />
       <span role="status">${note}</span>
-    </p>`}
+    </p>`
+    }
     <${Loaded} of=${found}>
-      ${({ artifacts }) => (artifacts.length
-        ? html`<${Table} caption=${t("part.files")} rows=${[...artifacts].sort((one, other) => ORDER.indexOf(one.kind) - ORDER.indexOf(other.kind))} keyOf=${(file) => file.id} columns=${[
-            [t("files.kind"), (file) => t(`artifact.${file.kind}`)],
-            [t("files.name"), (file) => html`<a href=${file.href} download><${Code} text=${file.name} /></a>`],
-            [t("files.size"), (file) => html`<${Bytes} count=${file.size_bytes} />`],
-            [t("files.sha256"), (file) => html`<${Code} text=${`${file.sha256.slice(0, 12)}…`} />`],
-            [t("jobs.created"), (file) => html`<${Time} at=${file.created_at} />`],
-          ]} />`
-        : html`<p>${t("files.none")}</p>`)}
+      ${({ artifacts }) =>
+        artifacts.length
+          ? html`<${Table} caption=${t("part.files")} rows=${[...artifacts].sort((one, other) => ORDER.indexOf(one.kind) - ORDER.indexOf(other.kind))} keyOf=${(file) => file.id} columns=${[
+              [t("files.kind"), (file) => t(`artifact.${file.kind}`)],
+              [t("files.name"), (file) => html`<a href=${file.href} download><${Code} text=${file.name} /></a>`],
+              [t("files.size"), (file) => html`<${Bytes} count=${file.size_bytes} />`],
+              [t("files.sha256"), (file) => html`<${Code} text=${`${file.sha256.slice(0, 12)}…`} />`],
+              [t("jobs.created"), (file) => html`<${Time} at=${file.created_at} />`],
+            ]} />`
+          : html`<p>${t("files.none")}</p>`}
     </${Loaded}>
   `;
 }

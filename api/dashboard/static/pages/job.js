@@ -1,10 +1,23 @@
 // One job: where it stands, what can be done with it, and all that it told.
 
 import { html, useState } from "../vendor/preact-htm.js";
-import { FINAL, get, post, remove, useJobEvents, usePoll } from "../api.js";
+import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
 import { Curves } from "../charts.js";
 import { t } from "../language.js";
-import { Action, Amount, Confirm, Duration, ErrorBox, Facts, Loaded, Method, Progress, State, Table, Time, Warnings } from "../parts.js";
+import {
+  Action,
+  Amount,
+  Confirm,
+  ErrorBox,
+  Facts,
+  Loaded,
+  Method,
+  Progress,
+  State,
+  Table,
+  Time,
+  Warnings,
+} from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
 import { DataReport } from "./data_report.js";
 import { Files } from "./files.js";
@@ -17,7 +30,11 @@ const LIVE_MS = 1500;
 const LOG_BYTES = 256 * 1024;
 
 export function Job({ id, part, query }) {
-  const found = usePoll((signal) => get(`/v1/jobs/${id}`, {}, signal), (job) => (job && FINAL.has(job.state) ? 0 : LIVE_MS), [id]);
+  const found = usePoll(
+    (signal) => get(`/v1/jobs/${id}`, {}, signal),
+    (job) => (job && FINAL.has(job.state) ? 0 : LIVE_MS),
+    [id],
+  );
   const events = useJobEvents(id);
   return html`<${Loaded} of=${found}>
     ${(job) => html`
@@ -26,7 +43,8 @@ export function Job({ id, part, query }) {
       <${Warnings} found=${job.warnings} />
       <nav class="tabs" aria-label=${t("job.parts")}>
         ${PARTS.map(
-          (name) => html`<a href="#/jobs/${id}/${name}" aria-current=${name === part ? "page" : undefined}>${t(`part.${name}`)}</a>`,
+          (name) =>
+            html`<a href="#/jobs/${id}/${name}" aria-current=${name === part ? "page" : undefined}>${t(`part.${name}`)}</a>`,
         )}
       </nav>
       <section aria-label=${t(`part.${PARTS.includes(part) ? part : "curves"}`)}>
@@ -80,7 +98,12 @@ function Head({ job, again }) {
           [t("job.attempt"), html`<${Amount} value=${job.attempt} />`],
           [t("jobs.created"), html`<${Time} at=${job.created_at} />`],
           [t("job.finished"), job.finished_at ? html`<${Time} at=${job.finished_at} />` : undefined],
-          [t("job.rerun_of"), job.rerun_of ? html`<a href="#/jobs/${job.rerun_of}"><${Code} text=${job.rerun_of.slice(0, 8)} /></a>` : undefined],
+          [
+            t("job.rerun_of"),
+            job.rerun_of
+              ? html`<a href="#/jobs/${job.rerun_of}"><${Code} text=${job.rerun_of.slice(0, 8)} /></a>`
+              : undefined,
+          ],
         ]}
       />
       <p class="buttons">
@@ -91,10 +114,13 @@ function Head({ job, again }) {
         ${isOver && html`<${Action} label=${t("job.rerun")} act=${rerun({})} />`}
         ${isOver && job.checkpoint_step > 0 && html`<${Action} label=${t("job.rerun_from", { n: job.checkpoint_step })} act=${rerun({ from_checkpoint: true })} />`}
         <a class="button" href="#/new?from=${job.id}">${t("job.clone")}</a>
-        ${isOver && html`<${Confirm} label=${t("job.delete")} question=${t("job.delete_sure")} danger=${true} act=${async () => {
-          await remove(`/v1/jobs/${job.id}`);
-          location.hash = "#/jobs";
-        }} />`}
+        ${
+          isOver &&
+          html`<${Confirm} label=${t("job.delete")} question=${t("job.delete_sure")} danger=${true} act=${async () => {
+            await remove(`/v1/jobs/${job.id}`);
+            location.hash = "#/jobs";
+          }} />`
+        }
       </p>
     </div>
   `;
@@ -103,7 +129,11 @@ function Head({ job, again }) {
 function JobCurves({ job, others }) {
   const [range, setRange] = useState(null);
   const found = useCurves([job.id, ...others], range);
-  const recent = usePoll((signal) => get("/v1/jobs", { limit: 100 }, signal), () => 0, []);
+  const recent = usePoll(
+    (signal) => get("/v1/jobs", { limit: 100 }, signal),
+    () => 0,
+    [],
+  );
   const shown = new Set([job.id, ...others]);
   const choices = recent.data?.jobs.filter((each) => !shown.has(each.id) && each.step > 0) ?? [];
   const set = (ids) => (location.hash = `#/jobs/${job.id}/curves?${new URLSearchParams(ids.map((id) => ["with", id]))}`);
@@ -148,10 +178,9 @@ const Events = ({ events }) => html`
 
 function Logs({ job }) {
   const [attempt, setAttempt] = useState("");
-  const load = async () => {
-    const response = await fetch(`/v1/jobs/${job.id}/logs?last_bytes=${LOG_BYTES}${attempt && `&attempt=${attempt}`}`);
-    return { text: await response.text() };
-  };
+  const load = async (signal) => ({
+    text: await getText(`/v1/jobs/${job.id}/logs`, { last_bytes: LOG_BYTES, attempt }, signal),
+  });
   const found = usePoll(load, () => (FINAL.has(job.state) ? 0 : 2 * LIVE_MS), [job.id, attempt, job.state]);
   const numbers = Array.from({ length: job.attempt }, (_, place) => place + 1);
   return html`
@@ -172,26 +201,43 @@ function Logs({ job }) {
 }
 
 function Attempts({ job }) {
-  const found = usePoll((signal) => get(`/v1/jobs/${job.id}/attempts`, {}, signal), () => (FINAL.has(job.state) ? 0 : LIVE_MS), [job.id, job.state]);
+  const found = usePoll(
+    (signal) => get(`/v1/jobs/${job.id}/attempts`, {}, signal),
+    () => (FINAL.has(job.state) ? 0 : LIVE_MS),
+    [job.id, job.state],
+  );
   return html`<${Loaded} of=${found}>
-    ${({ attempts }) => html`<${Table} caption=${t("part.attempts")} rows=${attempts} keyOf=${(each) => each.number} columns=${[
-      [t("attempt.number"), (each) => html`<${Amount} value=${each.number} />`],
-      [t("attempt.worker"), (each) => html`<${Code} text=${each.worker} />`],
-      [t("attempt.device"), (each) => html`<${Code} text=${each.device_report?.name ?? each.device} />`],
-      [t("attempt.started"), (each) => html`<${Time} at=${each.started_at} />`],
-      [t("attempt.ended"), (each) => html`<${Time} at=${each.ended_at} />`],
-      [t("attempt.outcome"), (each) => (each.outcome ? html`${t(`event.${each.outcome}`)} ${each.reason ? html`<${User} text=${each.reason} />` : ""}` : "–")],
-      [t("attempt.steps"), (each) => html`<span class="number" dir="ltr">${each.first_step ?? "–"} – ${each.last_step ?? "–"}</span>`],
-    ]} />`}
+    ${({ attempts }) =>
+      html`<${Table} caption=${t("part.attempts")} rows=${attempts} keyOf=${(each) => each.number} columns=${[
+        [t("attempt.number"), (each) => html`<${Amount} value=${each.number} />`],
+        [t("attempt.worker"), (each) => html`<${Code} text=${each.worker} />`],
+        [t("attempt.device"), (each) => html`<${Code} text=${each.device_report?.name ?? each.device} />`],
+        [t("attempt.started"), (each) => html`<${Time} at=${each.started_at} />`],
+        [t("attempt.ended"), (each) => html`<${Time} at=${each.ended_at} />`],
+        [
+          t("attempt.outcome"),
+          (each) =>
+            each.outcome
+              ? html`${t(`event.${each.outcome}`)} ${each.reason ? html`<${User} text=${each.reason} />` : ""}`
+              : "–",
+        ],
+        [
+          t("attempt.steps"),
+          (each) => html`<span class="number" dir="ltr">${each.first_step ?? "–"} – ${each.last_step ?? "–"}</span>`,
+        ],
+      ]} />`}
   </${Loaded}>`;
 }
-
 
 const Data = ({ event }) =>
   event ? html`<p>${t("data.text")}</p><${DataReport} report=${event.data.report} />` : html`<p>${t("data.none")}</p>`;
 
 function Metadata({ job }) {
-  const found = usePoll((signal) => get(`/v1/jobs/${job.id}/metadata`, {}, signal), () => 0, [job.id, job.state]);
+  const found = usePoll(
+    (signal) => get(`/v1/jobs/${job.id}/metadata`, {}, signal),
+    () => 0,
+    [job.id, job.state],
+  );
   return html`<${Loaded} of=${found}>
     ${(metadata) => html`
       <p>${t(metadata.complete ? "metadata.complete" : "metadata.incomplete")}</p>

@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { get, usePoll } from "../api.js";
 import { duration, t } from "../language.js";
-import { Loaded, Method, Progress, State, Table, Time } from "../parts.js";
+import { Loaded, Method, Pager, Progress, State, Table, Time } from "../parts.js";
 import { Code, User } from "../text.js";
 
 const STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
@@ -23,7 +23,11 @@ function go(query, changes) {
 export function Jobs({ query }) {
   const [state, method, cursor] = ["state", "method", "cursor"].map((name) => query.get(name));
   const [chosen, setChosen] = useState([]);
-  const page = usePoll((signal) => get("/v1/jobs", { state, method, cursor }, signal), () => LIVE_MS, [state, method, cursor]);
+  const page = usePoll(
+    (signal) => get("/v1/jobs", { state, method, cursor }, signal),
+    () => LIVE_MS,
+    [state, method, cursor],
+  );
   const toggle = (id) => setChosen((old) => (old.includes(id) ? old.filter((each) => each !== id) : [...old, id]));
   return html`
     <form class="filters" aria-label=${t("jobs.filters")}>
@@ -40,11 +44,9 @@ export function Jobs({ query }) {
             ? html`<${Table} caption=${t("jobs.title")} rows=${jobs} keyOf=${(job) => job.id} columns=${columns(chosen, toggle)} />`
             : html`<p class="empty">${t(state || method || cursor ? "jobs.none_such" : "jobs.none")}</p>`
         }
-        <p class="buttons">
-          ${cursor && html`<button type="button" onClick=${() => go(query, { cursor: null })}>${t("jobs.newest")}</button>`}
-          ${next && html`<button type="button" onClick=${() => go(query, { cursor: next })}>${t("jobs.older")}</button>`}
+        <${Pager} cursor=${cursor} next=${next} onCursor=${(to) => go(query, { cursor: to })}>
           ${chosen.length > 1 && html`<a class="button" href="#/curves/${chosen.join(",")}">${t("jobs.overlay", { n: chosen.length })}</a>`}
-        </p>
+        </${Pager}>
       `}
     </${Loaded}>
   `;

@@ -1,14 +1,17 @@
 // A new training: the form, the dry run that it must pass, and only then the submit.
 
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
-import { get, post, usePoll } from "../api.js";
+import { answered, get, post, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Busy, ErrorBox, Field, Method } from "../parts.js";
 import { Code, plain } from "../text.js";
 import { UploadButton } from "./datasets.js";
 import { DryRun } from "./dry_run.js";
 
-const SAMPLE_FILES = { kto: ["samples/kto_train.jsonl", "samples/kto_held_out.jsonl"], pairs: ["samples/pairs_train.jsonl", "samples/pairs_held_out.jsonl"] };
+const SAMPLE_FILES = {
+  kto: ["samples/kto_train.jsonl", "samples/kto_held_out.jsonl"],
+  pairs: ["samples/pairs_train.jsonl", "samples/pairs_held_out.jsonl"],
+};
 const ALL = ["kto", "ipo", "cpo"];
 const SCHEMAS = { kto: "KTOJobSpec", ipo: "IPOJobSpec", cpo: "CPOJobSpec" };
 // Numbers of a spec that have a field of their own; every other one can be written as JSON.
@@ -28,9 +31,31 @@ const NUMBERS = [
   ["label_smoothing", ["ipo", "cpo"]],
   ["cpo_alpha", ["cpo"]],
 ];
-const OWN = new Set([...NUMBERS.map(([name]) => name), "method", "name", "model_name", "learning_rate_cap", "use_lora", "sample_prompts",
-  "dataset_id", "dataset_path", "eval_dataset_id", "eval_dataset_path"]);
-const EMPTY = { method: "kto", name: "", model_name: "tafdil/tiny-arabic-qwen", data: "", evaluation: "", numbers: {}, isCapped: true, useLora: true, prompts: "", more: "" };
+const OWN = new Set([
+  ...NUMBERS.map(([name]) => name),
+  "method",
+  "name",
+  "model_name",
+  "learning_rate_cap",
+  "use_lora",
+  "sample_prompts",
+  "dataset_id",
+  "dataset_path",
+  "eval_dataset_id",
+  "eval_dataset_path",
+]);
+const EMPTY = {
+  method: "kto",
+  name: "",
+  model_name: "tafdil/tiny-arabic-qwen",
+  data: "",
+  evaluation: "",
+  numbers: {},
+  isCapped: true,
+  useLora: true,
+  prompts: "",
+  more: "",
+};
 
 /** The data of a spec as one word: `id:…` or `path:…`. */
 const source = (spec, prefix) =>
@@ -45,7 +70,12 @@ function formOf(spec) {
     model_name: spec.model_name,
     data: source(spec, "dataset"),
     evaluation: source(spec, "eval_dataset"),
-    numbers: Object.fromEntries(NUMBERS.filter(([name]) => spec[name] !== undefined && spec[name] !== null).map(([name]) => [name, String(spec[name])])),
+    numbers: Object.fromEntries(
+      NUMBERS.filter(([name]) => spec[name] !== undefined && spec[name] !== null).map(([name]) => [
+        name,
+        String(spec[name]),
+      ]),
+    ),
     isCapped: spec.learning_rate_cap !== null,
     useLora: spec.use_lora !== false,
     prompts: (spec.sample_prompts ?? []).join("\n"),
@@ -60,7 +90,10 @@ function specOf(form) {
     return word ? { [`${prefix}_${kind}`]: value.join(":") } : {};
   };
   const numbers = NUMBERS.filter(([name, methods]) => methods.includes(form.method) && form.numbers[name]?.trim());
-  const prompts = form.prompts.split("\n").map((line) => line.trim()).filter(Boolean);
+  const prompts = form.prompts
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
   return {
     method: form.method,
     ...(form.name && { name: form.name }),
@@ -76,12 +109,20 @@ function specOf(form) {
 }
 
 // Not `randomUUID`, which browsers have on encrypted pages alone.
-const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+const newKey = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
 /** A training of the sample data that shows something within a minute on two cores. */
 function sampleOf(method) {
   const [train, held] = SAMPLE_FILES[method === "kto" ? "kto" : "pairs"];
-  const numbers = { learning_rate: "0.001", max_steps: "60", per_device_train_batch_size: "16", gradient_accumulation_steps: "1", eval_steps: "20", ...(method !== "kto" && { beta: "0.5" }) };
+  const numbers = {
+    learning_rate: "0.001",
+    max_steps: "60",
+    per_device_train_batch_size: "16",
+    gradient_accumulation_steps: "1",
+    eval_steps: "20",
+    ...(method !== "kto" && { beta: "0.5" }),
+  };
   return { ...EMPTY, method, data: `path:${train}`, evaluation: `path:${held}`, numbers, isCapped: false };
 }
 
@@ -90,9 +131,21 @@ export function NewJob({ from }) {
   const [checked, setChecked] = useState({ is: "not" });
   const [submitted, setSubmitted] = useState({ busy: false, error: null });
   const report = useRef(null);
-  const datasets = usePoll((signal) => get("/v1/datasets", { limit: 200 }, signal), () => 0, []);
-  const openapi = usePoll((signal) => get("/openapi.json", {}, signal), () => 0, []);
-  const old = usePoll(async (signal) => (from ? get(`/v1/jobs/${from}/metadata`, {}, signal) : null), () => 0, [from]);
+  const datasets = usePoll(
+    (signal) => get("/v1/datasets", { limit: 200 }, signal),
+    () => 0,
+    [],
+  );
+  const openapi = usePoll(
+    (signal) => get("/openapi.json", {}, signal),
+    () => 0,
+    [],
+  );
+  const old = usePoll(
+    async (signal) => (from ? get(`/v1/jobs/${from}/metadata`, {}, signal) : null),
+    () => 0,
+    [from],
+  );
   useEffect(() => {
     if (old.data) setForm(formOf(old.data.sent_spec));
   }, [old.data]);
@@ -107,17 +160,16 @@ export function NewJob({ from }) {
     try {
       spec = specOf(form);
     } catch (error) {
-      return setChecked({ is: "refused", error: { code: "spec_invalid", message: t("new.not_json"), details: [{ field: "more", reason: error.message }] } });
+      return setChecked({
+        is: "refused",
+        error: { code: "spec_invalid", message: t("new.not_json"), details: [{ field: "more", reason: error.message }] },
+      });
     }
     setChecked({ is: "busy" });
     setSubmitted({ busy: false, error: null });
     try {
-      let task = await post("/v1/jobs/validate", spec, { query: { wait_s: 60 } });
-      while (task.state === "queued" || task.state === "running") {
-        await new Promise((resolve) => setTimeout(resolve, 1000));
-        task = await get(`/v1/tasks/${task.id}`);
-      }
-      setChecked(task.error ? { is: "refused", error: task.error } : { is: "good", spec, result: task.result, key: newKey() });
+      const result = await answered(await post("/v1/jobs/validate", spec, { query: { wait_s: 60 } }));
+      setChecked({ is: "good", spec, result, key: newKey() });
     } catch (error) {
       setChecked({ is: "refused", error });
     }
@@ -133,7 +185,9 @@ export function NewJob({ from }) {
       setSubmitted({ busy: false, error });
     }
   }
-  const wrong = Object.fromEntries((checked.error?.details ?? []).filter(({ field }) => field).map(({ field, reason }) => [field, reason]));
+  const wrong = Object.fromEntries(
+    (checked.error?.details ?? []).filter(({ field }) => field).map(({ field, reason }) => [field, reason]),
+  );
   return html`
     <${ErrorBox} error=${old.error ?? datasets.error} />
     <form class="job" onSubmit=${check} noValidate>
@@ -161,7 +215,9 @@ export function NewJob({ from }) {
 function Basics({ form, change, wrong, datasets }) {
   const isFor = (kind) => form.method === "kto" || kind === "pairs";
   const uploaded = (datasets.data?.datasets ?? []).filter(({ kind }) => isFor(kind));
-  const samples = Object.entries(SAMPLE_FILES).filter(([kind]) => isFor(kind)).flatMap(([, files]) => files);
+  const samples = Object.entries(SAMPLE_FILES)
+    .filter(([kind]) => isFor(kind))
+    .flatMap(([, files]) => files);
   const known = new Set(["", ...uploaded.map(({ id }) => `id:${id}`), ...samples.map((path) => `path:${path}`)]);
   const data = (name, empty) => (attributes) => html`
     <select ...${attributes} value=${form[name]} onChange=${(event) => change({ [name]: event.currentTarget.value })}>
@@ -171,8 +227,10 @@ function Basics({ form, change, wrong, datasets }) {
       ${!known.has(form[name]) && html`<option value=${form[name]} translate=${false}>${plain(form[name].replace(/^\w+:/, ""))}</option>`}
     </select>
   `;
-  const text = (name, more = {}) => (attributes) =>
-    html`<input ...${attributes} ...${more} value=${form[name]} onInput=${(event) => change({ [name]: event.currentTarget.value })} />`;
+  const text =
+    (name, more = {}) =>
+    (attributes) =>
+      html`<input ...${attributes} ...${more} value=${form[name]} onInput=${(event) => change({ [name]: event.currentTarget.value })} />`;
   return html`
     <fieldset>
       <legend>${t("jobs.method")}</legend>
@@ -187,7 +245,10 @@ function Basics({ form, change, wrong, datasets }) {
     <${Field} id="f-name" label=${t("new.name")} name="name" error=${wrong.name}>${text("name", { dir: "auto", maxLength: 200 })}</${Field}>
     <${Field} id="f-model" label=${t("jobs.model")} name="model_name" hint=${t("new.model_hint")} error=${wrong.model_name}>${text("model_name", { dir: "ltr" })}</${Field}>
     <${Field} id="f-data" label=${t("new.data")} name="dataset_id" hint=${t("new.data_hint")} error=${wrong.dataset_id ?? wrong.dataset_path}>${data("data", t("new.data_choose"))}</${Field}>
-    <${UploadButton} onDone=${(made) => { datasets.again(); change({ data: `id:${made.id}` }); }} />
+    <${UploadButton} onDone=${(made) => {
+      datasets.again();
+      change({ data: `id:${made.id}` });
+    }} />
     <${Field} id="f-evaluation" label=${t("new.evaluation")} name="eval_dataset_id" error=${wrong.eval_dataset_id ?? wrong.eval_dataset_path}>${data("evaluation", t("new.evaluation_none"))}</${Field}>
   `;
 }
@@ -198,7 +259,9 @@ function Numbers({ form, change, wrong, schemas }) {
     <legend>${t("new.numbers")}</legend>
     ${NUMBERS.filter(([, methods]) => methods.includes(form.method)).map(
       ([name]) => html`<${Field} id="f-${name}" label=${t(`field.${name}`)} name=${name} error=${wrong[name]}>
-        ${(attributes) => html`<input ...${attributes} inputmode="decimal" dir="ltr" translate=${false} placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
+        ${(
+          attributes,
+        ) => html`<input ...${attributes} inputmode="decimal" dir="ltr" translate=${false} placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
           onInput=${(event) => change({ numbers: { ...form.numbers, [name]: event.currentTarget.value } })} />`}
       </${Field}>`,
     )}

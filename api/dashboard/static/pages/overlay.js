@@ -3,7 +3,6 @@
 import { html, useRef, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, usePoll } from "../api.js";
 import { Curves, question } from "../charts.js";
-import { t } from "../language.js";
 import { Loaded, State } from "../parts.js";
 import { User } from "../text.js";
 import { titleOf } from "./jobs.js";

@@ -15,7 +15,9 @@ export function Samples({ events }) {
   const prompts = [...new Set(told.flatMap(({ data }) => data.samples.map(({ prompt }) => promptText(prompt))))];
   const prompt = prompts[Math.min(place, prompts.length - 1)];
   const answers = told.flatMap(({ data }) =>
-    data.samples.filter((each) => promptText(each.prompt) === prompt).map((each) => ({ step: data.step, text: each.response })),
+    data.samples
+      .filter((each) => promptText(each.prompt) === prompt)
+      .map((each) => ({ step: data.step, text: each.response })),
   );
   return html`
     <p>
