@@ -36,6 +36,7 @@ class Seeds:
     doomed_jobs: list[str]
     """For what deletes them."""
     paused_jobs: list[str]
+    waiting_jobs: list[str]
     artifacts: list[str]
     comparisons: list[str]
     tasks: list[str]
@@ -53,7 +54,8 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         with database.transaction() as session:
             jobs.finish(session, failed, Cause.FAIL, {"error": error_dict("oom_gpu", "the GPU is full")})
         running = run(database, client, spec)
-        cancelled, queued, *paused = (client.post("/v1/jobs", json=spec).json()["id"] for _ in range(8))
+        cancelled, queued, *more = (client.post("/v1/jobs", json=spec).json()["id"] for _ in range(20))
+        paused, waiting = more[:8], more[8:]
         assert {client.post(f"/v1/jobs/{job_id}/pause").status_code for job_id in paused} == {202}
         assert client.post(f"/v1/jobs/{cancelled}/cancel").status_code == 202
         rows = (DATA / "pairs_train.jsonl").read_bytes()
@@ -71,6 +73,7 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         [trained, failed.job_id, running.job_id, paused[0], cancelled, queued],
         doomed,
         paused[1:],
+        waiting,
         [file["id"] for file in files],
         comparisons,
         [*comparisons, preview.json()["id"]],
