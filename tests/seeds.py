@@ -42,6 +42,7 @@ class Seeds:
     tasks: list[str]
     dataset: str
     doomed_datasets: list[str]
+    api_keys: list[str]
 
 
 def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
@@ -67,6 +68,7 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
                 assert claimed
                 tasks.finish(session, claimed, result, error)
         preview = client.post(f"/v1/datasets/{datasets[0]}/preview?wait_s=0", json={"model_name": spec["model_name"]})
+        api_keys = [client.post("/v1/keys", json={}).json()["id"] for _ in range(4)]
         files = client.get(f"/v1/jobs/{trained}/artifacts").json()["artifacts"]
     return Seeds(
         trained,
@@ -79,6 +81,7 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         [*comparisons, preview.json()["id"]],
         datasets[0],
         datasets[1:],
+        api_keys,
     )
 
 

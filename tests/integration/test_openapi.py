@@ -96,6 +96,7 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
         "paused": seeds.paused_jobs,
         "waiting": seeds.waiting_jobs,
         "keys": [ADMIN_KEY],
+        "key_ids": seeds.api_keys,
         "artifacts": seeds.artifacts,
         "comparisons": seeds.comparisons,
         "tasks": seeds.tasks,
@@ -107,7 +108,7 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
         return {"dictionary": name, "probability": 0.8}
 
     parameters = {"job_id": "jobs", "artifact_id": "artifacts", "comparison_id": "comparisons", "task_id": "tasks"}
-    parameters |= {"dataset_id": "datasets"}
+    parameters |= {"dataset_id": "datasets", "key_id": "key_ids"}
     # An id in a path is that of what the operation is for, so that it finds it in the right state.
     places = {
         "artifact_id|comparison|compare|/metrics$|/logs$|/merge$|/push$": ("path.job_id", "trained"),
