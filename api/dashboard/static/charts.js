@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { current, number, t } from "./language.js";
+import { Amount } from "./parts.js";
 import { Code, plain } from "./text.js";
 
 // Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for all.
@@ -158,7 +159,7 @@ const Values = ({ curves }) => html`
       <tbody>
         ${points
           .slice(-SHOWN_ROWS)
-          .map(({ step, value }) => html`<tr><td>${number(step)}</td><td>${value === null ? "–" : number(value)}</td></tr>`)}
+          .map(({ step, value }) => html`<tr><td><${Amount} value=${step} /></td><td><${Amount} value=${value} /></td></tr>`)}
       </tbody>
     </table>`,
   )}
