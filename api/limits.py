@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,20 +31,30 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif scope["method"] == "POST" and scope["path"].rstrip("/") == UPLOAD_PATH:
-            await self._app(scope, self._moving(receive), send)
+            await self._stream(scope, receive, send)
         else:
             await self._whole(scope, receive, send)
 
-    def _moving(self, receive: Receive) -> Receive:
-        """A `receive` that gives up on a client that sends nothing for too long."""
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gives up on a client that sends nothing for too long, and on one that is answered before its body ends."""
+        is_complete = False
 
         async def receive_in_time() -> Message:
+            nonlocal is_complete
             try:
-                return await asyncio.wait_for(receive(), self._timeout_s)
+                message = await asyncio.wait_for(receive(), self._timeout_s)
             except TimeoutError as error:
                 raise ClientTooSlow(f"nothing arrived for {self._timeout_s:g} s; the upload was given up") from error
+            is_complete = not message.get("more_body", False)
+            return message
 
-        return receive_in_time
+        async def send_last(message: Message) -> None:
+            if message["type"] == "http.response.start" and not is_complete:
+                # Else the rest would be read, however long it is, and thrown away.
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive_in_time, send_last)
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         messages: list[Message] = []

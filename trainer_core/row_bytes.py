@@ -5,7 +5,10 @@ It knows nothing of what a row must be.
 """
 
 import json
+import os
 import re
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +24,9 @@ CHUNK_BYTES = 2**16
 # Text that expands more than this was made to fill a disk or a memory; small files may, whatever they hold.
 _MAX_EXPANSION = 200
 _ALWAYS_ALLOWED_BYTES = 64 * 2**20
-_PARQUET_ROWS_A_BATCH = 256
+_PARQUET_PROGRAM = Path(__file__).with_name("parquet_rows.py")
+# What the process that reads Parquet needs to start; it gets no secret.
+_PARQUET_ENVIRONMENT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH")
 # An object that opens with a part, or whose first line holds its brace alone, is one document; else each line is a row.
 _DOCUMENT_START = re.compile(rb'\{\s*($|"(train|validation)"\s*:)')
 _MAX_DEPTH = 200
@@ -134,14 +139,28 @@ class _JsonDocument:
         self._readers = [_ItemReader(place, part) for place, part in self._PLACES]
         self._nesting = _Nesting()
         self._broken = False
+        self._unfinished_bytes = 0
 
     def feed(self, data: bytes) -> None:
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._feed_piece(data[start : start + CHUNK_BYTES])
+
+    def _feed_piece(self, piece: bytes) -> None:
         def feed(reader: _ItemReader) -> list[Any]:
             if reader is self._readers[0]:
-                self._nesting.feed(data)
-            return reader.feed(data)
+                self._nesting.feed(piece)
+            return reader.feed(piece)
 
+        before = self._row_count
         self._guarded(feed)
+        # The parser holds all of a row, and of any other value, until it ends.
+        self._unfinished_bytes = self._unfinished_bytes + len(piece) if self._row_count == before else 0
+        if self._unfinished_bytes > MAX_LINE_BYTES and not self._broken:
+            self._sink.give_up(f"no row ends within {MAX_LINE_BYTES:,} bytes", None)
+
+    @property
+    def _row_count(self) -> int:
+        return sum(reader.count for reader in self._readers)
 
     def close(self) -> None:
         self._guarded(lambda reader: reader.close())
@@ -258,7 +277,10 @@ class _GzipReader:
 
 
 class _ParquetReader:
-    """Parquet, whose index is at its end: read from the file when all of it has arrived."""
+    """Parquet, whose index is at its end: read from the file when all of it has arrived, by a process with little memory.
+
+    A few kilobytes of Parquet may expand to any size, and do not have to say so.
+    """
 
     def __init__(self, sink: Sink, path: Path | None) -> None:
         self._sink, self._path = sink, path
@@ -268,28 +290,38 @@ class _ParquetReader:
         self._bytes_in += len(data)
 
     def close(self) -> None:
-        # Slow to import, and most files are text.
-        import pyarrow
-        from pyarrow import parquet
-
         assert self._path is not None, "Parquet is read from a file"
         self._sink.format("parquet")
-        try:
-            with parquet.ParquetFile(self._path) as file:
-                self._refuse_bombs(file.metadata)
-                line = 0
-                for batch in file.iter_batches(batch_size=_PARQUET_ROWS_A_BATCH):
-                    for value in batch.to_pylist():
-                        line += 1
-                        # A column is absent from a row when it is null there.
-                        self._sink.value("train", {k: v for k, v in value.items() if v is not None}, line)
-        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            self._sink.give_up(f"not valid Parquet: {str(error).splitlines()[0]}", None)
+        most = max(_ALWAYS_ALLOWED_BYTES, self._bytes_in * _MAX_EXPANSION)
+        arguments = [str(self._path.resolve()), str(MAX_LINE_BYTES), str(most)]
+        with subprocess.Popen(
+            [sys.executable, "-P", str(_PARQUET_PROGRAM), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={name: os.environ[name] for name in _PARQUET_ENVIRONMENT if name in os.environ},
+        ) as process:
+            try:
+                self._read_lines(process, most)
+            finally:
+                process.kill()
 
-    def _refuse_bombs(self, metadata: Any) -> None:
-        expanded = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
-        if expanded > max(_ALWAYS_ALLOWED_BYTES, self._bytes_in * _MAX_EXPANSION):
-            self._sink.give_up(f"the Parquet file expands more than {_MAX_EXPANSION} times", None)
+    def _read_lines(self, process: "subprocess.Popen[bytes]", most: int) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        bytes_out = 0
+        for number, line in enumerate(process.stdout, start=1):
+            bytes_out += len(line)
+            if bytes_out > most:
+                self._sink.give_up(f"the Parquet file expands more than {_MAX_EXPANSION} times", None)
+            if not line.endswith(b"\n"):
+                break  # The process was ended in the middle of a row.
+            self._sink.value("train", json.loads(line), number)
+        told = process.stderr.read().decode("utf-8", "replace").strip().splitlines()
+        if process.wait() == 1:
+            self._sink.give_up(f"not valid Parquet: {told[-1] if told else 'it cannot be read'}", None)
+        if process.returncode:
+            self._sink.give_up("not valid Parquet: it needs more memory or time than a file of rows may", None)
 
 
 def _refuse_constant(name: str) -> NoReturn:

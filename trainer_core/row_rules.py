@@ -100,7 +100,11 @@ def _field_problem(name: str, row: Row) -> str | None:
 
 def is_text(value: str) -> bool:
     """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair, an emoji that was cut in two."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _text_problem(value: str) -> str | None:
