@@ -68,6 +68,9 @@ def find_model(settings: Settings, name: str) -> str:
         if folder.is_relative_to(root.resolve()) and is_there:
             return str(folder)
     if settings.allow_hub:
+        if Path(name).exists():
+            # transformers would take what is here for the model, and not ask the hub.
+            raise ModelNotFound(f"{name!r} is also a file where the service runs, which would be taken for the model")
         return name
     known = ", ".join(available_models(settings)) or "none"
     raise ModelNotFound(
@@ -120,6 +123,19 @@ def run_dir(settings: Settings, job_id: str) -> Path:
 def attempt_dir(settings: Settings, job_id: str, attempt: int) -> Path:
     """Where one attempt writes; no other attempt does."""
     return run_dir(settings, job_id) / f"attempt-{attempt}"
+
+
+def without_places(settings: Settings, error: dict[str, Any]) -> dict[str, Any]:
+    """An error as a client may see it: where this machine keeps models and data is no client's business."""
+    roots = [*settings.model_dirs, settings.runs_dir, settings.data_dir]
+
+    def shown(text: str) -> str:
+        for root in roots:
+            text = text.replace(f"{root.resolve()}/", "").replace(f"{root}/", "")
+        return text
+
+    details = [{name: shown(v) if isinstance(v, str) else v for name, v in each.items()} for each in error["details"]]
+    return {**error, "message": shown(error["message"]), "details": details}
 
 
 def install_samples(settings: Settings) -> None:

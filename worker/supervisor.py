@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from jobs import logs, tracing
 from jobs.artifacts import ArtifactFile, ArtifactKind, attempts_here, newest_checkpoint
 from jobs.database import Database
-from jobs.places import attempt_dir, data_places, model_places, run_dir
+from jobs.places import attempt_dir, data_places, model_places, run_dir, without_places
 from jobs.queue import JobQueue
 from jobs.records import JobRecord
 from jobs.repository import artifacts, attempts, events, jobs, metrics
@@ -310,7 +310,7 @@ class Attempt:
         elif self._is_hung:
             self._lose(f"hung: no sign of life while {self._reporter.phase}", report)
         elif last.get("type") == "failed":
-            self._lose(last["error"]["message"], report)
+            self._lose(without_places(self._settings, last["error"])["message"], report)
         else:
             self._lose(told_by_exit(exit_code), report)
 
@@ -363,6 +363,7 @@ class Attempt:
 
     def _fail(self, error: dict[str, Any], report: dict[str, Any], folder: Path) -> None:
         tracing.fail(error["code"])
+        error = without_places(self._settings, error)
         told = {"error": {name: error[name] for name in ("code", "message")}}
         values = {"error": {**error, "log_tail": _tail(folder / "log.txt")}}
         self._finish(Cause.FAIL, report, values, told, reason=error["message"])

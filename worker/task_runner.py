@@ -15,6 +15,7 @@ from jobs import logs, tracing
 from jobs.artifacts import ArtifactKind
 from jobs.database import Database
 from jobs.errors import DatabaseError, NotFound
+from jobs.places import without_places
 from jobs.queue import CeleryQueue
 from jobs.records import JobRecord, TaskRecord
 from jobs.repository import artifacts, tasks
@@ -50,6 +51,12 @@ def leave_gpus_alone(**_: Any) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
+def stay_offline(**_: Any) -> None:
+    """For `worker_init`: where the hub is not allowed, no library of this worker asks it for anything."""
+    if not get_settings().allow_hub:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+
+
 def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], dict[str, Any]]) -> None:
     """Answers the oldest waiting task of the kinds, if there is one. What `answer` raises is stored as its error."""
     settings = get_settings()
@@ -78,8 +85,9 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
                 error = error_dict("internal", f"{type(unknown).__name__}: {unknown}")
             if error:
                 tracing.fail(error["code"])
+        shown = without_places(settings, error) if error else None
         with database.transaction() as session:
-            tasks.finish(session, task, result, error)
+            tasks.finish(session, task, result, shown)
         queue.nudge(task.id)
     finally:
         database.dispose()
