@@ -23,7 +23,7 @@ _RESULTS = ("checkpoint-*", "*_metadata.json", "adapter_*", "model*.safetensors*
 
 def publish(staged: Path, run_dir: Path, step: int) -> Path:
     """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once."""
-    files = {path.relative_to(staged).as_posix(): _sha256(path) for path in sorted(staged.rglob("*")) if path.is_file()}
+    files = {name: _sha256(staged / name) for name in sorted(_names(staged))}
     (staged / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
     for path in staged.rglob("*"):
         _sync(path)
@@ -36,10 +36,12 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
 
 
 def verified_step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint whose every file is as it was written, else None."""
+    """The step of a checkpoint whose every file is as it was written, and that has no other, else None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        if all(_sha256(checkpoint / name) == digest for name, digest in manifest["files"].items()):
+        if _names(checkpoint) == set(manifest["files"]) and all(
+            _sha256(checkpoint / name) == digest for name, digest in manifest["files"].items()
+        ):
             return int(manifest["step"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -159,6 +161,12 @@ def is_disk_full(error: BaseException, place: Path) -> bool:
 def _named_step(path: Path) -> int:
     digits = path.name.rpartition("-")[2]
     return int(digits) if digits.isdigit() else -1
+
+
+def _names(checkpoint: Path) -> set[str]:
+    """Its files but the manifest. What begins with a dot is on its way from a store, and nothing reads it."""
+    found = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
+    return {path.as_posix() for path in found if not path.name.startswith(".")} - {MANIFEST}
 
 
 def _sha256(path: Path) -> str:

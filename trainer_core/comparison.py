@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import Remembered, base_tensors, side_fingerprint
-from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, weights_dtype
+from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, loading, weights_dtype
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.row_rules import comparable
 from trainer_core.samples import up_to_end
@@ -295,11 +295,13 @@ class Bases:
     def adapted(self, path: str, dtype: torch.dtype, in_4bit: bool, adapter: Path, name: str) -> tuple[Any, Remembered]:
         """The base with an adapter under a name."""
         key = path, dtype, in_4bit
-        if key in self._models:
-            self._models[key][0].load_adapter(str(adapter), name)
-        else:
+        if key not in self._models:
             base = load_model(path, dtype, in_4bit)
-            self._models[key] = PeftModel.from_pretrained(base, str(adapter), name), Remembered()
+            with loading(str(adapter)):
+                self._models[key] = PeftModel.from_pretrained(base, str(adapter), name), Remembered()
+        else:
+            with loading(str(adapter)):
+                self._models[key][0].load_adapter(str(adapter), name)
         policy, remembered = self._models[key]
         return policy.eval().requires_grad_(False), remembered
 
@@ -338,7 +340,8 @@ def load_pair(
         path, in_4bit = locate(metadata["model_name"]), metadata["load_in_4bit"]
         policy, remembered = (bases or Bases()).adapted(path, dtype, in_4bit, directory, adapter)
         if (directory / REFERENCE_ADAPTER).is_dir():
-            policy.load_adapter(str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
+            with loading(str(directory / REFERENCE_ADAPTER)):
+                policy.load_adapter(str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
         policy.set_adapter(adapter)
     else:
         policy = load_model(str(directory), dtype).eval()

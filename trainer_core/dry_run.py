@@ -11,7 +11,7 @@ from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.estimates import Load, Precision, Size
 from trainer_core.memory import decide
-from trainer_core.models import Locate, load_tokenizer, same_name
+from trainer_core.models import Locate, load_tokenizer, loading, same_name
 from trainer_core.observer import Observer
 from trainer_core.plan import row_tokens
 from trainer_core.row_rules import Row
@@ -89,7 +89,9 @@ def dry_run(
         "samples": rendered(data.train[:samples], data.renderer),
     }
     try:
-        size = Size.of(AutoConfig.from_pretrained(places.model, trust_remote_code=False).to_dict())
+        with loading(places.model):
+            found = AutoConfig.from_pretrained(places.model, trust_remote_code=False)
+        size = Size.of(found.to_dict())
     except KeyError as error:
         notes.warning("no_estimate", f"the model's configuration has no {error}, so that nothing can be estimated")
         return {**result, "memory": None, "time": None}

@@ -12,6 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
+from trainer_core import model_files
 from trainer_core.config import TrainingSettings
 from trainer_core.errors import Detail, ModelNotFound, ModelRefused, SpecInvalid
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER
@@ -80,6 +81,7 @@ def load_tokenizer(path: str) -> Any:
 
 def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
     """A causal language model on the best device here. Raises `ModelNotFound` or `ModelRefused`."""
+    refuse_adapter(path, "model_name")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {}
     if in_4bit:
@@ -119,14 +121,25 @@ def _keep_packing(model: Any) -> Any:
     return model
 
 
-class loading:  # noqa: N801  # reads as a function: `with loading(path):`
-    """Turns what transformers and peft raise for a missing or unsuitable model into the product's errors."""
+def refuse_adapter(path: str, field: str) -> None:
+    """Raises `ModelRefused` when a model is named that is an adapter."""
+    if model_files.is_adapter(path):
+        raise ModelRefused(
+            f"{path!r} is a LoRA adapter: name it as adapter_name, and its base as {field}",
+            [Detail(field, "is an adapter, not a model")],
+        )
 
-    def __init__(self, path: str, field: str = "model_name") -> None:
-        self._path, self._field = path, field
+
+class loading:  # noqa: N801  # reads as a function: `with loading(path):`
+    """Around every load of a model's files: looks at them first, and turns what transformers and peft raise for a missing or
+    unsuitable model into the product's errors.
+    """
+
+    def __init__(self, path: str, field: str = "model_name", needs_weights: bool = True) -> None:
+        self._path, self._field, self._needs_weights = path, field, needs_weights
 
     def __enter__(self) -> None:
-        pass
+        model_files.check(self._path, self._field, self._needs_weights)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if not isinstance(error, OSError | ValueError | RuntimeError | KeyError):

@@ -15,9 +15,10 @@ from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from trainer_core import model_files
 from trainer_core.config import PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, ModelRefused, SpecInvalid
-from trainer_core.models import Locate, loading
+from trainer_core.models import Locate, loading, refuse_adapter
 from trainer_core.observer import Observer
 
 # The packages that each of `report_to` can use, and what installs one of them.
@@ -173,11 +174,7 @@ def _check_4bit() -> None:
 
 def _model_config(path: str, field: str) -> Any:
     folder = Path(path)
-    if folder.is_dir() and (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelRefused(
-            f"{path!r} is a LoRA adapter: name it as adapter_name, and its base as {field}",
-            [Detail(field, "is an adapter, not a model")],
-        )
+    refuse_adapter(path, field)
     with loading(path, field):
         found = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
@@ -186,7 +183,7 @@ def _model_config(path: str, field: str) -> Any:
 
 
 def _check_adapter(path: str) -> None:
-    with loading(path, "adapter_name"):
+    with loading(path, "adapter_name", needs_weights=False):
         found = PeftConfig.from_pretrained(path)
     if str(getattr(found.peft_type, "value", found.peft_type)) != "LORA":
         raise ModelRefused(f"the adapter {path!r} is {found.peft_type}, not LoRA", [Detail("adapter_name", "is not LoRA")])
@@ -210,6 +207,7 @@ def _check_adapter(path: str) -> None:
             f"the adapter {path!r} adapts lm_head, which the fused loss would ignore",
             [Detail("adapter_name", "adapts lm_head")],
         )
+    model_files.check(path, "adapter_name")
 
 
 def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> None:

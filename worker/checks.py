@@ -11,7 +11,7 @@ from jobs.spec import library_config
 from jobs.states import TaskKind
 from worker import gpu
 from worker.celery_app import app, trace_as
-from worker.task_runner import Desk, leave_gpus_alone, run_next
+from worker.task_runner import Desk, leave_gpus_alone, run_next, stay_offline
 
 if TYPE_CHECKING:
     from trainer_core.dry_run import Machine
@@ -22,6 +22,7 @@ _RUNS_ASKED = 10
 
 worker_init.connect(leave_gpus_alone)
 trace_as("tafdil-checks-worker")
+worker_init.connect(stay_offline)
 
 
 @app.task(name=CHECK_TASK)

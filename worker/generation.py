@@ -13,7 +13,7 @@ from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError
 from worker import gpu
 from worker.celery_app import app, trace_as
-from worker.task_runner import Desk, model_directory, run_next
+from worker.task_runner import Desk, model_directory, run_next, stay_offline
 
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
@@ -37,6 +37,8 @@ def _warm_pairs(settings: Settings) -> "WarmPairs":
 
 _warm: "WarmPairs | None" = None
 _lock: gpu.GpuLock | None = None
+
+worker_init.connect(stay_offline)
 
 
 @worker_init.connect

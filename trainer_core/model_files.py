@@ -1,0 +1,107 @@
+"""What the files of a model may say: no code to run, no place outside of the model, weights in safetensors alone.
+
+transformers and peft are told the same by their arguments. This looks before they do: a flag was not always enough, and for
+some things there is none.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from trainer_core.errors import Detail, ModelRefused
+
+_INDEX = "model.safetensors.index.json"
+_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# What follows may name a module, a repository or a program.
+_CODE = frozenset({"auto_map", "trust_remote_code", "custom_generate", "megatron_config"})
+_ATTENTION = frozenset({"_attn_implementation", "_attn_implementation_internal", "attn_implementation"})
+_KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+# Files that a file names in its place.
+_FILES = frozenset({"configuration_files", "fast_tokenizer_files"})
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a model's files are those of an adapter: transformers would load the base that they name, wherever it is."""
+    folder = _folder(path)
+    return folder is not None and (folder / _ADAPTER_CONFIG).is_file()
+
+
+def check(path: str, field: str, needs_weights: bool = True) -> None:
+    """Raises `ModelRefused` when the files of a model or adapter say what they may not.
+
+    Args:
+        path: a directory, or a name on the hub.
+        field: that named it.
+        needs_weights: whether an adapter without weights in safetensors is refused, as one that brings a pickle.
+    """
+
+    def refuse(file: str, reason: str) -> ModelRefused:
+        return ModelRefused(f"the model {path!r} is refused: its {file} {reason}", [Detail(field, f"{file} {reason}")])
+
+    folder = _folder(path)
+    if folder is None:
+        return
+    # A version of transformers may have a configuration of its own, as config.4.0.0.json.
+    for file in sorted(folder.glob("*config*.json")):
+        for reason in _faults(_read(file, refuse)):
+            raise refuse(file.name, reason)
+    if (folder / _INDEX).is_file():
+        index = _read(folder / _INDEX, refuse)
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(shards, dict) or not all(_is_weights(shard) for shard in shards.values()):
+            raise refuse(_INDEX, "must name safetensors files beside it, and no others")
+    if needs_weights and is_adapter(path) and not (folder / _ADAPTER_WEIGHTS).is_file():
+        raise refuse(_ADAPTER_CONFIG, "has no safetensors weights beside it")
+
+
+def _folder(path: str) -> Path | None:
+    """Where the small files of a model are; None for what is no directory, and nothing that the hub gives."""
+    return Path(path) if Path(path).is_dir() else _from_hub(path)
+
+
+@lru_cache
+def _from_hub(name: str) -> Path | None:
+    # What is no name, and a hub that does not answer, the load itself will say.
+    with suppress(OSError, ValueError):
+        return Path(snapshot_download(name, allow_patterns=["*config*.json", _INDEX, _ADAPTER_WEIGHTS]))
+    return None
+
+
+def _read(file: Path, refuse: Any) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise refuse(file.name, "is not JSON") from error
+
+
+def _faults(value: Any) -> Iterator[str]:
+    """What a configuration says that it may not, at any depth."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _faults(item)
+    if not isinstance(value, dict):
+        return
+    for name, inner in value.items():
+        if name in _CODE and inner:
+            yield f"has {name}, which may run code"
+        elif name in _ATTENTION and not (isinstance(inner, str | None) and inner in _KNOWN_ATTENTION):
+            yield f"has {name}={inner!r}, which is none that is known"
+        elif name in _FILES and not (isinstance(inner, list) and all(_is_plain(file) for file in inner)):
+            yield f"has {name} outside of the model"
+        else:
+            yield from _faults(inner)
+
+
+def _is_plain(name: Any) -> bool:
+    return isinstance(name, str) and bool(_PLAIN_NAME.fullmatch(name))
+
+
+def _is_weights(name: Any) -> bool:
+    return _is_plain(name) and name.endswith(".safetensors")
