@@ -56,7 +56,8 @@ def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
     for folder in sorted(run_dir.glob("attempt-*/output/checkpoint-*")):
         try:
             manifest = json.loads((folder / _CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
-            found = [_file(run_dir, folder / name, ArtifactKind.CHECKPOINT, sha) for name, sha in manifest["files"].items()]
+            files = {folder / name: sha for name, sha in manifest["files"].items() if leads_inside(run_dir, folder / name)}
+            found = [_file(run_dir, path, ArtifactKind.CHECKPOINT, sha) for path, sha in files.items()]
             found += hashed(run_dir, [folder / _CHECKPOINT_MANIFEST], ArtifactKind.CHECKPOINT)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             # Rotated away meanwhile, or not whole.
@@ -82,15 +83,21 @@ def newest_checkpoint(files: Iterable[ArtifactRecord]) -> list[ArtifactRecord]:
 def model_files(run_dir: Path, folder: Path, hashes: dict[str, str]) -> Iterator[ArtifactFile]:
     """The files of a trained model, whose hashes its training told."""
     for name, sha256 in sorted(hashes.items()):
-        yield _file(run_dir, folder / name, ArtifactKind.MODEL, sha256)
+        if leads_inside(run_dir, folder / name):
+            yield _file(run_dir, folder / name, ArtifactKind.MODEL, sha256)
 
 
 def hashed(run_dir: Path, paths: Iterable[Path], kind: ArtifactKind) -> Iterator[ArtifactFile]:
     """Files that are hashed now; those that are not there are left out."""
     for path in paths:
-        if path.is_file():
+        if path.is_file() and leads_inside(run_dir, path):
             with path.open("rb") as file:
                 yield _file(run_dir, path, kind, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def leads_inside(run_dir: Path, path: Path) -> bool:
+    """Whether a path stays in a job's directory, whatever its name and links say: a training may leave what it likes."""
+    return ".." not in path.parts and path.resolve().is_relative_to(run_dir.resolve())
 
 
 def _file(run_dir: Path, path: Path, kind: ArtifactKind, sha256: str) -> ArtifactFile:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from jobs.artifacts import ArtifactFile, ArtifactKind
+from jobs.artifacts import ArtifactFile, ArtifactKind, leads_inside
 from jobs.errors import NotFound
 from jobs.places import run_dir
 from jobs.records import ArtifactRecord
@@ -34,24 +34,23 @@ class Storage:
         """Copies files to the store, those that it does not have. Does nothing without one."""
         if self._store is None:
             return
-        root = run_dir(self._settings, job_id)
         for file in files:
             # A name that was written again, as a log, has another size or is small enough to copy twice.
             place = self._place(job_id, file.name)
             with suppress(FileNotFoundError):
                 if file.kind is ArtifactKind.CHECKPOINT and self._store.size(place) == file.size_bytes:
                     continue
-            self._store.put_file(str(root / file.name), place)
+            self._store.put_file(str(self._path(job_id, file.name)), place)
 
     def has(self, job_id: str, name: str) -> bool:
         """Whether a file is here or in the store."""
-        if (run_dir(self._settings, job_id) / name).is_file():
+        if self._path(job_id, name).is_file():
             return True
         return self._store is not None and bool(self._store.exists(self._place(job_id, name)))
 
     def open(self, job_id: str, name: str) -> tuple[BinaryIO, int]:
         """A file, to read from anywhere in it, and its size. Raises `NotFound`."""
-        path = run_dir(self._settings, job_id) / name
+        path = self._path(job_id, name)
         with suppress(FileNotFoundError, IsADirectoryError):
             return path.open("rb"), path.stat().st_size
         if self._store is not None:
@@ -63,9 +62,8 @@ class Storage:
 
     def fetch(self, job_id: str, files: Collection[ArtifactRecord]) -> None:
         """Makes files of a job local. Raises `NotFound` when one is nowhere."""
-        root = run_dir(self._settings, job_id)
         for file in files:
-            path = root / file.name
+            path = self._path(job_id, file.name)
             if path.is_file():
                 continue
             if self._store is None:
@@ -83,7 +81,8 @@ class Storage:
         """Deletes files, here and in the store; those that are gone already are none."""
         root = run_dir(self._settings, job_id)
         for name in names:
-            (root / name).unlink(missing_ok=True)
+            with suppress(NotFound):
+                self._path(job_id, name).unlink(missing_ok=True)
             if self._store is not None:
                 with suppress(FileNotFoundError):
                     self._store.rm_file(self._place(job_id, name))
@@ -96,6 +95,13 @@ class Storage:
         if self._store is not None:
             with suppress(FileNotFoundError):
                 self._store.rm(self._place(job_id, ""), recursive=True)
+
+    def _path(self, job_id: str, name: str) -> Path:
+        """Where a file is on this machine. Raises `NotFound` for a name or a link that leads out of the job's directory."""
+        path = run_dir(self._settings, job_id) / name
+        if not leads_inside(run_dir(self._settings, job_id), path):
+            raise NotFound(f"job {job_id} has no file {name!r}")
+        return path
 
     def _place(self, job_id: str, name: str) -> str:
         return f"{self._root}/{job_id}/{name}".rstrip("/")
