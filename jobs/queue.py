@@ -61,6 +61,8 @@ def make_celery(settings: Settings) -> Celery:
     """The Celery application of every process. Reasons stand beside what is not the default."""
     app = Celery("tafdil", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
+        # Takes a task's name and an id of a message, and nothing else that it says.
+        broker_transport="jobs.broker:Transport",
         # SQL holds the job, so a message is acknowledged at once: a late one would be delivered again after each
         # visibility timeout while the training still runs.
         task_acks_late=False,

@@ -55,7 +55,7 @@ def train(job_id: str) -> None:
             trainer=supervisor.TRAINER,
         )
         if not runner.run_next():
-            log.info("woken for job %s, but nothing was claimed", job_id)
+            log.info("woken, but nothing was claimed")
     finally:
         database.dispose()
         signal.signal(signal.SIGTERM, before)
