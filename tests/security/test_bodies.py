@@ -1,4 +1,4 @@
-"""Limits on what is sent (S11) and on what it expands to (S12): bodies, headers, ranges, gzip and Parquet bombs."""
+"""Limits on what is sent and on what it expands to: bodies, headers, ranges, gzip and Parquet bombs."""
 
 import gzip
 import json

@@ -79,6 +79,17 @@ def test_the_state_diagram_is_the_code() -> None:
         assert f"`{word.value}`" in page
 
 
+def test_every_control_names_tests_that_exist() -> None:
+    page = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?!control|---)(.+?) \| .+ \| (.+) \|$", page, re.MULTILINE)
+    assert len(rows) >= 16
+    written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for control, tests in rows:
+        named = re.findall(r"`(test_\w+)`", tests)
+        assert named, control
+        assert {name for name in named if f"def {name}(" not in written} == set()
+
+
 def test_every_fault_names_tests_that_exist() -> None:
     page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(test_\w+)`", page))
