@@ -34,6 +34,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.read_latency --database sqlite
 	$(BIN)/python -m benchmarks.validate_throughput
 	$(BIN)/python -m benchmarks.tokenize_throughput
+	$(BIN)/python -m benchmarks.screens
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .
