@@ -151,7 +151,8 @@ def screen(browser: Browser, url: str, language: str, **options: Any) -> Generat
         context.close()
 
 
-@pytest.fixture(scope="session")
+# Closed after each file: Playwright's loop counts as running in its thread, and no test could run one of its own beside it.
+@pytest.fixture(scope="module")
 def browser() -> Generator[Browser]:
     with chromium() as found:
         yield found
