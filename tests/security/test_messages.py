@@ -6,7 +6,8 @@ import os
 import pickle
 import uuid
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ import redis
 import yaml
 from celery import Celery
 from pydantic import SecretStr
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from sqlalchemy import text
 
 from jobs.broker import plain
 from jobs.queue import COMPARE_TASK, TRAIN_QUEUE, TRAIN_TASK, make_celery
 from jobs.settings import Settings
-from tests.faults.conftest import StartRig, start_rig
+from tafdil.client import Client
+from tests.faults.conftest import open_rig
 from tests.faults.test_processes import finished
 from tests.rig.stack import Rig, job_spec, running
 from tests.stack import until
-
-__all__ = ["start_rig"]
 
 ANY_ID = "0" * 32
 KEY = f"tafdil:{TRAIN_QUEUE}"
@@ -126,6 +128,12 @@ FORGED: dict[str, Callable[[Forger], None]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def running_rig(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Rig, Client]]:
+    with ExitStack() as stack:
+        yield open_rig(stack, tmp_path_factory.mktemp("rig"), generation=True)
+
+
 def rows(rig: Rig) -> list[str]:
     database = rig.database()
     try:
@@ -136,8 +144,8 @@ def rows(rig: Rig) -> list[str]:
         database.dispose()
 
 
-def test_forged_messages_change_nothing_and_stop_nobody(start_rig: StartRig, tmp_path: Path) -> None:
-    rig, client = start_rig()
+def test_forged_messages_change_nothing_and_stop_nobody(running_rig: tuple[Rig, Client], tmp_path: Path) -> None:
+    rig, client = running_rig
     forger = Forger(rig, tmp_path / "canary")
     done = client.submit(job_spec(2))["id"]
     finished(rig, client, done, 2)
@@ -158,13 +166,13 @@ def test_forged_messages_change_nothing_and_stop_nobody(start_rig: StartRig, tmp
     assert not [line for line in log.splitlines() if line.startswith("2026-01-01") or len(line) > 100_000]
 
 
-def test_a_forged_message_wakes_a_worker_and_sets_it_no_limit(start_rig: StartRig, tmp_path: Path) -> None:
+def test_a_forged_message_wakes_a_worker_and_sets_it_no_limit(running_rig: tuple[Rig, Client], tmp_path: Path) -> None:
     """It is taken before the job's own: the job begins by it, and is trained as any other."""
-    rig, client = start_rig()
+    rig, client = running_rig
     forger = Forger(rig, tmp_path / "canary")
-    first = client.submit(job_spec(40, behaviour={"step_s": 0.05}))["id"]
+    first = client.submit(job_spec(20, behaviour={"step_s": 0.05}))["id"]
     running(client, first)
-    second = client.submit(job_spec(60, behaviour={"step_s": 0.05}))["id"]
+    second = client.submit(job_spec(40, behaviour={"step_s": 0.05}))["id"]
     forger.task(TRAIN_TASK, ANY_ID, time_limit=1, soft_time_limit=1)
     forger.put_first()
     for job in (first, second):
@@ -187,8 +195,13 @@ def test_a_message_of_ours_is_taken_and_nothing_else_of_it() -> None:
     assert plain({**message, "content-type": "application/x-python-serialize"}, TRAIN_QUEUE) is None
 
 
-def test_only_the_api_and_the_broker_listen_and_on_this_host_alone(start_rig: StartRig) -> None:
-    rig, client = start_rig(generation=True)
+def _client(port: int | None, password: str | None) -> redis.Redis:
+    """A client that takes no for an answer."""
+    return redis.Redis(port=port or 0, password=password, retry=Retry(NoBackoff(), 0))
+
+
+def test_only_the_api_and_the_broker_listen_and_on_this_host_alone(running_rig: tuple[Rig, Client]) -> None:
+    rig, client = running_rig
     assert client.ready()
     ports: dict[str, set[tuple[str, int]]] = {}
     for service in rig._services:
@@ -201,7 +214,7 @@ def test_only_the_api_and_the_broker_listen_and_on_this_host_alone(start_rig: St
     broker = urlsplit(rig.environment["TAFDIL_REDIS_URL"])
     assert ports == {"api": {("127.0.0.1", rig.port)}, "valkey": {("127.0.0.1", broker.port)}}
     for password in (None, "wrong"):
-        with pytest.raises(redis.AuthenticationError), redis.Redis(port=broker.port or 0, password=password) as anybody:
+        with pytest.raises(redis.AuthenticationError), _client(broker.port, password) as anybody:
             anybody.ping()
     app = make_celery(Settings(redis_url=SecretStr(rig.environment["TAFDIL_REDIS_URL"])))
     assert app.control.ping(timeout=1) == [], "workers take no commands"
