@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn, Protocol, get_args
 
 import ijson
 
@@ -30,6 +30,7 @@ _PARQUET_ENVIRONMENT = ("HOME", "LANG", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME",
 # An object that opens with a part, or whose first line holds its brace alone, is one document; else each line is a row.
 _DOCUMENT_START = re.compile(rb'\{\s*($|"(train|validation)"\s*:)')
 _MAX_DEPTH = 200
+_MAX_NAME = 80
 # A string that ends in this piece, or its beginning; then what is left of one that began before.
 _BRACKETS_AND_STRINGS = re.compile(rb'[\[\]{}]|"[^"\\]*+(?:\\.[^"\\]*+)*+(?:(")|\\?\Z)', re.DOTALL)
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+(?:(")|\\?\Z)', re.DOTALL)
@@ -137,7 +138,7 @@ class _JsonDocument:
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self._readers = [_ItemReader(place, part) for place, part in self._PLACES]
-        self._nesting = _Nesting()
+        self._nesting = _Nesting(sink)
         self._broken = False
         self._unfinished_bytes = 0
 
@@ -179,21 +180,31 @@ class _JsonDocument:
 
 
 class _Nesting:
-    """How deep a JSON document is nested, and no deeper: the parser's time grows with the square of the depth."""
+    """What the parser is not asked: how deep a document is, and what it has where no reader looks for rows.
 
-    def __init__(self) -> None:
+    No document may be deep: the parser's time grows with the square of the depth.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
         self._depth = 0
         self._in_string = False
         self._is_escaped = False
+        self._is_object = False
+        # The last string at the top of an object: the name of the list or object that opens next.
+        self._name = b""
 
     def feed(self, data: bytes) -> None:
         """Raises `ijson.JSONError` when the document so far is too deep."""
         if self._is_escaped:
+            self._name += data[:1]
             data = data[1:]
             self._is_escaped = False
         if self._in_string:
             rest = _STRING_REST.match(data)
             assert rest is not None
+            if self._depth == 1:
+                self._name += rest[0]
             data = data[rest.end() :]
             self._in_string = not rest[1]
             self._is_escaped = self._in_string and _ends_escaped(rest[0])
@@ -202,12 +213,29 @@ class _Nesting:
             if text[:1] == b'"':
                 self._in_string = not token[1]
                 self._is_escaped = self._in_string and _ends_escaped(text)
+                if self._depth == 1:
+                    self._name = text
             elif text in b"[{":
+                if self._depth == 0:
+                    self._is_object = text == b"{"
+                elif self._depth == 1 and self._is_object:
+                    self._check_part(is_list=text == b"[")
                 self._depth += 1
                 if self._depth > _MAX_DEPTH:
                     raise ijson.JSONError(f"nested deeper than {_MAX_DEPTH} levels")
             else:
                 self._depth -= 1
+
+    def _check_part(self, is_list: bool) -> None:
+        """Rows under a name that is not read would be lost without a word."""
+        try:
+            name = str(json.loads(self._name)).encode("utf-8", "backslashreplace").decode()[:_MAX_NAME]
+        except ValueError:
+            return  # The parser tells of it.
+        if name in get_args(Part) and not is_list:
+            self._sink.fail(name, "must be a list of rows", None)
+        elif name not in get_args(Part) and is_list:
+            self._sink.fail(name, "no rows are read from a list of this name; call it `train` or `validation`", None)
 
 
 def _ends_escaped(text: bytes) -> bool:

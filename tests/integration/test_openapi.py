@@ -122,7 +122,7 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
     silent = {"include-path-regex": "/events$|/compare$", "request-timeout": 0.3}
     # A request has headers that nobody declares.
     undeclared = {"include-path-regex": "/jobs/{job_id}/events$", "checks": {"negative_data_rejection": {"enabled": False}}}
-    # An upload is read where its lists of rows are; what else stands there, or in their place, is passed over.
+    # Numbers, text and null beside an upload's lists of rows, or in their place, are passed over.
     uploads = {"include-name": "POST /v1/datasets", "checks": {"negative_data_rejection": {"enabled": False}}}
     # Without its files a job's list of them is empty, not gone.
     emptied = {"include-name": "GET /v1/jobs/{job_id}/artifacts", "checks": {"use_after_free": {"enabled": False}}}

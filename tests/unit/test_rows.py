@@ -231,6 +231,30 @@ def test_a_document_may_end_with_blank_lines(piece: int) -> None:
         check(document + b"\n" + document, piece)
 
 
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+@pytest.mark.parametrize(
+    ("document", "field", "reason"),
+    [
+        ({"train": [PAIR], "test": [PAIR]}, "test", "call it `train` or `validation`"),
+        ({"train": [PAIR], 'a\\"b': [PAIR]}, 'a\\"b', "no rows are read"),
+        ({"train": [PAIR], "\ud800": [PAIR]}, "\\ud800", "no rows are read"),
+        ({"train": [PAIR], "validation": {"rows": [PAIR]}}, "validation", "must be a list of rows"),
+        ({"train": {"0": PAIR}, "validation": [PAIR]}, "train", "must be a list of rows"),
+    ],
+)
+def test_rows_where_none_are_read_are_refused(document: Any, field: str, reason: str, piece: int) -> None:
+    with pytest.raises(DataInvalid, match=reason) as caught:
+        check(json.dumps(document).encode(), piece)
+    assert caught.value.details[0].field == field
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1000])
+def test_a_document_may_tell_of_itself(piece: int) -> None:
+    about = {"version": 2, "info": {"authors": ["train"], "train": {}}, "validation": None}
+    report = check(json.dumps({"train": [PAIR], **about}).encode(), piece)
+    assert (report.train_rows, report.validation_rows) == (1, 0)
+
+
 @pytest.mark.parametrize("data", [b'{"train": [', b'[{"prompt": "x"', b'{"train": [{]}'])
 def test_a_broken_document(data: bytes) -> None:
     assert "not valid JSON" in broken(data).message
