@@ -1,9 +1,12 @@
-"""What one tenant may take of the service. Each limit is a setting, the same for all tenants; none is set by default."""
+"""What one tenant may take of the service. Each limit is a setting, the same for all tenants; none is set by default.
+
+A check counts, and what follows it in the same transaction is counted by the next one: a tenant's requests take turns.
+"""
 
 from sqlalchemy.orm import Session
 
 from jobs.errors import RateLimited, TooLarge
-from jobs.repository import attempts, datasets, kept_jobs
+from jobs.repository import attempts, datasets, kept_jobs, turns
 from jobs.settings import Settings
 
 _HOUR_S = 3600
@@ -14,10 +17,12 @@ _ASK_AGAIN_S = 60
 
 def check_job(session: Session, settings: Settings, tenant: str) -> None:
     """Raises `RateLimited` when the tenant may not have another job now."""
-    most = settings.quota_open_jobs
+    most, hours = settings.quota_open_jobs, settings.quota_training_hours
+    if most is None and hours is None:
+        return
+    turns.take(session, tenant)
     if most is not None and kept_jobs.count_open(session, tenant) >= most:
         raise RateLimited(f"you have {most} jobs that are not over, and may not have more", retry_after_s=_ASK_AGAIN_S)
-    hours = settings.quota_training_hours
     if hours is not None and attempts.trained_s(session, tenant, _MONTH_S) >= hours * _HOUR_S:
         raise RateLimited(f"your {hours:g} hours of training in 30 days are used up", retry_after_s=_HOUR_S)
 
@@ -25,5 +30,8 @@ def check_job(session: Session, settings: Settings, tenant: str) -> None:
 def check_upload(session: Session, settings: Settings, tenant: str, size_bytes: int) -> None:
     """Raises `TooLarge` when a dataset of the size would be more than the tenant may keep."""
     most = settings.quota_dataset_bytes
-    if most is not None and datasets.total_bytes(session, tenant) + size_bytes > most:
+    if most is None:
+        return
+    turns.take(session, tenant)
+    if datasets.total_bytes(session, tenant) + size_bytes > most:
         raise TooLarge(f"your datasets together may hold {most:,} bytes; delete some first")

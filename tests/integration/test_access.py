@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -314,6 +315,16 @@ def test_quotas_are_a_tenants(settings: Settings, queue: FakeQueue, spec: dict[s
         first.post(f"/v1/jobs/{third}/cancel")
         used_up = first.post("/v1/jobs", json=spec)
         assert "1 hours" in error_of(used_up, 429, "rate_limited")["message"]
+
+
+def test_requests_at_once_pass_no_quota(settings: Settings, queue: FakeQueue, spec: dict[str, Any]) -> None:
+    row = '{"prompt": "س", "chosen": "نعم", "rejected": "لا"}\n'.encode()
+    small = settings.model_copy(update={"quota_open_jobs": 3, "quota_dataset_bytes": 3 * len(row)})
+    with TestClient(create_app(small, queue), BASE_URL) as client, ThreadPoolExecutor(12) as pool:
+        submits = list(pool.map(lambda _: client.post("/v1/jobs", json=spec).status_code, range(12)))
+        uploads = list(pool.map(lambda _: client.post("/v1/datasets", content=row).status_code, range(12)))
+    assert sorted(submits) == [202] * 3 + [429] * 9
+    assert sorted(uploads) == [201] * 3 + [413] * 9
 
 
 def test_tenants_take_turns_however_many_jobs_one_submits(admin: TestClient, spec: dict[str, Any]) -> None:
