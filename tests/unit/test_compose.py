@@ -49,6 +49,14 @@ def test_traces_reach_every_process_that_makes_them() -> None:
     assert DOCKERFILE.count("tracing]") == 2, "both images can trace"
 
 
+def test_other_settings_reach_our_services_and_no_other() -> None:
+    for name, service in SERVICES.items():
+        expected = [{"path": "settings.env", "required": False}] if name in OURS else None
+        assert service.get("env_file") == expected, name
+    for ignored in (".gitignore", ".dockerignore"):
+        assert {".env", "settings.env"} <= set((ROOT / ignored).read_text().splitlines()), ignored
+
+
 def test_the_urls_lead_to_the_services() -> None:
     environment = SERVICES["api"]["environment"]
     postgres = SERVICES["postgres"]["environment"]
