@@ -128,6 +128,23 @@ class AttemptRecord(Record):
     )
 
 
+class PastAttemptRecord(Record):
+    """What stays of an attempt whose job was deleted: counters may not fall, and used hours are not given back."""
+
+    __tablename__ = "past_attempts"
+
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    started_at: Mapped[float] = mapped_column(Float)
+    ended_at: Mapped[float] = mapped_column(Float)
+    outcome: Mapped[str] = mapped_column(String(16))
+    """The `Cause` that ended it."""
+    steps: Mapped[int] = mapped_column(BigInteger)
+    tokens: Mapped[int] = mapped_column(BigInteger)
+
+    __table_args__ = (Index("past_attempts_tenant_started", "tenant", "started_at"),)
+
+
 class DispatchRecord(Record):
     """The one row in which dispatchers tell each other when they last looked."""
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete as sql_delete
+from sqlalchemy import func, insert, select, union_all, update
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
-from jobs.records import AttemptRecord, JobRecord
+from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord
 from jobs.states import Cause
 
 
@@ -83,13 +84,28 @@ def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[flo
 
 
 def trained_s(session: Session, tenant: str, within_s: float) -> float:
-    """Seconds that a tenant's attempts ran which began in the last `within_s` seconds."""
-    query = (
-        select(func.sum(func.coalesce(AttemptRecord.ended_at, db_now()) - AttemptRecord.started_at))
+    """Seconds that a tenant's attempts ran which began in the last `within_s` seconds, those of deleted jobs included."""
+    began = db_now() - within_s
+    kept = (
+        select(AttemptRecord.started_at, AttemptRecord.ended_at)
         .join(JobRecord, JobRecord.id == AttemptRecord.job_id)
-        .where(JobRecord.tenant == tenant, AttemptRecord.started_at > db_now() - within_s)
+        .where(JobRecord.tenant == tenant, AttemptRecord.started_at > began)
     )
-    return session.scalar(query) or 0.0
+    past = select(PastAttemptRecord.started_at, PastAttemptRecord.ended_at).where(
+        PastAttemptRecord.tenant == tenant, PastAttemptRecord.started_at > began
+    )
+    each = union_all(kept, past).subquery().c
+    return session.scalar(select(func.sum(func.coalesce(each.ended_at, db_now()) - each.started_at))) or 0.0
+
+
+def delete(session: Session, job_id: str) -> None:
+    """Deletes the attempts of a job that is over, and keeps what they add up to."""
+    a, steps = AttemptRecord, func.coalesce(AttemptRecord.last_step - AttemptRecord.first_step, 0)
+    counted = select(JobRecord.tenant, a.started_at, a.ended_at, a.outcome, steps, a.tokens)
+    ended = counted.join(JobRecord, JobRecord.id == a.job_id).where(a.job_id == job_id, a.ended_at.is_not(None))
+    names = ["tenant", "started_at", "ended_at", "outcome", "steps", "tokens"]
+    session.execute(insert(PastAttemptRecord).from_select(names, ended))
+    session.execute(sql_delete(a).where(a.job_id == job_id).execution_options(synchronize_session=False))
 
 
 def last_of_class(session: Session, gpu_class: str | None) -> AttemptRecord | None:

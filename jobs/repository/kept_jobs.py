@@ -7,7 +7,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
-from jobs.records import ArtifactRecord, AttemptRecord, EventRecord, JobRecord, MetricRecord, TaskRecord
+from jobs.records import ArtifactRecord, EventRecord, JobRecord, MetricRecord, TaskRecord
+from jobs.repository import attempts
 from jobs.states import FINAL, JobState
 
 _OPEN = [state for state in JobState if not state.is_final]
@@ -39,9 +40,10 @@ def ended_before(session: Session, age_s: float, limit: int) -> list[tuple[str, 
 
 
 def delete(session: Session, job_id: str) -> None:
-    """Deletes a job that is over, with all that refers to it."""
+    """Deletes a job that is over, with all that refers to it; its attempts still count."""
     session.execute(select(JobRecord.number).where(JobRecord.id == job_id).with_for_update())
-    for table in (EventRecord, MetricRecord, AttemptRecord, TaskRecord, ArtifactRecord):
+    attempts.delete(session, job_id)
+    for table in (EventRecord, MetricRecord, TaskRecord, ArtifactRecord):
         session.execute(sql_delete(table).where(table.job_id == job_id).execution_options(synchronize_session=False))
     session.execute(sql_delete(JobRecord).where(JobRecord.id == job_id, JobRecord.state.in_(FINAL)))
 

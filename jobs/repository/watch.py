@@ -1,12 +1,13 @@
 """What the service's own gauges are read from: counts over all tenants."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
-from jobs.records import AttemptRecord, JobRecord, TaskRecord
+from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord, TaskRecord
 from jobs.states import JobState, TaskState
 
 
@@ -38,7 +39,7 @@ class Numbers:
     tasks: dict[tuple[str, str], int]
     running: list[Running]
     steps: int
-    """Optimizer steps of all attempts that there are."""
+    """Optimizer steps of all attempts that there were; here and below, those of deleted jobs count too."""
     tokens: int
     attempts: dict[str, int]
     """Ended attempts by how they ended."""
@@ -58,7 +59,11 @@ def numbers(session: Session, lease_s: float) -> Numbers:
     live = select(AttemptRecord, JobRecord.lease_expires_at, db_now()).join(JobRecord, JobRecord.id == AttemptRecord.job_id)
     steps = AttemptRecord.last_step - AttemptRecord.first_step
     ended = select(AttemptRecord.outcome, func.count()).where(AttemptRecord.ended_at.is_not(None))
+    sums = func.sum(PastAttemptRecord.steps), func.sum(PastAttemptRecord.tokens)
+    past = select(PastAttemptRecord.outcome, func.count(), *sums)
+    gone = session.execute(past.group_by(PastAttemptRecord.outcome)).all()
     totals = session.execute(select(func.sum(steps), func.sum(AttemptRecord.tokens))).one()
+    outcomes = Counter({str(row[0]): row[1] for row in session.execute(ended.group_by(AttemptRecord.outcome))})
     return Numbers(
         jobs={state.value: 0 for state in JobState} | {row[0]: row[1] for row in states},
         queues={row[0] or "any": Queue(row[1], max(0.0, row[2] or 0.0)) for row in queued},
@@ -67,7 +72,7 @@ def numbers(session: Session, lease_s: float) -> Numbers:
             Running(a.worker, a.device or "cpu", max(0.0, lease_s - ((expires_at or now) - now)), a.memory_bytes)
             for a, expires_at, now in session.execute(live.where(AttemptRecord.ended_at.is_(None)))
         ],
-        steps=int(totals[0] or 0),
-        tokens=int(totals[1] or 0),
-        attempts={str(row[0]): row[1] for row in session.execute(ended.group_by(AttemptRecord.outcome))},
+        steps=int(totals[0] or 0) + sum(int(row[2]) for row in gone),
+        tokens=int(totals[1] or 0) + sum(int(row[3]) for row in gone),
+        attempts=dict(outcomes + Counter({row[0]: row[1] for row in gone})),
     )

@@ -315,6 +315,11 @@ def test_quotas_are_a_tenants(settings: Settings, queue: FakeQueue, spec: dict[s
         first.post(f"/v1/jobs/{third}/cancel")
         used_up = first.post("/v1/jobs", json=spec)
         assert "1 hours" in error_of(used_up, 429, "rate_limited")["message"]
+        with database_of(admin).transaction() as session:
+            (job,) = [job for job in held if job and job.tenant == "a"]
+            jobs.finish(session, jobs.Fence(job.id, job.attempt, str(job.lease_token)), Cause.FINISH)
+        assert first.delete(f"/v1/jobs/{job.id}").status_code == 200
+        error_of(first.post("/v1/jobs", json=spec), 429, "rate_limited")
 
 
 def test_requests_at_once_pass_no_quota(settings: Settings, queue: FakeQueue, spec: dict[str, Any]) -> None:

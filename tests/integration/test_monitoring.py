@@ -58,6 +58,15 @@ def test_gauges_follow_the_jobs(client: TestClient, database: Database, spec: di
     assert ended["tafdil_attempts_ended_total", "succeeded"] == 1
     assert not [key for key in ended if key[0] == "tafdil_memory_bytes"]
     assert ended["tafdil_steps_total",] == 5
+    # A counter that falls looks like one that began again: all of it would count once more.
+    assert client.delete(f"/v1/jobs/{fence.job_id}").status_code == 200
+    counters = {key: value for key, value in ended.items() if key[0].endswith("_total") and "http" not in key[0]}
+    after = scraped(client)
+    assert {key: after[key] for key in counters} == counters
+    fence = run(database, client, spec)
+    with database.transaction() as session:
+        jobs.finish(session, fence, Cause.FINISH, {})
+    assert scraped(client)["tafdil_attempts_ended_total", "succeeded"] == 2
 
 
 def test_http_is_counted_by_route_not_by_path(client: TestClient, queue: FakeQueue) -> None:
