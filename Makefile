@@ -23,8 +23,9 @@ demo: .venv/run.stamp
 serve: .venv/run.stamp
 	$(BIN)/tafdil serve
 
+# Many tests wait: two files at a time.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Hours on a small machine, one after the other; each has options (`--help`).
 bench: .venv/dev.stamp

@@ -1,5 +1,6 @@
 """Fixtures that every kind of test uses."""
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,12 @@ from jobs.places import SHIPPED_DATA_DIR
 from jobs.settings import SHIPPED_MODELS_DIR, Settings
 from tests.servers import postgres_schema
 
+# Small trainings gain nothing from a second thread, and where all cores are busy its waiting costs many times as much. Torch
+# reads this when it is first imported, here and in the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tables are as wide as this says, and the runner's processes have it of the terminal that they were started from.
+os.environ.pop("COLUMNS", None)
+
 TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen"
 DATA = SHIPPED_DATA_DIR
 
@@ -19,8 +26,6 @@ DATA = SHIPPED_DATA_DIR
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's own TAFDIL_ and OTEL_ variables must not reach a test."""
-    import os
-
     for name in list(os.environ):
         if name.startswith(("TAFDIL_", "OTEL_")) and not name.startswith("TAFDIL_TEST_"):
             monkeypatch.delenv(name)

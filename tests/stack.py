@@ -25,10 +25,6 @@ class StackUnderTest(LocalStack):
 
     def _plan(self) -> list[Service]:
         services = super()._plan()
-        for service in services:
-            # More threads than cores are free make a small training wait for itself.
-            if service.environment:
-                service.environment.setdefault("OMP_NUM_THREADS", "1")
         if self._external:
             services = services[1:]
             for service in services:
@@ -68,6 +64,13 @@ class StackUnderTest(LocalStack):
         """Every process of the stack, with all descendants."""
         roots = [psutil.Process(s.process.pid) for s in self._services if s.process and s.process.poll() is None]
         return {p.pid for root in roots for p in [root, *root.children(recursive=True)]}
+
+
+class OnlyTheAPI(StackUnderTest):
+    """A stack without workers, which starts in a moment."""
+
+    def _plan(self) -> list[Service]:
+        return [service for service in super()._plan() if service.name in ("valkey", "api")]
 
 
 def alive(pids: set[int]) -> set[int]:

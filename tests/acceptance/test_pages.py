@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from tafdil import Client
-from tafdil.local_stack import Service
 from tests.pages import ROOT, SCRIPTS, Block, blocks, marked, script, unseen
-from tests.stack import StackUnderTest
+from tests.stack import OnlyTheAPI, StackUnderTest
 
 SPEC = {
     "method": "ipo",
@@ -26,13 +25,6 @@ SPEC = {
     "gradient_accumulation_steps": 1,
 }
 _ADMIN_KEY = "an admin key of the tests, long enough"
-
-
-class OnlyTheAPI(StackUnderTest):
-    """A stack without workers, which starts in a moment."""
-
-    def _plan(self) -> list[Service]:
-        return [service for service in super()._plan() if service.name in ("valkey", "api")]
 
 
 @pytest.fixture(scope="module")

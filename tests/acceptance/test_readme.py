@@ -15,7 +15,7 @@ import pytest
 
 from tafdil import Client
 from tests.conftest import DATA
-from tests.stack import StackUnderTest, until
+from tests.stack import OnlyTheAPI, StackUnderTest, until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -149,7 +149,7 @@ def test_serve_says_what_is_wrong(tmp_path: Path, arguments: list[str], message:
 
 
 def test_a_port_or_a_directory_in_use_is_named(tmp_path: Path) -> None:
-    with StackUnderTest(tmp_path) as stack:
+    with OnlyTheAPI(tmp_path) as stack:
         for arguments, message in (
             (["--port", str(stack.port), "--data-dir", str(tmp_path / "other")], f"port {stack.port} cannot be used"),
             (["--port", "0", "--data-dir", str(tmp_path)], "another stack uses"),

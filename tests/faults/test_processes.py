@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,7 +14,7 @@ from tafdil.client import Client
 from tafdil.errors import ApiError
 from tests.faults.conftest import StartRig
 from tests.rig import history
-from tests.rig.stack import Rig, find_postgres, job_spec, running
+from tests.rig.stack import Rig, find_postgres, job_spec, running, with_rows
 from tests.rig.trainer import state_after
 from tests.stack import alive, until
 
@@ -173,6 +174,20 @@ def test_a_worker_that_is_told_to_leave_loses_no_step(shared: Shared, whole_grou
     assert preempted["checkpoint"] is True
     assert preempted["device"]["processes_left"] == []
     until(lambda: rig.watch() or not alive({main}), 10)
+
+
+def test_a_stopped_stack_leaves_no_process_and_goes_on_when_it_starts_again(tmp_path: Path) -> None:
+    with Rig(tmp_path) as rig, Client(rig.url) as client:
+        with_rows(rig)
+        job_id = client.submit(job_spec(100, save_steps=1000, behaviour={"step_s": 0.05}))["id"]
+        running(client, job_id, 10)
+        pids = rig.all_pids() | {the_training(rig, job_id)}
+        assert len(pids) >= 6, "broker, API, dispatcher, worker, its pool child, the training"
+    assert not alive(pids)
+    with Rig(tmp_path) as rig, Client(rig.url) as client:
+        assert finished(rig, client, job_id, 100)["attempt"] == 2
+        assert {"preempted", "checkpoint_loaded"} <= {event["event"] for event in client.events(job_id)}
+        assert [line["step"] for line in rig.lines(job_id, "step")] == list(range(1, 101)), "every step was done once"
 
 
 def test_a_job_that_kills_every_worker_ends(shared: Shared) -> None:

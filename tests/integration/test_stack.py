@@ -64,7 +64,13 @@ def test_the_whole_road_on_servers(tmp_path: Path) -> None:
         }
         with StackUnderTest(tmp_path, external) as stack, Client(stack.url) as client:
             test_the_whole_road(client, "kto")
-            test_a_killed_training_goes_on_from_its_checkpoint(client, stack)
+            job_id = client.submit(spec(max_steps=50, save_steps=10))["id"]
+            training(client, job_id, step=25)
+            os.kill(stack.training_pids()[0], signal.SIGKILL)
+            job = client.wait(job_id, 400)
+            assert (job["state"], job["attempt"]) == ("succeeded", 2)
+            resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "checkpoint_loaded"]
+            assert resumed[0] >= 20
 
 
 def spec(method: str = "ipo", **fields: Any) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
         client.job(job["id"])
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
+@pytest.mark.parametrize("method", ["ipo", "cpo"])
 def test_the_whole_road(client: Client, method: str) -> None:
     rows = "kto" if method == "kto" else "pairs"
     train = client.upload_dataset(DATA / f"{rows}_train.jsonl")
@@ -218,7 +224,7 @@ def test_a_warning_reaches_the_job(client: Client) -> None:
 
 
 def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> None:
-    job_id = client.submit(spec(max_steps=100, save_steps=10))["id"]
+    job_id = client.submit(spec(max_steps=50, save_steps=10))["id"]
     training(client, job_id, step=25)
     pids = set(stack.training_pids())
     stack.kill_process("train-worker")
@@ -229,16 +235,6 @@ def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> 
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert events["worker_lost"]["attempt"] == 1
     assert events["checkpoint_loaded"]["step"] >= 20
-
-
-def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: StackUnderTest) -> None:
-    job_id = client.submit(spec(max_steps=100, save_steps=10))["id"]
-    training(client, job_id, step=25)
-    os.kill(stack.training_pids()[0], signal.SIGKILL)
-    job = client.wait(job_id, 400)
-    assert (job["state"], job["attempt"]) == ("succeeded", 2)
-    resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "checkpoint_loaded"]
-    assert resumed[0] >= 20
 
 
 def test_a_restarted_api_loses_nothing(client: Client, stack: StackUnderTest) -> None:
@@ -257,7 +253,7 @@ def test_a_restarted_api_loses_nothing(client: Client, stack: StackUnderTest) ->
 
 
 def test_a_worker_that_is_told_to_leave_checkpoints_first(client: Client, stack: StackUnderTest) -> None:
-    job_id = client.submit(spec(max_steps=100, save_steps=1000))["id"]
+    job_id = client.submit(spec(max_steps=50, save_steps=1000))["id"]
     step = training(client, job_id, step=10)["step"]
     os.kill(stack.pid("train-worker"), signal.SIGTERM)
     until(lambda: client.job(job_id)["state"] == "queued", 30)
@@ -289,28 +285,3 @@ def test_a_paused_training_goes_on_exactly(client: Client, stack: StackUnderTest
     again = client.rerun(job_id)["id"]
     assert client.wait(again, 400)["state"] == "succeeded"
     assert client.metadata(again)["weights_sha256"] == client.metadata(whole)["weights_sha256"]
-
-
-def test_a_stopped_stack_leaves_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with StackUnderTest(tmp_path) as stack, Client(stack.url) as client:
-        job_id = client.submit(spec(**LONG))["id"]
-        training(client, job_id)
-        pids = stack.all_pids() | set(stack.training_pids())
-        assert len(pids) >= 8
-    assert not alive(pids)
-    with StackUnderTest(tmp_path) as stack, Client(stack.url) as client:
-        training(client, job_id, step=2)
-        kinds = [event["event"] for event in _seen(client, job_id)]
-        assert {"preempted", "checkpoint_loaded"} <= set(kinds)
-        client.cancel(job_id)
-        client.wait(job_id, 20)
-
-
-def _seen(client: Client, job_id: str) -> list[dict[str, Any]]:
-    """The events so far: the stream is left at the first that belongs to the second attempt's training."""
-    found: list[dict[str, Any]] = []
-    for event in client.events(job_id):
-        found.append(event)
-        if event["data"].get("attempt") == 2 and event["data"].get("phase") == "training":
-            break
-    return found

@@ -178,7 +178,7 @@ def test_attempts_are_spans_of_one_trace(database: Database, settings: Settings,
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Generator[StackUnderTest]:
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**FAST, **variables(collector), "TAFDIL_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1"}.items():
+        for name, value in {**FAST, **variables(collector), "TAFDIL_LOG_FORMAT": "json"}.items():
             patch.setenv(name, value)
         with StackUnderTest(tmp_path_factory.mktemp("traced")) as found:
             yield found
