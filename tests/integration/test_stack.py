@@ -128,7 +128,7 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
         client.job(job["id"])
 
 
-@pytest.mark.parametrize("method", ["ipo", "cpo"])
+@pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
 def test_the_whole_road(client: Client, method: str) -> None:
     rows = "kto" if method == "kto" else "pairs"
     train = client.upload_dataset(DATA / f"{rows}_train.jsonl")
