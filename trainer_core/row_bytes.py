@@ -197,14 +197,14 @@ class _Nesting:
     def feed(self, data: bytes) -> None:
         """Raises `ijson.JSONError` when the document so far is too deep."""
         if self._is_escaped:
-            self._name += data[:1]
+            self._name_goes_on(data[:1])
             data = data[1:]
             self._is_escaped = False
         if self._in_string:
             rest = _STRING_REST.match(data)
             assert rest is not None
             if self._depth == 1:
-                self._name += rest[0]
+                self._name_goes_on(rest[0])
             data = data[rest.end() :]
             self._in_string = not rest[1]
             self._is_escaped = self._in_string and _ends_escaped(rest[0])
@@ -226,12 +226,17 @@ class _Nesting:
             else:
                 self._depth -= 1
 
+    def _name_goes_on(self, more: bytes) -> None:
+        """Copies are bounded, however long a string is and in however small pieces it arrives."""
+        if len(self._name) < CHUNK_BYTES:
+            self._name += more
+
     def _check_part(self, is_list: bool) -> None:
         """Rows under a name that is not read would be lost without a word."""
         try:
             name = str(json.loads(self._name)).encode("utf-8", "backslashreplace").decode()[:_MAX_NAME]
         except ValueError:
-            return  # The parser tells of it.
+            return  # No JSON, of which the parser tells; or longer than anybody's name.
         if name in get_args(Part) and not is_list:
             self._sink.fail(name, "must be a list of rows", None)
         elif name not in get_args(Part) and is_list:

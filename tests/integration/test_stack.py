@@ -64,13 +64,7 @@ def test_the_whole_road_on_servers(tmp_path: Path) -> None:
         }
         with StackUnderTest(tmp_path, external) as stack, Client(stack.url) as client:
             test_the_whole_road(client, "kto")
-            job_id = client.submit(spec(max_steps=50, save_steps=10))["id"]
-            training(client, job_id, step=25)
-            os.kill(stack.training_pids()[0], signal.SIGKILL)
-            job = client.wait(job_id, 400)
-            assert (job["state"], job["attempt"]) == ("succeeded", 2)
-            resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "checkpoint_loaded"]
-            assert resumed[0] >= 20
+            test_a_killed_training_goes_on_from_its_checkpoint(client, stack)
 
 
 def spec(method: str = "ipo", **fields: Any) -> dict[str, Any]:
@@ -235,6 +229,16 @@ def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> 
     events = {event["event"]: event["data"] for event in client.events(job_id)}
     assert events["worker_lost"]["attempt"] == 1
     assert events["checkpoint_loaded"]["step"] >= 20
+
+
+def test_a_killed_training_goes_on_from_its_checkpoint(client: Client, stack: StackUnderTest) -> None:
+    job_id = client.submit(spec(max_steps=50, save_steps=10))["id"]
+    training(client, job_id, step=25)
+    os.kill(stack.training_pids()[0], signal.SIGKILL)
+    job = client.wait(job_id, 400)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+    resumed = [event["data"]["step"] for event in client.events(job_id) if event["event"] == "checkpoint_loaded"]
+    assert resumed[0] >= 20
 
 
 def test_a_restarted_api_loses_nothing(client: Client, stack: StackUnderTest) -> None:
