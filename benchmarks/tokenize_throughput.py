@@ -20,8 +20,9 @@ from benchmarks.gpu_check import SHIPPED
 from tests.qwen import make_tokenizer
 from trainer_core.config import IPOSettings
 from trainer_core.file_cache import FileCache
+from trainer_core.row_encoding import encode_rows
 from trainer_core.rows import read_rows
-from trainer_core.tokens import Renderer, encode_rows
+from trainer_core.tokens import Renderer
 
 
 def make_rows(count: int, texts: int) -> list[dict[str, Any]]:

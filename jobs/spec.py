@@ -26,6 +26,14 @@ def _storable(text: str) -> str:
     return text
 
 
+def _flat(value: Any) -> list[Any]:
+    """A field's value as the list of what it holds."""
+    if isinstance(value, dict):
+        held = cast("dict[str, Any]", value)
+        return [*held, *held.values()]
+    return cast("list[Any]", value) if isinstance(value, list) else [value]
+
+
 PlainText = Annotated[str, AfterValidator(_storable)]
 
 
@@ -80,7 +88,7 @@ class _JobFields(Sent):
         for name, value in self:
             if name.endswith("_path"):
                 continue  # a place in the data directory, which is looked at as such
-            for text in value if isinstance(value, list) else [value]:
+            for text in _flat(value):
                 try:
                     _storable(text if isinstance(text, str) else "")
                 except ValueError as error:

@@ -23,10 +23,10 @@ from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
 from trainer_core.estimates import Load, Size, planned_steps
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
-from trainer_core.models import Locate, load_policy, load_tokenizer, resolve_precision, same_name
+from trainer_core.models import Locate, load_policy, resolve_precision, same_name
 from trainer_core.observer import Observer
 from trainer_core.reference import TRAINED_ADAPTER
-from trainer_core.tokens import Renderer
+from trainer_core.renderers import load_renderer, renderer_metadata
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -98,9 +98,9 @@ class BaseTrainer(ABC):
         self.precision = resolve_precision(self.config)
         preflight.warn_of_clamp(self.config, self.observer)
         self.places = preflight.check(self.config, self.locate)
-        self.tokenizer = load_tokenizer(self.places.model)
+        renderer = load_renderer(self.config, self.places.model)
+        self.tokenizer = renderer.tokenizer
         preflight.check_tokenizer(self.tokenizer, self.places.model)
-        renderer = Renderer(self.tokenizer, self.config.apply_chat_template)
         self.data_loader = PreferenceData(self.config, renderer, self.observer)
         self.data_loader.load()
         preflight.check_validation(self.config, has_validation=bool(self.data_loader.validation), observer=self.observer)
@@ -307,8 +307,7 @@ class BaseTrainer(ABC):
             "seed": config.seed,
             "early_stopping": self._stopped_early,
             "acceleration": self.acceleration_metadata(),
-            "uses_chat_template": self.data_loader.renderer.uses_template,
-            "template_sha256": self.data_loader.renderer.fingerprint,
+            **renderer_metadata(self.data_loader.renderer),
             "data_plan_sha256": plan.fingerprint(self.data_loader.train),
             "data": self.data_loader.report(),
             "base_weights_sha256": base if config.use_lora else None,

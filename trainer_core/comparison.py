@@ -16,10 +16,10 @@ from torch import Tensor
 
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import Remembered, base_tensors, side_fingerprint
-from trainer_core.models import Locate, load_model, load_reference, load_tokenizer, loading, weights_dtype
+from trainer_core.models import Locate, load_model, load_reference, loading, weights_dtype
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
+from trainer_core.renderers import load_saved_renderer
 from trainer_core.row_rules import comparable
-from trainer_core.samples import up_to_end
 from trainer_core.scoring import score
 from trainer_core.small_batches import SmallBatches
 from trainer_core.streaming import TextStreamer
@@ -163,7 +163,8 @@ class ModelPair:
                 preference = self._preference_score(ids, answers)
         finally:
             self.policy.train(was_training)
-        return Comparison(prompt, self._text(answers.trained), self._text(answers.reference), preference, seed, proof)
+        texts = self.renderer.response(answers.trained), self.renderer.response(answers.reference)
+        return Comparison(prompt, *texts, preference, seed, proof)
 
     def _prompt_ids(self, prompt: str | Messages, max_new_tokens: int) -> list[int]:
         ids = self.renderer.prompt_ids(prompt)
@@ -181,10 +182,9 @@ class ModelPair:
         return ids
 
     def _generate(self, ids: list[int], options: dict[str, Any], tell: Callable[[str, str], None] | None = None) -> _Answers:
-        tokenizer = self.renderer.tokenizer
         options = {
-            "pad_token_id": tokenizer.pad_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": self.renderer.tokenizer.pad_token_id,
+            "eos_token_id": self.renderer.stop.ids,
             **options,
             "output_logits": True,
             "return_dict_in_generate": True,
@@ -192,7 +192,7 @@ class ModelPair:
         if isinstance(self.reference, FrozenView):
             sides = [self.adapter, self.reference.adapter or "__base__"]
             if tell:
-                options["streamer"] = TextStreamer(tokenizer, lambda texts: tell(*texts))
+                options["streamer"] = TextStreamer(self.renderer, lambda texts: tell(*texts))
             with SmallBatches():
                 both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
             # A beam search has a row of logits a beam.
@@ -202,21 +202,18 @@ class ModelPair:
             outputs: list[Any] = []
             for model in (self.policy, self.reference):
                 if tell:
-                    before = [self._text(output.sequences[0][len(ids) :].tolist()) for output in outputs]
+                    before = [self.renderer.response(output.sequences[0][len(ids) :].tolist()) for output in outputs]
                     options["streamer"] = TextStreamer(
-                        tokenizer, lambda texts, before=before: tell(*[*before, *texts, ""][:2])
+                        self.renderer, lambda texts, before=before: tell(*[*before, *texts, ""][:2])
                     )
                 outputs.append(model.generate(**self._inputs([ids]), **options))
             rows, starts = [output.sequences[0] for output in outputs], [output.logits[0][0] for output in outputs]
-        answers = [up_to_end(row[len(ids) :].tolist(), tokenizer.eos_token_id) for row in rows]
+        answers = [self.renderer.stop.up_to_end(row[len(ids) :].tolist()) for row in rows]
         return _Answers(answers[0], answers[1], starts[0].float(), starts[1].float())
 
     def _inputs(self, rows: list[list[int]]) -> dict[str, Tensor]:
         ids = torch.tensor(rows, device=self.policy.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-    def _text(self, ids: list[int]) -> str:
-        return self.renderer.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _preference_score(self, ids: list[int], answers: _Answers) -> float:
         own = {"trained": [answers.trained], "reference": [answers.reference]}
@@ -334,7 +331,9 @@ def load_pair(
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     dtype = weights_dtype(metadata["use_lora"], metadata["precision"])
-    renderer = Renderer(load_tokenizer(str(directory)), metadata["uses_chat_template"])
+    renderer = load_saved_renderer(
+        directory, metadata, locate(metadata["model_name"]) if metadata["use_lora"] else str(directory)
+    )
     remembered = Remembered()
     if metadata["use_lora"]:
         path, in_4bit = locate(metadata["model_name"]), metadata["load_in_4bit"]

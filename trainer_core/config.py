@@ -14,6 +14,26 @@ from trainer_core.file_cache import FileCache
 Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
 
+# What `apply_chat_template` takes beside the template's own options.
+_TEMPLATE_INPUTS = {
+    "messages",
+    "conversation",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "sanitize_control_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+}
+
 Positive = Annotated[float, Field(gt=0)]
 # As wide as the integers of a database that keeps them.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -53,6 +73,22 @@ class TrainingSettings(BaseModel):
     )
     apply_chat_template: bool | Literal["auto"] = Field(
         "auto", description="Render plain prompts as chat turns; `auto`: when the tokenizer has a chat template."
+    )
+    system_prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=20_000,
+        description="System message of each conversation that has none of its own; `null`: what the template puts there.",
+    )
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+        default_factory=dict,
+        max_length=20,
+        description='Options of the chat template, as `{"enable_thinking": false}` for Qwen3.',
+    )
+    special_tokens_in_text: Literal["split", "refuse", "allow"] = Field(
+        "split",
+        description="Control tokens inside the text of rows and prompts: `split` encodes them as plain text, `refuse` "
+        "fails before training, `allow` encodes them as control tokens. The rows are reported.",
     )
 
     use_lora: bool = Field(True, description="Train LoRA adapters; `false` trains all weights.")
@@ -188,6 +224,8 @@ class TrainingSettings(BaseModel):
         targets = self.lora_target_modules
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
             raise ValueError("lora_target_modules must not name lm_head: the fused loss would ignore its adapter")
+        if taken := _TEMPLATE_INPUTS & self.chat_template_kwargs.keys():
+            raise ValueError(f"chat_template_kwargs must not name {', '.join(sorted(taken))}: Tafdil passes these itself")
         if self.adapter_name and not self.use_lora:
             raise ValueError("adapter_name needs use_lora=true: full fine-tuning trains no adapter")
         if self.early_stopping_metric not in self.early_stopping_metrics:

@@ -8,18 +8,24 @@ from typing import Any
 
 from datasets import Dataset
 
+from trainer_core import tokenizer_check
 from trainer_core.config import KTOSettings, PreferenceConfig
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
+from trainer_core.file_cache import FileCache
 from trainer_core.methods import MODULES
 from trainer_core.observer import Observer
 from trainer_core.plan import suggested_weights
+from trainer_core.row_encoding import TokenReport, encode_rows
 from trainer_core.row_rules import Row, comparable
+from trainer_core.row_signal import DROPPED
 from trainer_core.rows import MAX_ERRORS, check_rows, read_rows
-from trainer_core.tokens import Renderer, TokenReport, encode_rows
+from trainer_core.tokens import Renderer
 
 # A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
 _FALLBACK_SHARE = 0.05
 _FALLBACK_MIN_ROWS = 40
+# All rows of a prompt go to one side, which may take it up to this share of the rows, or to twice what was asked for.
+_MOST_APART = 0.25
 # How far the weighted ratio of the labels may lie outside of the paper's range before it is worth a warning.
 _RATIO_TOLERANCE = 1.25
 
@@ -50,15 +56,17 @@ class PreferenceData:
         train, validation = parts["train"], parts["validation"]
         if self.config.eval_dataset_path:
             validation = read_rows(Path(self.config.eval_dataset_path), method)["train"]
-        encoded = self._encode("train", train)
+        self._check_tokenizer(train)
+        encoded = self._checked("train", train, self._cache)
         if validation:
-            self.validation = self._arranged(self._encode("validation", validation))
+            self.validation = self._arranged(self._checked("validation", validation, self._cache))
         elif self.config.validation_split:
             encoded, apart = self._split(encoded, self.config.validation_split)
             self.validation = self._arranged(apart)
         elif len(encoded) >= _FALLBACK_MIN_ROWS:
             encoded, apart = self._split(encoded, _FALLBACK_SHARE)
             self.held_back = self._arranged(apart)
+        self._check_overlap(encoded)
         self.train = self._module.plan(encoded, self.config)
         self._left_over = len(encoded) - len(self.train)
         self._check_labels()
@@ -69,9 +77,7 @@ class PreferenceData:
 
     def encoded(self, rows: Iterable[Row]) -> list[Row]:
         """Raw rows with their token ids, in their order. Raises as `load` does."""
-        checked = check_rows(rows, self.config.preference_method)
-        self._check_confidence(checked)
-        return self._not_empty(encode_rows(checked, self.renderer, self.config)[0])
+        return self._checked("evaluation", check_rows(rows, self.config.preference_method))
 
     def dataset(self, rows: list[Row]) -> Dataset:
         """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
@@ -117,10 +123,10 @@ class PreferenceData:
         names = dict.fromkeys([*batch, "prompt_ids", *answers, *(f"{name}_ids" for name in answers if name != "label")])
         return {name: [row.get(name) for row in encoded] for name in names}
 
-    def _encode(self, part: str, rows: list[Row]) -> list[Row]:
+    def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> list[Row]:
+        """Rows with their token ids. Warns of all that was cut, dropped or found; raises when none is left."""
         self._check_confidence(rows)
-        encoded, report = encode_rows(rows, self.renderer, self.config, self._cache)
-        self._reports[part] = report
+        encoded, report = encode_rows(rows, self.renderer, self.config, cache)
         if report.rows_cut or report.rows_dropped:
             self._observer.warning(
                 "rows_overlong",
@@ -128,12 +134,42 @@ class PreferenceData:
                 f"{len(report.rows_dropped)} of {len(rows)} rows dropped (max_prompt_length="
                 f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
             )
-        return self._not_empty(encoded)
+        for code, message in report.findings.messages(self.config.special_tokens_in_text):
+            self._observer.warning(code, f"{part}: {message}")
+        if not encoded:
+            raise _none_left(part, rows, report)
+        self._reports[part] = report
+        return encoded
 
-    def _not_empty(self, rows: list[Row]) -> list[Row]:
-        if not rows:
-            raise DataOverlong("every row is longer than the limits, so none is left")
-        return rows
+    def _check_tokenizer(self, rows: list[Row]) -> None:
+        loss = tokenizer_check.check(self.renderer.tokenizer, rows, self.config.model_name)
+        if loss:
+            self._observer.warning("tokenizer_loses_text", loss)
+        if self.renderer.stop.is_model_unaware:
+            end = self.renderer.tokenizer.decode(list(self.renderer.stop.template))
+            self._observer.warning(
+                "base_model_with_template",
+                f"the chat template ends turns with {end}, which neither the tokenizer nor the generation configuration of "
+                f"{self.config.model_name!r} knows as an end: it is probably a base model, which has never seen that token. "
+                "Answers end there all the same. Train the instruction-tuned model instead, or set apply_chat_template to "
+                "false for plain text.",
+            )
+        if self.renderer.template and (unread := self.renderer.template.unread):
+            self._observer.warning(
+                "template_option_unread",
+                f"chat_template_kwargs: the chat template of the model reads no {', '.join(unread)}",
+            )
+
+    def _check_overlap(self, train: list[Row]) -> None:
+        """Warns of prompts on both sides: what was trained on is no test."""
+        seen = {comparable(row["prompt"]) for row in train}
+        both = {prompt for row in self.validation or self.held_back if (prompt := comparable(row["prompt"])) in seen}
+        if both:
+            self._observer.warning(
+                "validation_overlaps",
+                f"{len(both)} prompts of the validation rows are trained on as well: what is measured on them says little "
+                "about new prompts",
+            )
 
     def _check_confidence(self, rows: list[Row]) -> None:
         if not (isinstance(self.config, KTOSettings) and self.config.use_confidence):
@@ -150,9 +186,13 @@ class PreferenceData:
         return self._module.arrange(rows, self.config)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-        """Sets a seeded share apart, by prompt, so that none is on both sides; by row where each prompt has more rows."""
+        """Sets a seeded share apart, by prompt, so that none is on both sides.
+
+        Where no whole prompt fits into the share, the one with the fewest rows is taken. Where that is far more than the
+        share, or all rows have one prompt, rows are drawn one by one.
+        """
         keys: list[Any] = [comparable(row["prompt"]) for row in rows]
-        apart = self._drawn(keys, share)
+        apart = self._drawn(keys, share) or self._smallest(keys, share)
         if not apart:
             keys = list(range(len(rows)))
             apart = self._drawn(keys, share)
@@ -162,6 +202,11 @@ class PreferenceData:
                 "validation_split leaves no training row", [Detail("validation_split", "leaves no training row")]
             )
         return kept, [row for row, key in zip(rows, keys, strict=True) if key in apart]
+
+    def _smallest(self, keys: list[Any], share: float) -> set[Any]:
+        counts = Counter(keys)
+        key, count = min(counts.items(), key=lambda item: (item[1], item[0]))
+        return {key} if len(counts) > 1 and count <= len(keys) * max(_MOST_APART, 2 * share) else set()
 
     def _drawn(self, keys: list[Any], share: float) -> set[Any]:
         """Keys, drawn by seed, that together have at most a share of the rows."""
@@ -195,6 +240,18 @@ class PreferenceData:
                 f"{weights['desirable_weight_min']:.2f}–{weights['desirable_weight_max']:.2f}, or undesirable_weight to "
                 f"{weights['undesirable_weight_min']:.2f}–{weights['undesirable_weight_max']:.2f}, and the other to 1",
             )
+
+
+def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
+    """Why no row is left."""
+    if not rows:
+        return DataInvalid(f"{part}: there are no rows")
+    if not report.findings.dropped:
+        return DataOverlong("every row is longer than the limits, so none is left")
+    reasons = "; ".join(message for code, message in report.findings.messages("split") if code in DROPPED)
+    details = [Detail("row", DROPPED[code], number) for code in DROPPED for number in report.findings.rows.get(code, [])]
+    error = DataOverlong if report.rows_cut else DataInvalid
+    return error(f"{part}: no row is left that teaches anything: {reasons}", details[:MAX_ERRORS])
 
 
 def _is_share(value: Any) -> bool:

@@ -11,12 +11,14 @@ from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.estimates import Load, Precision, Size
 from trainer_core.memory import decide
-from trainer_core.models import Locate, load_tokenizer, loading, same_name
+from trainer_core.models import Locate, loading, same_name
 from trainer_core.observer import Observer
 from trainer_core.plan import row_tokens
+from trainer_core.renderers import load_renderer
+from trainer_core.row_encoding import encode_rows
 from trainer_core.row_rules import Row
 from trainer_core.rows import check_rows
-from trainer_core.tokens import Renderer, encode_rows
+from trainer_core.tokens import Renderer
 
 _SHOWN_ROWS = 1000
 _BUCKETS = 16
@@ -58,17 +60,17 @@ def dry_run(
 
     Returns:
         `data` (as in the metadata file, with all rows that are cut or dropped up to 1000), `lengths` (rows by their tokens),
-        `plan` (steps), `memory`, `time`, `warnings`, `samples`.
+        `plan` (steps), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends), `samples`.
 
     Raises:
         DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: what the training itself would fail with.
     """
     machine = machine or Machine(on_gpu=False)
     places = preflight.check_models(config, locate)
-    tokenizer = load_tokenizer(places.model)
-    preflight.check_tokenizer(tokenizer, places.model)
+    renderer = load_renderer(config, places.model)
+    preflight.check_tokenizer(renderer.tokenizer, places.model)
     notes = _Notes()
-    data = PreferenceData(config, Renderer(tokenizer, config.apply_chat_template), notes)
+    data = PreferenceData(config, renderer, notes)
     data.load()
     preflight.check_validation(config, has_validation=bool(data.validation), observer=notes)
     preflight.warn_of_clamp(config, notes)
@@ -86,7 +88,8 @@ def dry_run(
             "learning_rate": config.effective_learning_rate,
         },
         "warnings": notes.warnings,
-        "samples": rendered(data.train[:samples], data.renderer),
+        "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
+        "samples": rendered(data.train[:samples], renderer),
     }
     try:
         with loading(places.model):
@@ -137,7 +140,8 @@ def _precision(config: PreferenceConfig, machine: Machine) -> Precision:
 
 
 def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = same_name) -> list[dict[str, Any]]:
-    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out.
+    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out; one that a run would
+    drop because it teaches nothing says so.
 
     Returns:
         As `rendered`.
@@ -145,16 +149,16 @@ def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = s
     Raises:
         DataInvalid, DataOverlong, ModelNotFound, ModelRefused: as a training would.
     """
-    renderer = Renderer(load_tokenizer(locate(config.model_name)), config.apply_chat_template)
+    renderer = load_renderer(config, locate(config.model_name))
     # Rows that were read from a file know their number in it.
     numbers = [row.get("row", place) if isinstance(row, dict) else place for place, row in enumerate(rows, start=1)]
     checked = [{**row, "row": numbers[row["row"] - 1]} for row in check_rows(rows, config.preference_method)]
-    encoded, _ = encode_rows(checked, renderer, config)
+    encoded, _ = encode_rows(checked, renderer, config, keep_all=True)
     return rendered(encoded, renderer)
 
 
 def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
-    """Of each tokenised row its number, its label or none, and its prompt and answers as tokens.
+    """Of each tokenised row its number, its label or none, its prompt and answers as tokens, and why a run would drop it.
 
     A token has its `id`, its `text` and whether the loss is taken of it (`trained`): of every answer's and no prompt's. A
     token that ends within a letter has no text; the one that completes it has the letter.
@@ -164,7 +168,8 @@ def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
         names = [name for name in ("completion", "chosen", "rejected") if f"{name}_ids" in row]
         answers = {name: _tokens(row[f"{name}_ids"], renderer, trained=True) for name in names}
         prompt = _tokens(row["prompt_ids"], renderer, trained=False)
-        shown.append({"row": row.get("row"), "label": row.get("label"), "prompt": prompt, "answers": answers})
+        facts = {"row": row.get("row"), "label": row.get("label"), "dropped_because": row.get("dropped_because")}
+        shown.append({**facts, "prompt": prompt, "answers": answers})
     return shown
 
 

@@ -17,6 +17,8 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
 }
 _ROLES = ("system", "user", "assistant")
+# What templates render of a message beside its role and content.
+_RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 # The shape of the hosted vendors' DPO files, and where its parts go.
 _HOSTED = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
 
@@ -24,8 +26,14 @@ _HOSTED = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_pre
 def comparable(value: Any) -> str:
     """A text, or a list of messages, in the form in which two of them are compared."""
     if not isinstance(value, str):
-        value = json.dumps([[message["role"], message["content"]] for message in value], ensure_ascii=False)
+        value = json.dumps([_parts(message) for message in value], ensure_ascii=False, default=str)
     return unicodedata.normalize("NFC", value)
+
+
+def _parts(message: dict[str, Any]) -> list[Any]:
+    """Role and content, and what else of a message templates render."""
+    more = {name: message[name] for name in _RENDERED if message.get(name) is not None}
+    return [message.get("role"), message.get("content"), *([more] if more else [])]
 
 
 def normal_form(value: Any) -> Any:
@@ -115,11 +123,14 @@ def _message_problem(messages: list[Any]) -> str | None:
     if not messages:
         return "has no messages"
     for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+        if not isinstance(message, dict):
+            return "each message must be an object with `role` and `content`"
+        content = message.get("content")
+        if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             return "each message needs `role` and `content`, both text"
         if message.get("role") not in _ROLES:
             return f"a message's role must be one of {', '.join(_ROLES)}"
-        if reason := _text_problem(message["content"]):
+        if reason := _text_problem(content or ""):
             return reason
     return None
 
@@ -127,10 +138,10 @@ def _message_problem(messages: list[Any]) -> str | None:
 def _prompt_problem(messages: list[Any]) -> str | None:
     if messages[-1]["role"] == "assistant":
         return "ends with an assistant's message; the last turn belongs to the answer"
-    return None if any(message["content"].strip() for message in messages) else "is empty"
+    return None if any((message.get("content") or "").strip() for message in messages) else "is empty"
 
 
 def _answer_problem(messages: list[Any]) -> str | None:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
         return "must be one assistant's message; earlier turns belong to the prompt"
-    return None if messages[0]["content"].strip() else "is empty"
+    return None if (messages[0].get("content") or "").strip() or messages[0].get("tool_calls") else "is empty"

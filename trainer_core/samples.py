@@ -43,20 +43,14 @@ def answer(model: Any, renderer: Renderer, prompts: list[str | Messages], max_ne
             do_sample=False,
             max_new_tokens=max_new_tokens,
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=renderer.stop.ids,
         )
     finally:
         model.train(was_training)
     found: list[Sample] = []
     for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
-        response = up_to_end(row, tokenizer.eos_token_id)
-        found.append(Sample(prompt, tokenizer.decode(response, skip_special_tokens=True).strip(), response))
+        found.append(Sample(prompt, renderer.response(row), renderer.stop.up_to_end(row)))
     return found
-
-
-def up_to_end(ids: list[int], end: int) -> list[int]:
-    """Ids up to the first end token, with it."""
-    return ids[: ids.index(end) + 1] if end in ids else ids
 
 
 def repetition(ids: list[int]) -> float:

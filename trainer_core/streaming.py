@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
-from trainer_core.samples import up_to_end
+from trainer_core.tokens import Renderer
 
 Tell = Callable[[list[str]], None]
 """Gets the text so far of each row."""
@@ -18,8 +17,8 @@ _TELL_EVERY_S = 0.2
 class TextStreamer(BaseStreamer):
     """For `generate`: tells the text of all rows of a batch, at most five times a second. The end is not told."""
 
-    def __init__(self, tokenizer: Any, tell: Tell) -> None:
-        self._tokenizer, self._tell = tokenizer, tell
+    def __init__(self, renderer: Renderer, tell: Tell) -> None:
+        self._renderer, self._tell = renderer, tell
         self._rows: list[list[int]] | None = None
         self._told_at = time.monotonic()
 
@@ -38,6 +37,6 @@ class TextStreamer(BaseStreamer):
         """Nothing: the whole answer arrives by another way."""
 
     def _text(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(up_to_end(ids, self._tokenizer.eos_token_id), skip_special_tokens=True)
+        text = self._renderer.tokenizer.decode(self._renderer.stop.without_end(ids), skip_special_tokens=True)
         # A letter whose bytes have not all come yet.
         return text.rstrip("\ufffd").lstrip()

@@ -1,283 +1,240 @@
 """From text to token ids: the one rendering that training, evaluation, samples and comparisons share.
 
-Knows the tokenizer and the length limits. Knows nothing of models, losses or files.
+Knows the tokenizer and its template. Knows nothing of length limits, models, losses or files.
 """
 
 import hashlib
 import json
-from array import array
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
-from itertools import accumulate, chain, pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from jinja2 import TemplateError
+from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
-from trainer_core.errors import DataInvalid, DataOverlong, Detail
-from trainer_core.file_cache import FileCache
-from trainer_core.row_rules import Row, is_text
-from trainer_core.rows import MAX_ERRORS
+from trainer_core.chat_template import ChatTemplate
+from trainer_core.errors import DataInvalid, ModelRefused, SpecInvalid
+from trainer_core.row_rules import is_text
+from trainer_core.stop_tokens import StopTokens
 
-if TYPE_CHECKING:
-    from trainer_core.config import TrainingSettings
-
-Messages = list[dict[str, str]]
-
+Messages = list[dict[str, Any]]
 
 _HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
-# Rows that are tokenised at once: enough for every core, little in memory.
-_ROWS_AT_ONCE = 1000
-
-
-@dataclass
-class TokenReport:
-    """Lengths of the rows, and what the limits did to them, before any training. Rows have their number in the file.
-
-    `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
-    """
-
-    rows: int = 0
-    total_tokens: int = 0
-    prompt_tokens: list[int] = field(default_factory=list)
-    answer_tokens: list[int] = field(default_factory=list)
-    prompts_cut: int = 0
-    completions_cut: int = 0
-    rows_cut: list[int] = field(default_factory=list)
-    rows_dropped: list[int] = field(default_factory=list)
-
-    def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "total_tokens": self.total_tokens,
-            "prompt_tokens": _spread(self.prompt_tokens),
-            "answer_tokens": _spread(self.answer_tokens),
-            "prompts_cut": self.prompts_cut,
-            "completions_cut": self.completions_cut,
-            "first_rows_cut": self.rows_cut[:shown_rows],
-            "rows_dropped": len(self.rows_dropped),
-            "first_rows_dropped": self.rows_dropped[:shown_rows],
-        }
-
-
-def _spread(lengths: Sequence[int]) -> dict[str, int]:
-    """Median, 95th percentile and largest, each a length that occurs."""
-    ordered = sorted(lengths)
-    last = len(ordered) - 1
-    return {"median": ordered[last // 2], "p95": ordered[round(last * 0.95)], "max": ordered[-1]} if ordered else {}
+_PLAIN = "prompt + completion + end token"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt and its answers as token ids. Each answer ends with the end token."""
+    """A prompt and its answers as token ids. Each answer ends as a turn of the model does."""
 
     prompt_ids: list[int]
     answers_ids: list[list[int]]
 
 
-class Renderer:
-    """Renders prompts and answers with one tokenizer and one choice of template."""
+@dataclass(frozen=True)
+class Texts:
+    """The text before an answer, then each answer's.
 
-    def __init__(self, tokenizer: Any, apply_chat_template: bool | Literal["auto"] = "auto") -> None:
+    `is_marked`: control tokens of users are marked in it, to be encoded as plain text.
+    """
+
+    texts: list[str]
+    is_marked: bool = False
+
+
+class Renderer:
+    """Renders prompts and answers with one tokenizer and one choice of template.
+
+    Args:
+        apply_chat_template: `auto`: when the tokenizer has a template.
+        system_prompt: opens each conversation that has no system message of its own.
+        chat_template_kwargs: what the template can read beside the messages, as `enable_thinking`.
+        special_tokens_in_text: control tokens inside users' text are encoded as plain text (`split`), refused, or encoded
+            as control tokens (`allow`).
+        generation_end: `eos_token_id` of the model's generation configuration.
+        model: the model's name, for errors.
+
+    Raises:
+        ModelRefused: the chat template cannot be used.
+        SpecInvalid: an option needs a chat template, and there is none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        apply_chat_template: bool | Literal["auto"] = "auto",
+        *,
+        system_prompt: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        special_tokens_in_text: Literal["split", "refuse", "allow"] = "split",
+        generation_end: Sequence[int] = (),
+        model: str = "",
+    ) -> None:
         self.tokenizer = tokenizer
+        self.special_tokens_in_text = special_tokens_in_text
         has_template = bool(tokenizer.chat_template)
         if apply_chat_template is True and not has_template:
             raise DataInvalid("apply_chat_template is true, but the tokenizer has no chat template")
         self.uses_template = has_template if apply_chat_template == "auto" else apply_chat_template
+        self.system_prompt, self.chat_template_kwargs = system_prompt, dict(chat_template_kwargs or {})
+        if not self.uses_template:
+            for name, value in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
+                if value:
+                    raise SpecInvalid(f"{name} needs a chat template, which this run does not use")
+        if special_tokens_in_text != "allow" and (
+            found := self.control_tokens(system_prompt or "", [self.chat_template_kwargs])
+        ):
+            raise SpecInvalid(
+                f"system_prompt or chat_template_kwargs holds the control token {found[0]}; remove it, or set "
+                "special_tokens_in_text to allow"
+            )
+        self.template = ChatTemplate(tokenizer, system_prompt, chat_template_kwargs, model) if self.uses_template else None
+        self._kept_end, self.end_ids = self._find_end()
+        self.stop = StopTokens(
+            template=self.end_ids if self._kept_end else (),
+            tokenizer=(tokenizer.eos_token_id,),
+            generation_config=tuple(token for token in generation_end if token < len(tokenizer)),
+        )
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the template in use, hex."""
-        template = self.tokenizer.chat_template if self.uses_template else "prompt + completion + end token"
-        return hashlib.sha256(str(template).encode()).hexdigest()
+        """SHA-256 of the template in use and of its options, hex."""
+        template = str(self.tokenizer.chat_template) if self.uses_template else _PLAIN
+        if self.system_prompt is not None or self.chat_template_kwargs:
+            template += json.dumps([self.system_prompt, self.chat_template_kwargs], sort_keys=True)
+        return hashlib.sha256(template.encode()).hexdigest()
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
         """SHA-256 of a fast tokenizer's vocabulary and rules, hex."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
+    @cached_property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of the tokenizer's special tokens."""
+        return frozenset(token for token, added in self.tokenizer.added_tokens_decoder.items() if added.special)
+
+    @cached_property
+    def after_prompt_tokens(self) -> int:
+        """Tokens that the template writes between a prompt's text and its answer."""
+        return len(self._encode(self.template.shape.after_prompt)) if self.template else 0
+
+    def control_tokens(self, *values: str | Messages) -> list[str]:
+        """The control tokens that stand in users' text, each once."""
+        found = (match for value in values for text in _strings(value) for match in self._controls.findall(text))
+        return list(dict.fromkeys(found))
+
     def prompt_text(self, prompt: str | Messages) -> str:
         """The text that the model sees before it answers."""
-        if not self.uses_template:
-            return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
-        return self._template(_as_messages(prompt, "user"), add_generation_prompt=True)
+        if self.template is None:
+            return _plain(prompt)
+        return self.template.prompt(_as_messages(prompt, "user"))
 
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
-        """Token ids of `prompt_text`."""
-        return self._ids(self.prompt_text(prompt))
+        """Token ids of a prompt. Raises `DataInvalid`."""
+        rendered = self.texts(prompt, [])
+        return self._ids(rendered)[0]
 
     def encode(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Encoded:
         """Ids of a prompt and of each answer after it, which begins where the prompt ends.
 
         Raises:
-            DataInvalid: the template refuses the messages, or renders the prompt differently once an answer follows, so
-                that training would see another prompt than generation.
+            DataInvalid: the text holds what `special_tokens_in_text` refuses, or half of a character; as `TemplateFault`,
+                the template refuses the messages or renders the prompt differently once an answer follows.
         """
         return self.encode_texts([self.texts(prompt, answers)])[0]
 
-    def texts(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> list[str]:
+    def texts(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Texts:
         """The text before an answer, and each answer's. Raises as `encode` does."""
+        controls = self.control_tokens(prompt, *answers) if self.special_tokens_in_text != "allow" else []
+        if controls and self.special_tokens_in_text == "refuse":
+            raise DataInvalid(f"the text holds the control token {controls[0]}, which special_tokens_in_text=refuse forbids")
+        if controls:
+            prompt, *answers = (mark_control_tokens(value, self._controls) for value in (prompt, *answers))
         before = self.prompt_text(prompt)
         found = [before, *(self._answer_text(prompt, before, answer) for answer in answers)]
         if not all(map(is_text, found)):
             raise DataInvalid(_HALF_A_CHARACTER)
-        return found
+        return Texts(found, bool(controls))
 
-    def encode_texts(self, rows: Sequence[list[str]]) -> list[Encoded]:
+    def encode_texts(self, rows: Sequence[Texts]) -> list[Encoded]:
         """Ids of many rows of `texts` at once, for which a tokenizer uses all cores."""
-        every = iter(self.tokenizer([text for row in rows for text in row], add_special_tokens=False)["input_ids"])
-        ids = [[list(next(every)) for _ in row] for row in rows]
+        plain = [text for row in rows if not row.is_marked for text in row.texts]
+        every: Iterator[Any] = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
+        ids = [self._ids(row) if row.is_marked else [list(next(every)) for _ in row.texts] for row in rows]
         return [Encoded(prompt, [self._ended(answer) for answer in answers]) for prompt, *answers in ids]
 
+    def response(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, up to where the turn ends."""
+        return self.tokenizer.decode(self.stop.without_end(ids), skip_special_tokens=True).strip()
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        added = self.tokenizer.added_tokens_decoder
+        longest_first = sorted((added[token].content for token in self.control_ids), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
     def _answer_text(self, prompt: str | Messages, before: str, answer: str | Messages) -> str:
-        if not self.uses_template:
-            return answer if isinstance(answer, str) else "\n".join(message["content"] for message in answer)
-        messages = _as_messages(prompt, "user") + _as_messages(answer, "assistant")
-        whole = self._template(messages, add_generation_prompt=False)
-        if not whole.startswith(before):
-            raise DataInvalid("the chat template renders the prompt differently once an answer follows it")
-        # Tokenised apart, as generation sees it: jointly, an answer that opens with a line break would merge with the
-        # prompt's last token, and the model would train on a prompt that it never gets.
-        return whole[len(before) :]
+        if self.template is None:
+            return _plain(answer)
+        text = self.template.answer(_as_messages(prompt, "user"), before, _as_messages(answer, "assistant"))
+        after = self.template.shape.after_answer
+        # What the template writes after the end of a turn, as a line break: generation has stopped by then.
+        return text[: len(text) - len(after)] + self._kept_end if self._kept_end and text.endswith(after) else text
+
+    def _find_end(self) -> tuple[str, tuple[int, ...]]:
+        """What of the text after an answer is kept, up to where the turn ends, and the ids that end it.
+
+        Without a template, or where it ends turns with plain text that no single token stands for, answers end with the
+        tokenizer's end token, and nothing is cut.
+        """
+        after = self.template.shape.after_answer if self.template else ""
+        start = len(after) - len(after.lstrip())
+        added = self.tokenizer.added_tokens_decoder if after.strip() else {}
+        ids: list[int] = []
+        for token in self._encode(after[start:]) if added else []:
+            if token not in added or added[token].content.isspace():
+                break
+            ids.append(token)
+        if not ids:
+            return "", (self.tokenizer.eos_token_id,)
+        end = "".join(added[token].content for token in ids)
+        return after[: start + len(end)], tuple(ids)
 
     def _ended(self, ids: list[int]) -> list[int]:
-        end: int = self.tokenizer.eos_token_id
-        # Templates put a line break after the end token; generation has stopped by then, so nothing is learnt from it.
-        while self.uses_template and ids and ids[-1] != end and end in ids:
-            ids.pop()
-        return ids if ids and ids[-1] == end else [*ids, end]
+        return ids if tuple(ids[-len(self.end_ids) :]) == self.end_ids else [*ids, *self.end_ids]
 
-    def _template(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+    def _ids(self, row: Texts) -> list[list[int]]:
+        if not row.is_marked:
+            return [self._encode(text) for text in row.texts]
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
-        except TemplateError as error:
-            raise DataInvalid(f"the chat template refuses these messages: {error}") from error
+            return [encode_marked_chat(self.tokenizer, text) for text in row.texts]
+        except ValueError as error:
+            raise ModelRefused(
+                f"the tokenizer makes control tokens of plain text ({error}); set special_tokens_in_text to refuse"
+            ) from error
 
-    def _ids(self, text: str) -> list[int]:
-        if not is_text(text):
-            raise DataInvalid(_HALF_A_CHARACTER)
+    def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _plain(value: str | Messages) -> str:
+    """A text, or messages as lines without their roles."""
+    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every text in a value, at any depth."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _strings(inner)
 
 
 def _as_messages(value: str | Messages, role: str) -> Messages:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
-
-
-def encode_rows(
-    rows: list[Row], renderer: Renderer, settings: "TrainingSettings", cache: FileCache | None = None
-) -> tuple[list[Row], TokenReport]:
-    """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
-
-    Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
-    end token.
-
-    Args:
-        cache: of tokenised rows, for trainings with other limits as well.
-
-    Raises:
-        DataInvalid: some rows cannot be rendered; every such row is named, up to `MAX_ERRORS`.
-        DataOverlong: `on_overlong` is `reject` and some rows are too long.
-    """
-    report = TokenReport()
-    encoded: list[Row] = []
-    overlong: list[Detail] = []
-    for index, (row, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache), strict=True), start=1):
-        ids = whole
-        number = row.get("row") or index
-        names = _answers(row)
-        longest_answer = max(len(answer) for answer in ids.answers_ids)
-        report.prompt_tokens.append(len(ids.prompt_ids))
-        report.answer_tokens += [len(answer) for answer in ids.answers_ids]
-        too_long = len(ids.prompt_ids) > settings.max_prompt_length
-        too_long = too_long or len(ids.prompt_ids) + longest_answer > settings.max_length
-        if too_long and settings.on_overlong == "reject":
-            tokens = len(ids.prompt_ids) + longest_answer
-            overlong.append(Detail("prompt", f"{tokens} tokens, prompt {len(ids.prompt_ids)}", number))
-        elif too_long and settings.on_overlong == "drop":
-            report.rows_dropped.append(number)
-        else:
-            if too_long:
-                ids = _cut(ids, settings, report)
-                report.rows_cut.append(number)
-            answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
-            encoded.append({**row, "prompt_ids": ids.prompt_ids, **answers, "row": number})
-            report.total_tokens += sum(len(ids.prompt_ids) + len(answer) for answer in ids.answers_ids)
-    if overlong:
-        raise DataOverlong(
-            f"{len(overlong)} rows are longer than max_prompt_length={settings.max_prompt_length} or "
-            f"max_length={settings.max_length}, the first is row {overlong[0].line} ({overlong[0].reason})",
-            overlong[:MAX_ERRORS],
-        )
-    report.rows = len(encoded)
-    return encoded, report
-
-
-def _answers(row: Row) -> tuple[str, ...]:
-    return ("chosen", "rejected") if "chosen" in row else ("completion",)
-
-
-def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> list[Encoded]:
-    identity = _identity(rows, renderer) if cache else None
-    if cache and identity:
-        known = cache.read(identity)
-        if known is not None:
-            return _unpacked(known, [1 + len(_answers(row)) for row in rows])
-    found: list[Encoded] = []
-    broken: list[Detail] = []
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        texts: list[list[str]] = []
-        for index, row in enumerate(rows[start : start + _ROWS_AT_ONCE], start=start + 1):
-            try:
-                texts.append(renderer.texts(row["prompt"], [row[name] for name in _answers(row)]))
-            except DataInvalid as error:
-                broken.append(Detail("prompt", error.message, row.get("row") or index))
-        if not broken:
-            found += renderer.encode_texts(texts)
-    if broken:
-        raise DataInvalid(f"{len(broken)} rows cannot be rendered, the first is row {broken[0].line}", broken[:MAX_ERRORS])
-    if cache and identity:
-        cache.write(identity, _packed(found))
-    return found
-
-
-def _identity(rows: list[Row], renderer: Renderer) -> dict[str, Any] | None:
-    """All that decides the ids of rows; None where something else may, as a template that asks for the date."""
-    tokenizer = renderer.tokenizer
-    if not getattr(tokenizer, "is_fast", False) or "strftime_now" in str(tokenizer.chat_template):
-        return None
-    texts = hashlib.sha256()
-    for row in rows:
-        texts.update(json.dumps([row["prompt"], *(row[name] for name in _answers(row))]).encode() + b"\n")
-    return {
-        "what": "token ids",
-        "rows": texts.hexdigest(),
-        "template": renderer.fingerprint,
-        "splits special tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
-        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "tokenizer": renderer.tokenizer_fingerprint,
-        "versions": [version("tokenizers"), version("transformers")],
-    }
-
-
-def _packed(rows: list[Encoded]) -> bytes:
-    """The lengths of all lists of ids, then the ids, in 4 bytes each."""
-    lists = [ids for row in rows for ids in (row.prompt_ids, *row.answers_ids)]
-    return array("i", chain(map(len, lists), *lists)).tobytes()
-
-
-def _unpacked(content: bytes, lists_of_rows: list[int]) -> list[Encoded]:
-    values = array("i", content)
-    first = sum(lists_of_rows)
-    lists = (values[start:end].tolist() for start, end in pairwise(accumulate(values[:first], initial=first)))
-    rows = [[next(lists) for _ in range(count)] for count in lists_of_rows]
-    return [Encoded(prompt, answers) for prompt, *answers in rows]
-
-
-def _cut(ids: Encoded, settings: "TrainingSettings", report: TokenReport) -> Encoded:
-    prompt_ids = ids.prompt_ids[-settings.max_prompt_length :]
-    room = settings.max_length - len(prompt_ids)
-    answers = [answer if len(answer) <= room else [*answer[: room - 1], answer[-1]] for answer in ids.answers_ids]
-    report.prompts_cut += len(prompt_ids) < len(ids.prompt_ids)
-    report.completions_cut += sum(len(new) < len(old) for new, old in zip(answers, ids.answers_ids, strict=True))
-    return Encoded(prompt_ids, answers)

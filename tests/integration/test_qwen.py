@@ -14,9 +14,10 @@ from tests.fakes import RecordingObserver
 from tests.qwen import make_model, make_tokenizer
 from tests.training import METHODS, config, write_rows
 from trainer_core import IPOConfig, PreferenceTrainer
-from trainer_core.errors import DataInvalid
+from trainer_core.errors import DataInvalid, ModelRefused
+from trainer_core.row_encoding import encode_rows
 from trainer_core.rows import Row, read_rows
-from trainer_core.tokens import Renderer, encode_rows
+from trainer_core.tokens import Renderer
 
 SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 TEXTS = [
@@ -80,14 +81,18 @@ def test_conversations_render_once(template: str) -> None:
     assert "القاهرة" not in answer
 
 
-def test_a_conversation_that_the_template_refuses_is_named(tokenizer: Any) -> None:
-    strict = make_tokenizer()
-    strict.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+def test_a_conversation_that_the_template_refuses_is_named() -> None:
+    """By its row; where every row is refused the template is at fault."""
+    strict = make_tokenizer("qwen3")
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+    strict.chat_template = refusing + strict.chat_template
     row = {"prompt": TURNS, "chosen": "أ", "rejected": "ب", "row": 9}
     settings = IPOConfig(model_name="m", dataset_path="d")
     with pytest.raises(DataInvalid, match="the first is row 9") as caught:
-        encode_rows([row], Renderer(strict), settings)
+        encode_rows([{**row, "prompt": "س", "row": 8}, row], Renderer(strict), settings)
     assert "no system turns" in caught.value.details[0].reason
+    with pytest.raises(ModelRefused, match="no system turns, on every row"):
+        encode_rows([row, row], Renderer(strict), settings)
 
 
 @pytest.mark.parametrize("method", METHODS)

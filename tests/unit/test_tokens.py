@@ -10,7 +10,8 @@ from tests.conftest import TINY_MODEL
 from trainer_core.config import IPOConfig
 from trainer_core.errors import DataInvalid, DataOverlong
 from trainer_core.file_cache import FileCache
-from trainer_core.tokens import Renderer, encode_rows
+from trainer_core.row_encoding import encode_rows
+from trainer_core.tokens import Renderer
 
 ROW = {"prompt": "ما عاصمة مصر؟", "chosen": "عاصمة مصر هي القاهرة.", "rejected": "القاهرة."}
 
@@ -45,21 +46,6 @@ def test_without_a_template_the_texts_are_joined(tokenizer: Any) -> None:
     encoded = renderer.encode("سؤال", ["جواب"])
     assert tokenizer.decode(encoded.prompt_ids + encoded.answers_ids[0]) == "سؤالجواب<|im_end|>"
     assert renderer.fingerprint != Renderer(tokenizer).fingerprint
-
-
-def test_a_template_that_changes_the_prompt_is_refused(tokenizer: Any) -> None:
-    class Shifty:
-        chat_template = "x"
-        eos_token_id = 2
-
-        def apply_chat_template(self, messages: list[Any], **_: Any) -> str:
-            return f"{len(messages)} {messages[0]['content']}"
-
-        def __call__(self, texts: list[str], **_: Any) -> dict[str, Any]:
-            return tokenizer(texts)
-
-    with pytest.raises(DataInvalid, match="1 rows cannot be rendered, the first is row 1"):
-        encode_rows([ROW], Renderer(Shifty()), config())
 
 
 def test_truncation_keeps_the_end_token_and_is_reported(tokenizer: Any) -> None:
@@ -101,7 +87,7 @@ def test_tokenised_rows_are_kept_for_trainings_with_other_limits(tokenizer: Any,
             return getattr(tokenizer, name)
 
         def __call__(self, texts: list[str], **options: Any) -> Any:
-            Counting.texts += len(texts)
+            Counting.texts += len(texts) if isinstance(texts, list) else 0
             return tokenizer(texts, **options)
 
     cache = FileCache(tmp_path, 10**6)
@@ -129,7 +115,7 @@ def test_rows_that_cannot_be_rendered_are_all_named_and_nothing_is_kept(tokenize
     broken = {**ROW, "chosen": "\ud800"}
     rows = [ROW] * 1500
     rows[3] = rows[1200] = broken
-    with pytest.raises(DataInvalid, match="2 rows cannot be rendered, the first is row 4") as error:
+    with pytest.raises(DataInvalid, match="2 rows cannot be rendered, the first is row 4: the text holds half") as error:
         encode_rows(rows, Renderer(tokenizer), config(), FileCache(tmp_path, 10**6))
     assert [detail.line for detail in error.value.details] == [4, 1201]
     assert list(tmp_path.iterdir()) == []

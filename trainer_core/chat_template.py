@@ -1,0 +1,182 @@
+"""A tokenizer's chat template: renders conversations as text, and knows what it writes around them.
+
+Knows messages and text. Knows nothing of token ids, length limits or files.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from trainer_core.errors import DataInvalid, Detail, ModelRefused
+
+Messages = Sequence[Mapping[str, Any]]
+
+_QUESTION, _ANSWER = "سؤال", "جواب"
+_THOUGHTFUL: list[dict[str, str]] = [
+    {"content": f"<think>\n{_QUESTION}\n</think>\n\n{_ANSWER}"},
+    {"content": _ANSWER, "reasoning_content": _QUESTION},
+]
+# An answer's own thoughts, and the empty block that a template writes for an answer without any.
+_THOUGHTS = re.compile(r"\s*<(\w+)>(.*?)</\1>\s*", re.DOTALL)
+_EMPTY_THOUGHTS = re.compile(r"\s*<(\w+)>\s*</\1>\s*")
+_SHOWN = 300
+
+
+class TemplateFault(DataInvalid):
+    """The template fails on these messages, or renders them so that training and generation would disagree."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a template writes around a plain question and its answer.
+
+    Attributes:
+        after_prompt: from the end of the question to where the answer begins.
+        opening: of that, what asks for the answer, as `<|im_start|>assistant` with its line break.
+        after_answer: from the end of the answer to the end of the text.
+    """
+
+    after_prompt: str
+    opening: str
+    after_answer: str
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, with the options of a run.
+
+    Args:
+        system_prompt: opens each conversation that has no system message of its own.
+        variables: what the template can read beside the messages, as `enable_thinking`.
+        model: the model's name, for errors.
+
+    Raises:
+        ModelRefused: the template fails on a plain question and answer, leaves one of them out, or renders the question
+            differently once an answer follows it.
+    """
+
+    def __init__(
+        self, tokenizer: Any, system_prompt: str | None = None, variables: Mapping[str, Any] | None = None, model: str = ""
+    ) -> None:
+        self._tokenizer, self._system_prompt, self._variables = tokenizer, system_prompt, dict(variables or {})
+        self._model = model
+        self.shape = self._probe()
+
+    def prompt(self, messages: Messages) -> str:
+        """The text that the model sees before it answers. Raises `TemplateFault`."""
+        return self._render(messages, add_generation_prompt=True)
+
+    def answer(self, messages: Messages, before: str, answer: Messages) -> str:
+        """The text of an answer, from the end of its prompt.
+
+        An empty block of thoughts that the template writes for an answer without any is left out, since no prompt opened
+        it; an answer's own block is rendered once.
+
+        Args:
+            before: `prompt(messages)`.
+
+        Raises:
+            TemplateFault: also when the template renders the prompt differently once an answer follows it.
+        """
+        found = self._after(before, [*messages, *answer])
+        last = answer[-1]
+        content = str(last.get("content") or "")
+        own = _THOUGHTS.match(content)
+        if own is None:
+            empty = None if last.get("reasoning_content") else _EMPTY_THOUGHTS.match(found)
+            return found[empty.end() :] if empty else found
+        opening = f"<{own[1]}>"
+        if self._count(opening, found) == content.count(opening):
+            return found
+        apart = {**last, "content": content[own.end() :], "reasoning_content": own[2].strip("\n")}
+        found = self._after(before, [*messages, *answer[:-1], apart])
+        if self._count(opening, found) != content.count(opening):
+            raise TemplateFault(f"the chat template renders the answer's {opening} block twice or not at all")
+        return found
+
+    @property
+    def unread(self) -> list[str]:
+        """Names among its variables that the template never reads."""
+        if not self._variables:
+            return []
+        environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+        # Tags that transformers adds, which read nothing.
+        text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", self._tokenizer.chat_template)
+        return sorted(self._variables.keys() - meta.find_undeclared_variables(environment.parse(text)))
+
+    def _count(self, tag: str, answer: str) -> int:
+        """How often a tag stands in the assistant's turn."""
+        return (self.shape.opening + answer).count(tag)
+
+    def _after(self, before: str, messages: Messages) -> str:
+        whole = self._render(messages, add_generation_prompt=False)
+        if not whole.startswith(before):
+            raise TemplateFault("the chat template renders the prompt differently once an answer follows it")
+        # Tokenised apart, as generation sees it: jointly, an answer that opens with a line break would merge with the
+        # prompt's last token, and the model would train on a prompt that it never gets.
+        return whole[len(before) :]
+
+    def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
+        if self._system_prompt is not None and messages[0].get("role") != "system":
+            messages = [{"role": "system", "content": self._system_prompt}, *messages]
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self._variables
+            )
+        except Exception as error:
+            # A template is a program of the model's author and raises what it likes.
+            raise TemplateFault(f"the chat template fails: {type(error).__name__}: {str(error)[:_SHOWN]}") from error
+
+    def _probe(self) -> Shape:
+        """Renders a plain question and answer. Raises `ModelRefused`."""
+        question: Messages = [{"role": "user", "content": _QUESTION}]
+        try:
+            before = self._render(question, add_generation_prompt=True)
+            whole = self._render([*question, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
+        except TemplateFault as fault:
+            raise self.refusal(fault.message) from fault
+        for text, rendered, name in ((_QUESTION, before, "prompt"), (_ANSWER, whole, "answer")):
+            if text not in rendered:
+                raise self.refusal(
+                    f"the chat template leaves out the text of the {name}; templates of vision models, for example, read "
+                    "parts and no text"
+                )
+        if not whole.startswith(before) and not self._renders_thoughts(question, before):
+            same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
+            raise self.refusal(
+                f"the chat template asks for an answer with {before[same:]!r}, which it leaves out before a finished "
+                "answer: the run would train on another prompt than the model gets"
+            )
+        return Shape(
+            after_prompt=before.rpartition(_QUESTION)[2],
+            opening=self._opening(question, before),
+            after_answer=whole.rpartition(_ANSWER)[2],
+        )
+
+    def _renders_thoughts(self, question: Messages, before: str) -> bool:
+        """Whether an answer with thoughts follows the prompt, where one without does not."""
+        for answer in _THOUGHTFUL:
+            try:
+                self._after(before, [*question, {"role": "assistant", **answer}])
+            except TemplateFault:
+                continue
+            return True
+        return False
+
+    def _opening(self, question: Messages, before: str) -> str:
+        try:
+            closed = self._render(question, add_generation_prompt=False)
+        except TemplateFault:
+            closed = ""
+        return before[len(closed) :] if closed and before.startswith(closed) else before.rpartition(_QUESTION)[2]
+
+    def refusal(self, reason: str) -> ModelRefused:
+        """What `reason` makes of the model: refused, with its template to blame."""
+        place = f"the model {self._model!r} cannot be used: " if self._model else ""
+        return ModelRefused(
+            f"{place}{reason}. Correct its chat template, or set apply_chat_template to false",
+            [Detail("model_name", reason)],
+        )

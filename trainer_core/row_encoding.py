@@ -1,0 +1,237 @@
+"""Rows as token ids: tokenised once, limited in length, and looked at for what they still teach.
+
+Knows rows, the renderer and the length limits. Knows nothing of models, losses or order.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from itertools import accumulate, chain, pairwise
+from typing import TYPE_CHECKING, Any
+
+from trainer_core.chat_template import TemplateFault
+from trainer_core.errors import DataInvalid, DataOverlong, Detail
+from trainer_core.file_cache import FileCache
+from trainer_core.row_rules import Row
+from trainer_core.row_signal import Contradictions, Findings, loss_of_signal, note_text
+from trainer_core.rows import MAX_ERRORS
+from trainer_core.tokens import Encoded, Renderer, Texts
+
+if TYPE_CHECKING:
+    from trainer_core.config import TrainingSettings
+
+# Rows that are tokenised at once: enough for every core, little in memory.
+_ROWS_AT_ONCE = 1000
+# Of how rows become ids; what was kept under another number is tokenised again.
+_RULES = 2
+
+
+@dataclass
+class TokenReport:
+    """Lengths of the rows, what the limits did to them, and what was found in them. Rows have their number in the file.
+
+    `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
+    """
+
+    rows: int = 0
+    total_tokens: int = 0
+    prompt_tokens: list[int] = field(default_factory=list)
+    answer_tokens: list[int] = field(default_factory=list)
+    prompts_cut: int = 0
+    completions_cut: int = 0
+    rows_cut: list[int] = field(default_factory=list)
+    rows_dropped: list[int] = field(default_factory=list)
+    """By `on_overlong`; `findings` has the rows that were dropped because they teach nothing."""
+    findings: Findings = field(default_factory=Findings)
+
+    def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "total_tokens": self.total_tokens,
+            "prompt_tokens": _spread(self.prompt_tokens),
+            "answer_tokens": _spread(self.answer_tokens),
+            "prompts_cut": self.prompts_cut,
+            "completions_cut": self.completions_cut,
+            "first_rows_cut": self.rows_cut[:shown_rows],
+            "rows_dropped": len(self.rows_dropped),
+            "first_rows_dropped": self.rows_dropped[:shown_rows],
+            "findings": self.findings.as_list(shown_rows),
+        }
+
+
+def _spread(lengths: Sequence[int]) -> dict[str, int]:
+    """Median, 95th percentile and largest, each a length that occurs."""
+    ordered = sorted(lengths)
+    last = len(ordered) - 1
+    return {"median": ordered[last // 2], "p95": ordered[round(last * 0.95)], "max": ordered[-1]} if ordered else {}
+
+
+def encode_rows(
+    rows: list[Row],
+    renderer: Renderer,
+    settings: "TrainingSettings",
+    cache: FileCache | None = None,
+    *,
+    keep_all: bool = False,
+) -> tuple[list[Row], TokenReport]:
+    """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
+
+    Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
+    end of the turn. Rows that teach nothing after that are dropped.
+
+    Args:
+        cache: of tokenised rows, for runs with other limits as well.
+        keep_all: keep rows that teach nothing, with the reason as `dropped_because`.
+
+    Raises:
+        DataInvalid: some rows cannot be rendered; every such row is named, up to `MAX_ERRORS`.
+        DataOverlong: `on_overlong` is `reject` and some rows are too long.
+        ModelRefused: the chat template fails on every row.
+    """
+    report, contradictions = TokenReport(), Contradictions()
+    limits = _Limits(settings, report, len(renderer.end_ids))
+    encoded: list[Row] = []
+    for index, (given, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache), strict=True), start=1):
+        row = {**given, "row": given.get("row") or index}
+        names = _answers(row)
+        note_text(row, names, renderer, report.findings)
+        ids = limits.apply(row["row"], whole)
+        if ids is None:
+            continue
+        is_cut = len(ids.prompt_ids) < len(whole.prompt_ids)
+        reason = loss_of_signal(ids.prompt_ids, ids.answers_ids, renderer, is_cut=is_cut)
+        if reason:
+            report.findings.add(reason, row["row"])
+            if not keep_all:
+                continue
+            row["dropped_because"] = reason
+        answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
+        encoded.append({**row, "prompt_ids": ids.prompt_ids, **answers})
+        contradictions.look(encoded[-1])
+        report.total_tokens += sum(len(ids.prompt_ids) + len(answer) for answer in ids.answers_ids)
+    limits.check()
+    contradictions.note(report.findings)
+    report.rows = len(encoded)
+    return encoded, report
+
+
+class _Limits:
+    """The length limits of a run, as they meet its rows.
+
+    Args:
+        ends: ids that end an answer, which a cut keeps.
+    """
+
+    def __init__(self, settings: "TrainingSettings", report: TokenReport, ends: int) -> None:
+        self._settings, self._report, self._ends = settings, report, ends
+        self._overlong: list[Detail] = []
+
+    def apply(self, number: int, ids: Encoded) -> Encoded | None:
+        """A row within the limits; None for one that `on_overlong` drops or rejects."""
+        settings, report = self._settings, self._report
+        longest_answer = max(len(answer) for answer in ids.answers_ids)
+        report.prompt_tokens.append(len(ids.prompt_ids))
+        report.answer_tokens += [len(answer) for answer in ids.answers_ids]
+        tokens = len(ids.prompt_ids) + longest_answer
+        if len(ids.prompt_ids) <= settings.max_prompt_length and tokens <= settings.max_length:
+            return ids
+        if settings.on_overlong == "reject":
+            self._overlong.append(Detail("prompt", f"{tokens} tokens, prompt {len(ids.prompt_ids)}", number))
+            return None
+        if settings.on_overlong == "drop":
+            report.rows_dropped.append(number)
+            return None
+        report.rows_cut.append(number)
+        return self._cut(ids)
+
+    def check(self) -> None:
+        """Raises `DataOverlong` when a row was rejected."""
+        if self._overlong:
+            first = self._overlong[0]
+            raise DataOverlong(
+                f"{len(self._overlong)} rows are longer than max_prompt_length={self._settings.max_prompt_length} or "
+                f"max_length={self._settings.max_length}, the first is row {first.line} ({first.reason})",
+                self._overlong[:MAX_ERRORS],
+            )
+
+    def _cut(self, ids: Encoded) -> Encoded:
+        prompt_ids = ids.prompt_ids[-self._settings.max_prompt_length :]
+        room = self._settings.max_length - len(prompt_ids)
+        kept = max(0, room - self._ends)
+        answers = [a if len(a) <= room else (a[:kept] + a[-self._ends :])[-room:] for a in ids.answers_ids]
+        self._report.prompts_cut += len(prompt_ids) < len(ids.prompt_ids)
+        self._report.completions_cut += sum(len(new) < len(old) for new, old in zip(answers, ids.answers_ids, strict=True))
+        return Encoded(prompt_ids, answers)
+
+
+def _answers(row: Row) -> tuple[str, ...]:
+    return ("chosen", "rejected") if "chosen" in row else ("completion",)
+
+
+def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> list[Encoded]:
+    identity = _identity(rows, renderer) if cache else None
+    if cache and identity:
+        known = cache.read(identity)
+        if known is not None:
+            return _unpacked(known, [1 + len(_answers(row)) for row in rows])
+    found: list[Encoded] = []
+    broken: list[Detail] = []
+    is_template_at_fault = renderer.template is not None
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        texts: list[Texts] = []
+        for index, row in enumerate(rows[start : start + _ROWS_AT_ONCE], start=start + 1):
+            try:
+                texts.append(renderer.texts(row["prompt"], [row[name] for name in _answers(row)]))
+            except DataInvalid as error:
+                is_template_at_fault = is_template_at_fault and isinstance(error, TemplateFault)
+                broken.append(Detail("prompt", error.message, row.get("row") or index))
+        if not broken:
+            found += renderer.encode_texts(texts)
+    if broken and renderer.template and is_template_at_fault and len(broken) == len(rows):
+        raise renderer.template.refusal(f"{broken[0].reason}, on every row")
+    if broken:
+        count = f"{len(broken)} rows" if len(broken) > 1 else "1 row"
+        raise DataInvalid(
+            f"{count} cannot be rendered, the first is row {broken[0].line}: {broken[0].reason}", broken[:MAX_ERRORS]
+        )
+    if cache and identity:
+        cache.write(identity, _packed(found))
+    return found
+
+
+def _identity(rows: list[Row], renderer: Renderer) -> dict[str, Any] | None:
+    """All that decides the ids of rows; None where something else may, as a template that asks for the date."""
+    tokenizer = renderer.tokenizer
+    if not getattr(tokenizer, "is_fast", False) or "strftime_now" in str(tokenizer.chat_template):
+        return None
+    texts = hashlib.sha256()
+    for row in rows:
+        texts.update(json.dumps([row["prompt"], *(row[name] for name in _answers(row))]).encode() + b"\n")
+    return {
+        "what": "token ids",
+        "rows": texts.hexdigest(),
+        "rules": _RULES,
+        "template": renderer.fingerprint,
+        "special tokens in text": renderer.special_tokens_in_text,
+        "splits special tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
+        "special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "tokenizer": renderer.tokenizer_fingerprint,
+        "versions": [version("tokenizers"), version("transformers")],
+    }
+
+
+def _packed(rows: list[Encoded]) -> bytes:
+    """The lengths of all lists of ids, then the ids, in 4 bytes each."""
+    lists = [ids for row in rows for ids in (row.prompt_ids, *row.answers_ids)]
+    return array("i", chain(map(len, lists), *lists)).tobytes()
+
+
+def _unpacked(content: bytes, lists_of_rows: list[int]) -> list[Encoded]:
+    values = array("i", content)
+    first = sum(lists_of_rows)
+    lists = (values[start:end].tolist() for start, end in pairwise(accumulate(values[:first], initial=first)))
+    rows = [[next(lists) for _ in range(count)] for count in lists_of_rows]
+    return [Encoded(prompt, answers) for prompt, *answers in rows]

@@ -1,0 +1,187 @@
+"""What a row still teaches once it is token ids: which rows are dropped for saying nothing, and which look like mistakes.
+
+Whether two answers are equal, empty or cut away is decided on ids, since that is what trains. Only what is invisible, or
+rendered twice, is looked for in the text.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer_core.row_rules import Row, comparable
+from trainer_core.tokens import Messages, Renderer
+
+# Why rows are dropped: nothing in them can be learnt.
+DROPPED = {
+    "answers_equal": "the two answers are the same token ids",
+    "answer_empty": "an answer has no token of its own, only those that end it",
+    "prompt_lost": "nothing is left of the prompt",
+}
+# What is reported of rows that train all the same.
+NOTED = {
+    "contradictory_rows": "these rows contradict others: the same prompt and answers, preferred the other way round",
+    "invisible_text": "a prompt or answer consists of characters that nobody sees",
+    "invisible_difference": "chosen and rejected differ in characters that nobody sees",
+    "special_tokens_in_text": "the text holds control tokens of the model",
+    "prompt_already_rendered": "the prompt already holds the turns of a chat template",
+    "answer_is_messages": "an answer is a list of messages, written as JSON text",
+}
+# How to go on from there, for what has more than one way.
+_ADVICE = {
+    "answers_equal": "raise max_length if they were cut",
+    "answer_empty": "raise max_length, or lower max_prompt_length, if they were cut",
+    "prompt_lost": "raise max_prompt_length",
+    "contradictory_rows": "remove one of each, or train with label_smoothing",
+    "prompt_already_rendered": "upload the plain text or a list of messages; to train on it as it is, set "
+    "apply_chat_template to false and special_tokens_in_text to allow",
+    "answer_is_messages": "upload a list of messages instead of its JSON text",
+}
+_SHOWN_ROWS = 10
+# How well-known templates open a turn.
+_TURNS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|START_OF_TURN_TOKEN|>", "[INST]", "<|assistant|>")
+# Controls of direction, joiners, variation selectors, fillers, tags; and tatweel, which only stretches a word.
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u0640\u061c\u115f\u1160\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
+
+
+@dataclass
+class Findings:
+    """Rows by what was found in them, under the codes of `DROPPED` and `NOTED`, with their numbers in the file."""
+
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Control tokens in the text, each with how many rows hold it."""
+
+    def add(self, code: str, number: int) -> None:
+        self.rows.setdefault(code, []).append(number)
+
+    @property
+    def dropped(self) -> int:
+        return sum(len(numbers) for code, numbers in self.rows.items() if code in DROPPED)
+
+    def as_list(self, shown_rows: int = 20) -> list[dict[str, Any]]:
+        """By code: how many rows, the first numbers, and whether they were dropped."""
+        return [
+            {"code": code, "rows": len(numbers), "first_rows": numbers[:shown_rows], "dropped": code in DROPPED}
+            for code, numbers in self.rows.items()
+        ]
+
+    def messages(self, mode: str) -> list[tuple[str, str]]:
+        """(code, sentence) of each finding.
+
+        Args:
+            mode: `special_tokens_in_text` of the run.
+        """
+        return [(code, self._message(code, numbers, mode)) for code, numbers in self.rows.items()]
+
+    def _message(self, code: str, numbers: list[int], mode: str) -> str:
+        what, advice = (DROPPED | NOTED)[code], _ADVICE.get(code)
+        if code == "special_tokens_in_text":
+            what += f" ({', '.join(list(self.tokens)[:3])})"
+            encoded = "control tokens" if mode == "allow" else "plain text"
+            advice = f"they are encoded as {encoded}, as special_tokens_in_text={mode} says"
+        first = ", ".join(map(str, numbers[:_SHOWN_ROWS])) + (", …" if len(numbers) > _SHOWN_ROWS else "")
+        count = f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} {'dropped ' if code in DROPPED else ''}({first})"
+        return f"{count}: {what}" + (f"; {advice}" if advice else "")
+
+
+def loss_of_signal(
+    prompt: Sequence[int], answers: Sequence[Sequence[int]], renderer: Renderer, *, is_cut: bool
+) -> str | None:
+    """Why a row has nothing to teach, a code of `DROPPED`; None when it has.
+
+    Args:
+        prompt, answers: token ids after any cut.
+        is_cut: whether the prompt lost its beginning.
+    """
+    if not prompt or (is_cut and len(prompt) <= renderer.after_prompt_tokens):
+        return "prompt_lost"
+    if len(answers) > 1 and list(answers[0]) == list(answers[1]):
+        return "answers_equal"
+    ends = len(renderer.end_ids)
+    if any(all(token in renderer.control_ids for token in answer[:-ends]) for answer in answers):
+        return "answer_empty"
+    return None
+
+
+def note_text(row: Row, names: Sequence[str], renderer: Renderer, findings: Findings) -> None:
+    """Notes what a row's text shows: control tokens, turns that are rendered already, characters that nobody sees."""
+    number = row["row"]
+    answers = [row[name] for name in names]
+    controls = renderer.control_tokens(row["prompt"], *answers)
+    if controls:
+        findings.add("special_tokens_in_text", number)
+        for token in controls:
+            findings.tokens[token] = findings.tokens.get(token, 0) + 1
+    prompt_text = _text(row["prompt"])
+    opening = renderer.template.shape.opening.strip() if renderer.template else ""
+    if any(mark in prompt_text for mark in (*_TURNS, opening) if mark):
+        findings.add("prompt_already_rendered", number)
+    if any(isinstance(answer, str) and _is_messages(answer) for answer in answers):
+        findings.add("answer_is_messages", number)
+    texts = [prompt_text, *(_text(answer) for answer in answers)]
+    seen = [_seen(text) for text in texts]
+    if not all(seen) and not any(_has_calls(answer) for answer in answers):
+        findings.add("invisible_text", number)
+    elif len(answers) > 1 and seen[1] == seen[2] and _whole(answers[0]) == _whole(answers[1]):
+        findings.add("invisible_difference", number)
+
+
+class Contradictions:
+    """Finds rows that say the opposite of each other, by their token ids."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, list[int]] = {}
+        self._found: set[int] = set()
+
+    def look(self, row: Row) -> None:
+        """Takes the next tokenised row."""
+        prompt = tuple(row["prompt_ids"])
+        if "chosen_ids" in row:
+            chosen, rejected = tuple(row["chosen_ids"]), tuple(row["rejected_ids"])
+            key, opposite = hash((prompt, chosen, rejected)), hash((prompt, rejected, chosen))
+        else:
+            answer, label = tuple(row["completion_ids"]), bool(row["label"])
+            key, opposite = hash((prompt, answer, label)), hash((prompt, answer, not label))
+        self._seen.setdefault(key, []).append(row["row"])
+        if opposite in self._seen:
+            self._found |= {row["row"], *self._seen[opposite]}
+
+    def note(self, findings: Findings) -> None:
+        """Notes all rows that contradict another."""
+        if self._found:
+            findings.rows["contradictory_rows"] = sorted(self._found)
+
+
+def _text(value: str | Messages) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
+
+
+def _whole(value: str | Messages) -> Any:
+    """What of an answer is more than its text, as tool calls."""
+    return "" if isinstance(value, str) else comparable([{**message, "content": ""} for message in value])
+
+
+def _has_calls(value: str | Messages) -> bool:
+    return not isinstance(value, str) and any(message.get("tool_calls") for message in value)
+
+
+def _seen(text: str) -> str:
+    """A text without what nobody sees, and without the space around it."""
+    return _UNSEEN.sub("", unicodedata.normalize("NFC", text)).strip()
+
+
+def _is_messages(text: str) -> bool:
+    if not text.lstrip().startswith(("[", "{")) or '"role"' not in text:
+        return False
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    listed = value if isinstance(value, list) else [value]
+    return bool(listed) and all(isinstance(each, dict) and {"role", "content"} <= each.keys() for each in listed)

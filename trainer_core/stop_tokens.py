@@ -1,0 +1,68 @@
+"""Where a model's turn ends: the one set of tokens at which every generation stops.
+
+Three places name an end, and models disagree in them: `Qwen/Qwen2.5-7B` has the `eos_token` `<|endoftext|>` and a template
+that ends turns with `<|im_end|>`, and generation configurations of chat models hold lists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """Token ids that end a turn, by who names them.
+
+    Attributes:
+        template: what the chat template writes after an answer; empty without a template, or when that is plain text.
+        tokenizer: the `eos_token`.
+        generation_config: `eos_token_id` of the model's generation configuration.
+    """
+
+    template: tuple[int, ...] = ()
+    tokenizer: tuple[int, ...] = ()
+    generation_config: tuple[int, ...] = ()
+
+    @property
+    def ids(self) -> list[int]:
+        """All of them, each once."""
+        return list(dict.fromkeys((*self.template, *self.tokenizer, *self.generation_config)))
+
+    @property
+    def is_model_unaware(self) -> bool:
+        """Whether neither the tokenizer nor the generation configuration knows the template's end: a base model, mostly."""
+        return bool(self.template) and not set(self.template) & {*self.tokenizer, *self.generation_config}
+
+    def up_to_end(self, ids: Sequence[int]) -> list[int]:
+        """Ids up to the first stop token, with it."""
+        ends = set(self.ids)
+        return list(ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))])
+
+    def without_end(self, ids: Sequence[int]) -> list[int]:
+        """Ids before the first stop token."""
+        found = self.up_to_end(ids)
+        return found[:-1] if found and found[-1] in self.ids else found
+
+    def as_dicts(self, tokenizer: Any) -> list[dict[str, Any]]:
+        """Each token's `id`, `token` (its text) and `named_by`, for people."""
+        by_name = vars(self)
+        return [
+            {"id": token, "token": tokenizer.decode([token]), "named_by": [n for n, ids in by_name.items() if token in ids]}
+            for token in self.ids
+        ]
+
+
+def generation_end(path: str) -> tuple[int, ...]:
+    """The `eos_token_id` of a model's generation configuration, a number or a list there; else of its configuration.
+
+    Args:
+        path: a model's directory or hub name.
+    """
+    try:
+        named: Any = GenerationConfig.from_pretrained(path).eos_token_id
+    except OSError:
+        named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
+    listed = named if isinstance(named, list) else [named]
+    return tuple(token for token in listed if isinstance(token, int))

@@ -1,0 +1,63 @@
+"""Whether a tokenizer gives back the text that it was given.
+
+A tokenizer of the wrong class can encode every text to nothing, and one without Arabic letters to unknowns: the run would
+train on that without an error.
+"""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from trainer_core.errors import Detail, ModelRefused
+from trainer_core.row_rules import Row
+
+_TEXTS = 400
+_LETTERS = 2000
+_SHOWN = 12
+
+
+def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
+    """Encodes and decodes texts of the first rows.
+
+    Returns:
+        What is lost, with its share and first place; None when nothing is. Spaces and Unicode's composed forms may differ.
+
+    Raises:
+        ModelRefused: more than half of the letters are lost, or no ids come out at all.
+    """
+    texts = [text[:_LETTERS] for row in rows[:_TEXTS] for text in _texts(row)][:_TEXTS]
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+    letters = lost = 0
+    first = ""
+    for text, ids in zip(texts, encoded, strict=True):
+        before = _letters(text)
+        after = _letters(tokenizer.decode(ids, skip_special_tokens=True))
+        missing = (Counter(before) - Counter(after)).total()
+        letters, lost = letters + len(before), lost + missing
+        if missing and not first:
+            place = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
+            first = f"{before[place : place + _SHOWN]!r} comes back as {after[place : place + _SHOWN]!r}"
+    share = lost / max(1, letters)
+    if letters and (share > 0.5 or not any(map(len, encoded))):
+        reason = f"its tokenizer loses {share:.0%} of the text: {first}"
+        raise ModelRefused(
+            f"the model {model!r} cannot be trained on these rows: {reason}. Its tokenizer files may be of another kind "
+            "than its configuration says",
+            [Detail("model_name", reason)],
+        )
+    return f"the tokenizer of {model!r} loses {share:.2%} of the text: {first}" if lost else None
+
+
+def _texts(row: Row) -> list[str]:
+    values = [row[name] for name in ("prompt", "completion", "chosen", "rejected") if name in row]
+    return [
+        text
+        for value in values
+        for text in ([value] if isinstance(value, str) else [str(message.get("content") or "") for message in value])
+        if text.strip()
+    ]
+
+
+def _letters(text: str) -> str:
+    return "".join(unicodedata.normalize("NFC", text).split())
