@@ -254,6 +254,18 @@ class RenderedRow(BaseModel):
     label: bool | None = Field(description="Of KTO's rows.")
     prompt: list[Token]
     answers: dict[str, list[Token]] = Field(description="`completion`, or `chosen` and `rejected`.")
+    dropped_because: str | None = Field(
+        None,
+        description="Why a run would drop it: `answers_equal`, `answer_empty` or `prompt_lost`; null when it would not.",
+    )
+
+
+class StopToken(BaseModel):
+    """A token at which answers end."""
+
+    id: int
+    token: str
+    named_by: list[str] = Field(description="Who names it: `template`, `tokenizer`, `generation_config`.")
 
 
 class DryRunPlan(BaseModel):
@@ -296,12 +308,15 @@ class DryRunResult(BaseModel):
     """What a training would do."""
 
     spec: dict[str, Any] = Field(description="With every default filled in.")
-    data: dict[str, Any] = Field(description="Rows and tokens, rows cut and dropped by number, KTO's labels and weights.")
+    data: dict[str, Any] = Field(
+        description="Rows and tokens, rows cut and dropped by number, what was found in them, KTO's labels and weights."
+    )
     lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
     plan: DryRunPlan
     warnings: list[dict[str, str]]
     memory: MemoryEstimate | None
     time: TimeEstimate | None
+    stop_tokens: list[StopToken] = Field([], description="Where a turn ends, in training rows and in generation.")
     samples: list[RenderedRow]
 
 

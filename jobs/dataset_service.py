@@ -31,6 +31,9 @@ class PreviewRequest(Sent):
     max_length: int = Field(512, ge=8, le=2**31 - 1)
     on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
     apply_chat_template: bool | Literal["auto"] = "auto"
+    system_prompt: str | None = Field(None, min_length=1, max_length=20_000)
+    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(default_factory=dict, max_length=20)
+    special_tokens_in_text: Literal["split", "refuse", "allow"] = "split"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,12 @@ CODES: dict[str, ErrorCode] = {
     "data_invalid": ErrorCode(False, True, "Correct the named rows and upload the file again."),
     "data_overlong": ErrorCode(False, True, "Raise max_length, or set on_overlong to drop or truncate."),
     "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct model_name."),
-    "model_refused": ErrorCode(False, True, "Use a causal language model with safetensors weights and no remote code."),
+    "model_refused": ErrorCode(
+        False,
+        True,
+        "Correct what the message names, or use another model: a causal language model with safetensors weights and no "
+        "remote code.",
+    ),
     "reference_mismatch": ErrorCode(False, True, "Check ref_model_name and the model files; they must be what they say."),
     "nonfinite_loss": ErrorCode(False, True, "Lower learning_rate, or look at the rows of the named step."),
     "oom_gpu": ErrorCode(False, True, "Lower per_device_train_batch_size or max_length."),

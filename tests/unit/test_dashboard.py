@@ -11,6 +11,7 @@ import pytest
 from jobs.artifacts import ArtifactKind
 from jobs.states import Cause, JobState, Phase, Request
 from trainer_core.errors import CODES
+from trainer_core.row_signal import DROPPED, NOTED
 
 STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
 OWN = [
@@ -78,6 +79,10 @@ def test_whatever_the_service_says_by_name_has_words() -> None:
     for code, error in CODES.items():
         assert f"error.{code}" in WORDS["en"]
         assert WORDS["en"][f"hint.{code}"] == error.hint
+
+
+def test_whatever_is_found_in_rows_has_words() -> None:
+    assert {f"finding.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
 
 
 def test_every_kind_of_event_that_a_training_reports_has_words() -> None:

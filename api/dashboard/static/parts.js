@@ -186,6 +186,7 @@ export const RenderedRows = ({ rows }) => html`
         ${t("rows.row", { n: row.row })}
         ${row.label !== null && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}
       </h3>
+      ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`finding.${row.dropped_because}`) })}</p>`}
       <h4>${t("rows.prompt")}</h4>
       <${Tokens} tokens=${row.prompt} />
       ${Object.entries(row.answers).map(([name, tokens]) => html`<h4>${t(`rows.${name}`)}</h4><${Tokens} tokens=${tokens} />`)}

@@ -58,6 +58,20 @@ const Part = ({ name, found }) => html`
       ],
     ]}
   />
+  <${Findings} found=${found.findings} />
 `;
+
+/** What was found in the rows: why some were dropped, and what looks like a mistake. */
+const Findings = ({ found }) =>
+  found?.length
+    ? html`<ul>
+        ${found.map(
+          (each) => html`<li>
+            ${t(`finding.${each.code}`)}: <${Amount} value=${each.rows} /> <${Numbers} of=${each.first_rows} />
+            ${each.dropped && html` ${t("finding.dropped")}`}
+          </li>`,
+        )}
+      </ul>`
+    : null;
 
 const Numbers = ({ of }) => (of.length ? html`<span dir="ltr">(${of.map((row) => number(row)).join(", ")})</span>` : null);

@@ -8,7 +8,7 @@ import { Code, Machine } from "../text.js";
 import { DataReport } from "./data_report.js";
 
 export function DryRun({ result }) {
-  const { data, lengths, memory, plan, samples, spec, time, warnings } = result;
+  const { data, lengths, memory, plan, samples, spec, stop_tokens: stops, time, warnings } = result;
   return html`
     <h2>${t("dry.title")}</h2>
     <${Warnings} found=${warnings} />
@@ -36,6 +36,7 @@ export function DryRun({ result }) {
               })
             : t("dry.unknown"),
         ],
+        [t("dry.stop_tokens"), stops?.length ? stops.map(({ token }) => html`<${Code} text=${token} /> `) : undefined],
         [t("dry.precision"), memory ? html`<${Code} text=${memory.precision} />` : undefined],
       ]}
     />

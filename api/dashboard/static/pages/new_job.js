@@ -39,6 +39,7 @@ const OWN = new Set([
   "learning_rate_cap",
   "use_lora",
   "sample_prompts",
+  "system_prompt",
   "dataset_id",
   "dataset_path",
   "eval_dataset_id",
@@ -54,6 +55,7 @@ const EMPTY = {
   isCapped: true,
   useLora: true,
   prompts: "",
+  system: "",
   more: "",
 };
 
@@ -79,6 +81,7 @@ function formOf(spec) {
     isCapped: spec.learning_rate_cap !== null,
     useLora: spec.use_lora !== false,
     prompts: (spec.sample_prompts ?? []).join("\n"),
+    system: spec.system_prompt ?? "",
     more: Object.keys(rest).length ? JSON.stringify(rest, null, 2) : "",
   };
 }
@@ -104,6 +107,7 @@ function specOf(form) {
     ...(form.isCapped ? {} : { learning_rate_cap: null }),
     ...(form.useLora ? {} : { use_lora: false }),
     ...(prompts.length && { sample_prompts: prompts }),
+    ...(form.system.trim() && { system_prompt: form.system }),
     ...(form.more.trim() && JSON.parse(form.more)),
   };
 }
@@ -277,10 +281,13 @@ function Numbers({ form, change, wrong, schemas }) {
 }
 
 const More = ({ form, change, wrong }) => html`
+  <${Field} id="f-system" label=${t("new.system")} name="system_prompt" hint=${t("new.system_hint")} error=${wrong.system_prompt}>
+    ${(attributes) => html`<textarea ...${attributes} rows="2" dir="auto" value=${form.system} onInput=${(event) => change({ system: event.currentTarget.value })}></textarea>`}
+  </${Field}>
   <${Field} id="f-prompts" label=${t("new.prompts")} name="sample_prompts" hint=${t("new.prompts_hint")} error=${wrong.sample_prompts}>
     ${(attributes) => html`<textarea ...${attributes} rows="3" dir="auto" value=${form.prompts} onInput=${(event) => change({ prompts: event.currentTarget.value })}></textarea>`}
   </${Field}>
   <${Field} id="f-more" label=${t("new.more")} hint=${t("new.more_hint")} error=${wrong.more}>
-    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="ltr" translate=${false} spellcheck=${false} placeholder='{"weight_decay": 0.01}' value=${form.more} onInput=${(event) => change({ more: event.currentTarget.value })}></textarea>`}
+    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="ltr" translate=${false} spellcheck=${false} placeholder='{"chat_template_kwargs": {"enable_thinking": false}}' value=${form.more} onInput=${(event) => change({ more: event.currentTarget.value })}></textarea>`}
   </${Field}>
 `;
