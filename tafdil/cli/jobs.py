@@ -86,7 +86,10 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
     plan, data = result["plan"], result["data"]
     train = data["train"]
     say(f"{data['rows_trained_on']} rows train, {data['rows_validated_on']} validate; {plan['optimizer_steps']} steps")
-    say(f"{train['prompts_cut']} prompts and {train['completions_cut']} answers cut, {train['rows_dropped']} rows dropped")
+    dropped = train["rows_dropped"] + sum(one["rows"] for one in train.get("findings", []) if one["dropped"])
+    say(f"{train['prompts_cut']} prompts and {train['completions_cut']} answers cut, {dropped} rows dropped")
+    if result.get("stop_tokens"):
+        say(f"answers end at {' or '.join(told(token['token']) for token in result['stop_tokens'])}")
     if "desirable_rows" in data:
         say(f"{data['desirable_rows']} rows are desirable, {data['undesirable_rows']} are not")
     if result["memory"]:
