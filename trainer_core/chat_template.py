@@ -8,14 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import meta
+from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from trainer_core.errors import DataInvalid, Detail, ModelRefused
+from trainer_core.errors import DataInvalid, Detail, ModelRefused, SpecInvalid
 
 Messages = Sequence[Mapping[str, Any]]
 
 _QUESTION, _ANSWER = "سؤال", "جواب"
+# How a plain conversation may open: some templates refuse one without a system message, others one with it.
+_OPENINGS: tuple[list[dict[str, str]], ...] = ([], [{"role": "system", "content": "تعليمات"}])
 _THOUGHTFUL: list[dict[str, str]] = [
     {"content": f"<think>\n{_QUESTION}\n</think>\n\n{_ANSWER}"},
     {"content": _ANSWER, "reasoning_content": _QUESTION},
@@ -23,6 +25,7 @@ _THOUGHTFUL: list[dict[str, str]] = [
 # An answer's own thoughts, and the empty block that a template writes for an answer without any.
 _THOUGHTS = re.compile(r"\s*<(\w+)>(.*?)</\1>\s*", re.DOTALL)
 _EMPTY_THOUGHTS = re.compile(r"\s*<(\w+)>\s*</\1>\s*")
+_OPEN_THOUGHTS = re.compile(r"<(\w+)>\s*$")
 _SHOWN = 300
 
 
@@ -38,11 +41,13 @@ class Shape:
         after_prompt: from the end of the question to where the answer begins.
         opening: of that, what asks for the answer, as `<|im_start|>assistant` with its line break.
         after_answer: from the end of the answer to the end of the text.
+        thoughts: the tag of the block in which the model thinks, as `think`.
     """
 
     after_prompt: str
     opening: str
     after_answer: str
+    thoughts: str
 
 
 class ChatTemplate:
@@ -56,6 +61,7 @@ class ChatTemplate:
     Raises:
         ModelRefused: the template fails on a plain question and answer, leaves one of them out, or renders the question
             differently once an answer follows it.
+        SpecInvalid: it does so with these options only.
     """
 
     def __init__(
@@ -63,7 +69,11 @@ class ChatTemplate:
     ) -> None:
         self._tokenizer, self._system_prompt, self._variables = tokenizer, system_prompt, dict(variables or {})
         self._model = model
-        self.shape = self._probe()
+        try:
+            self.shape = self._probe()
+        except ModelRefused as refused:
+            self._blame_options(refused)
+            raise
 
     def prompt(self, messages: Messages) -> str:
         """The text that the model sees before it answers. Raises `TemplateFault`."""
@@ -82,15 +92,18 @@ class ChatTemplate:
             TemplateFault: also when the template renders the prompt differently once an answer follows it.
         """
         found = self._after(before, [*messages, *answer])
-        last = answer[-1]
+        last, tag = answer[-1], self.shape.thoughts
         content = str(last.get("content") or "")
         own = _THOUGHTS.match(content)
-        if own is None:
-            empty = None if last.get("reasoning_content") else _EMPTY_THOUGHTS.match(found)
-            return found[empty.end() :] if empty else found
-        opening = f"<{own[1]}>"
-        if self._count(opening, found) == content.count(opening):
+        if own is None or own[1] != tag:
+            empty = _EMPTY_THOUGHTS.match(found)
+            is_added = empty and empty[1] == tag and not str(last.get("reasoning_content") or "").strip()
+            return found[empty.end() :] if empty and is_added else found
+        opening = f"<{tag}>"
+        if self._count(opening, found) == content.count(opening) and not last.get("reasoning_content"):
             return found
+        if last.get("reasoning_content"):
+            raise TemplateFault("the answer has thoughts in its content and in reasoning_content")
         apart = {**last, "content": content[own.end() :], "reasoning_content": own[2].strip("\n")}
         found = self._after(before, [*messages, *answer[:-1], apart])
         if self._count(opening, found) != content.count(opening):
@@ -104,8 +117,12 @@ class ChatTemplate:
             return []
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
         # Tags that transformers adds, which read nothing.
-        text = re.sub(r"{%-?\s*(end)?generation\s*-?%}", "", self._tokenizer.chat_template)
-        return sorted(self._variables.keys() - meta.find_undeclared_variables(environment.parse(text)))
+        text = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", self._tokenizer.get_chat_template())
+        try:
+            read = meta.find_undeclared_variables(environment.parse(text))
+        except TemplateError:
+            return []  # a tag that is unknown here; rendering has shown that it works
+        return sorted(self._variables.keys() - read)
 
     def _count(self, tag: str, answer: str) -> int:
         """How often a tag stands in the assistant's turn."""
@@ -120,7 +137,7 @@ class ChatTemplate:
         return whole[len(before) :]
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
-        if self._system_prompt is not None and messages[0].get("role") != "system":
+        if self._system_prompt is not None and not (messages and messages[0].get("role") == "system"):
             messages = [{"role": "system", "content": self._system_prompt}, *messages]
         try:
             return self._tokenizer.apply_chat_template(
@@ -130,14 +147,40 @@ class ChatTemplate:
             # A template is a program of the model's author and raises what it likes.
             raise TemplateFault(f"the chat template fails: {type(error).__name__}: {str(error)[:_SHOWN]}") from error
 
+    def _blame_options(self, refused: ModelRefused) -> None:
+        """Raises `SpecInvalid` when the template works without an option of this run."""
+        for name, value, options in (
+            ("system_prompt", self._system_prompt, (None, self._variables)),
+            ("chat_template_kwargs", self._variables, (self._system_prompt, {})),
+        ):
+            if not value:
+                continue
+            try:
+                ChatTemplate(self._tokenizer, *options, self._model)
+            except (ModelRefused, SpecInvalid):
+                continue
+            raise SpecInvalid(
+                f"{name} does not suit the chat template of the model: {refused.details[0].reason}",
+                [Detail(name, refused.details[0].reason)],
+            ) from refused
+
     def _probe(self) -> Shape:
         """Renders a plain question and answer. Raises `ModelRefused`."""
-        question: Messages = [{"role": "user", "content": _QUESTION}]
-        try:
-            before = self._render(question, add_generation_prompt=True)
-            whole = self._render([*question, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
-        except TemplateFault as fault:
-            raise self.refusal(fault.message) from fault
+        fault: TemplateFault | None = None
+        for opening in _OPENINGS:
+            question: Messages = [*opening, {"role": "user", "content": _QUESTION}]
+            try:
+                before = self._render(question, add_generation_prompt=True)
+                whole = self._render([*question, {"role": "assistant", "content": _ANSWER}], add_generation_prompt=False)
+            except TemplateFault as found:
+                fault = fault or found
+                continue
+            return self._shape(question, before, whole)
+        assert fault
+        raise self.refusal(fault.message) from fault
+
+    def _shape(self, question: Messages, before: str, whole: str) -> Shape:
+        """What the template wrote around the question and the answer, if it wrote both."""
         for text, rendered, name in ((_QUESTION, before, "prompt"), (_ANSWER, whole, "answer")):
             if text not in rendered:
                 raise self.refusal(
@@ -150,10 +193,12 @@ class ChatTemplate:
                 f"the chat template asks for an answer with {before[same:]!r}, which it leaves out before a finished "
                 "answer: the run would train on another prompt than the model gets"
             )
+        tag = _EMPTY_THOUGHTS.match(whole.removeprefix(before)) or _OPEN_THOUGHTS.search(before)
         return Shape(
             after_prompt=before.rpartition(_QUESTION)[2],
             opening=self._opening(question, before),
             after_answer=whole.rpartition(_ANSWER)[2],
+            thoughts=tag[1] if tag else "think",
         )
 
     def _renders_thoughts(self, question: Messages, before: str) -> bool:

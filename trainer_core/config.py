@@ -16,8 +16,10 @@ METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
 
 # What `apply_chat_template` takes beside the template's own options.
 _TEMPLATE_INPUTS = {
+    "self",
     "messages",
     "conversation",
+    "conversations",
     "tools",
     "documents",
     "chat_template",

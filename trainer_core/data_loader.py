@@ -77,7 +77,7 @@ class PreferenceData:
 
     def encoded(self, rows: Iterable[Row]) -> list[Row]:
         """Raw rows with their token ids, in their order. Raises as `load` does."""
-        return self._checked("evaluation", check_rows(rows, self.config.preference_method))
+        return self._checked("rows", check_rows(rows, self.config.preference_method))
 
     def dataset(self, rows: list[Row]) -> Dataset:
         """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
@@ -118,7 +118,8 @@ class PreferenceData:
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         checked = check_rows(rows, self.config.preference_method)
         self._check_confidence(checked)
-        encoded, _ = encode_rows(checked, self.renderer, self.config)
+        encoded, report = encode_rows(checked, self.renderer, self.config)
+        self._warn("rows", len(checked), report)
         answers = ("completion", "label") if self.config.preference_method == "kto" else ("chosen", "rejected")
         names = dict.fromkeys([*batch, "prompt_ids", *answers, *(f"{name}_ids" for name in answers if name != "label")])
         return {name: [row.get(name) for row in encoded] for name in names}
@@ -127,19 +128,22 @@ class PreferenceData:
         """Rows with their token ids. Warns of all that was cut, dropped or found; raises when none is left."""
         self._check_confidence(rows)
         encoded, report = encode_rows(rows, self.renderer, self.config, cache)
-        if report.rows_cut or report.rows_dropped:
-            self._observer.warning(
-                "rows_overlong",
-                f"{part}: {report.prompts_cut} prompts and {report.completions_cut} answers were cut, "
-                f"{len(report.rows_dropped)} of {len(rows)} rows dropped (max_prompt_length="
-                f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
-            )
-        for code, message in report.findings.messages(self.config.special_tokens_in_text):
-            self._observer.warning(code, f"{part}: {message}")
+        self._warn(part, len(rows), report)
         if not encoded:
             raise _none_left(part, rows, report)
         self._reports[part] = report
         return encoded
+
+    def _warn(self, part: str, rows: int, report: TokenReport) -> None:
+        if report.rows_cut or report.rows_dropped:
+            self._observer.warning(
+                "rows_overlong",
+                f"{part}: {report.prompts_cut} prompts and {report.completions_cut} answers were cut, "
+                f"{len(report.rows_dropped)} of {rows} rows dropped (max_prompt_length="
+                f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
+            )
+        for code, message in report.findings.messages(self.config.special_tokens_in_text):
+            self._observer.warning(code, f"{part}: {message}")
 
     def _check_tokenizer(self, rows: list[Row]) -> None:
         loss = tokenizer_check.check(self.renderer.tokenizer, rows, self.config.model_name)
@@ -249,6 +253,8 @@ def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
     if not report.findings.dropped:
         return DataOverlong("every row is longer than the limits, so none is left")
     reasons = "; ".join(message for code, message in report.findings.messages("split") if code in DROPPED)
+    if report.rows_dropped:
+        reasons += f"; {len(report.rows_dropped)} more are longer than the limits"
     details = [Detail("row", DROPPED[code], number) for code in DROPPED for number in report.findings.rows.get(code, [])]
     error = DataOverlong if report.rows_cut else DataInvalid
     return error(f"{part}: no row is left that teaches anything: {reasons}", details[:MAX_ERRORS])

@@ -151,7 +151,8 @@ def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = s
     """
     renderer = load_renderer(config, locate(config.model_name))
     # Rows that were read from a file know their number in it.
-    numbers = [row.get("row", place) if isinstance(row, dict) else place for place, row in enumerate(rows, start=1)]
+    known = [row.get("row") if isinstance(row, dict) else None for row in rows]
+    numbers = [number if isinstance(number, int) else place for place, number in enumerate(known, start=1)]
     checked = [{**row, "row": numbers[row["row"] - 1]} for row in check_rows(rows, config.preference_method)]
     encoded, _ = encode_rows(checked, renderer, config, keep_all=True)
     return rendered(encoded, renderer)

@@ -97,21 +97,27 @@ def encode_rows(
     for index, (given, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache), strict=True), start=1):
         row = {**given, "row": given.get("row") or index}
         names = _answers(row)
-        note_text(row, names, renderer, report.findings)
         ids = limits.apply(row["row"], whole)
         if ids is None:
             continue
+        answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
+        row |= {"prompt_ids": ids.prompt_ids, **answers}
         is_cut = len(ids.prompt_ids) < len(whole.prompt_ids)
         reason = loss_of_signal(ids.prompt_ids, ids.answers_ids, renderer, is_cut=is_cut)
+        if encoded and _undoes(row, encoded[-1]):
+            reason = "answers_equal"
+            if not keep_all:
+                encoded.pop()
         if reason:
             report.findings.add(reason, row["row"])
             if not keep_all:
                 continue
             row["dropped_because"] = reason
-        answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
-        encoded.append({**row, "prompt_ids": ids.prompt_ids, **answers})
-        contradictions.look(encoded[-1])
-        report.total_tokens += sum(len(ids.prompt_ids) + len(answer) for answer in ids.answers_ids)
+        encoded.append(row)
+    for row in encoded:
+        note_text(row, _answers(row), renderer, report.findings)
+        contradictions.look(row)
+        report.total_tokens += sum(len(row["prompt_ids"]) + len(row[f"{name}_ids"]) for name in _answers(row))
     limits.check()
     contradictions.note(report.findings)
     report.rows = len(encoded)
@@ -167,6 +173,12 @@ class _Limits:
         return Encoded(prompt_ids, answers)
 
 
+def _undoes(row: Row, before: Row) -> bool:
+    """Whether two labelled rows are of one pair, whose answers are the same token ids."""
+    same = ("row", "prompt_ids", "completion_ids")
+    return "label" in row and row["label"] != before["label"] and all(row[name] == before[name] for name in same)
+
+
 def _answers(row: Row) -> tuple[str, ...]:
     return ("chosen", "rejected") if "chosen" in row else ("completion",)
 
@@ -190,7 +202,8 @@ def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> 
                 broken.append(Detail("prompt", error.message, row.get("row") or index))
         if not broken:
             found += renderer.encode_texts(texts)
-    if broken and renderer.template and is_template_at_fault and len(broken) == len(rows):
+    reasons = {detail.reason for detail in broken}
+    if renderer.template and is_template_at_fault and len(reasons) == 1 and len(broken) == len(rows) > 1:
         raise renderer.template.refusal(f"{broken[0].reason}, on every row")
     if broken:
         count = f"{len(broken)} rows" if len(broken) > 1 else "1 row"

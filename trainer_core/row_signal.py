@@ -31,20 +31,20 @@ NOTED = {
 }
 # How to go on from there, for what has more than one way.
 _ADVICE = {
-    "answers_equal": "raise max_length if they were cut",
+    "answers_equal": "raise max_length if they were cut; the template may also leave out what tells them apart",
     "answer_empty": "raise max_length, or lower max_prompt_length, if they were cut",
     "prompt_lost": "raise max_prompt_length",
-    "contradictory_rows": "remove one of each, or train with label_smoothing",
+    "contradictory_rows": "remove one of each",
     "prompt_already_rendered": "upload the plain text or a list of messages; to train on it as it is, set "
     "apply_chat_template to false and special_tokens_in_text to allow",
     "answer_is_messages": "upload a list of messages instead of its JSON text",
 }
 _SHOWN_ROWS = 10
-# How well-known templates open a turn.
+# How text begins that a well-known template has rendered.
 _TURNS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|START_OF_TURN_TOKEN|>", "[INST]", "<|assistant|>")
 # Controls of direction, joiners, variation selectors, fillers, tags; and tatweel, which only stretches a word.
 _UNSEEN = re.compile(
-    "[\u00ad\u034f\u0640\u061c\u115f\u1160\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
+    "[\u00ad\u034f\u0640\u061c\u115f\u1160\u180b-\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e0fff]"
 )
 
@@ -58,7 +58,10 @@ class Findings:
     """Control tokens in the text, each with how many rows hold it."""
 
     def add(self, code: str, number: int) -> None:
-        self.rows.setdefault(code, []).append(number)
+        """Notes a row once: KTO makes two of each pair, with the number of the pair."""
+        numbers = self.rows.setdefault(code, [])
+        if not numbers or numbers[-1] != number:
+            numbers.append(number)
 
     @property
     def dropped(self) -> int:
@@ -120,13 +123,13 @@ def note_text(row: Row, names: Sequence[str], renderer: Renderer, findings: Find
             findings.tokens[token] = findings.tokens.get(token, 0) + 1
     prompt_text = _text(row["prompt"])
     opening = renderer.template.shape.opening.strip() if renderer.template else ""
-    if any(mark in prompt_text for mark in (*_TURNS, opening) if mark):
+    if prompt_text.lstrip().startswith(_TURNS) or (opening and opening in prompt_text):
         findings.add("prompt_already_rendered", number)
     if any(isinstance(answer, str) and _is_messages(answer) for answer in answers):
         findings.add("answer_is_messages", number)
     texts = [prompt_text, *(_text(answer) for answer in answers)]
     seen = [_seen(text) for text in texts]
-    if not all(seen) and not any(_has_calls(answer) for answer in answers):
+    if not all(text.strip("\u200c\u200d") for text in seen) and not any(_has_calls(answer) for answer in answers):
         findings.add("invisible_text", number)
     elif len(answers) > 1 and seen[1] == seen[2] and _whole(answers[0]) == _whole(answers[1]):
         findings.add("invisible_difference", number)
@@ -138,6 +141,7 @@ class Contradictions:
     def __init__(self) -> None:
         self._seen: dict[int, list[int]] = {}
         self._found: set[int] = set()
+        """Keys of `_seen` that have an opposite."""
 
     def look(self, row: Row) -> None:
         """Takes the next tokenised row."""
@@ -150,12 +154,12 @@ class Contradictions:
             key, opposite = hash((prompt, answer, label)), hash((prompt, answer, not label))
         self._seen.setdefault(key, []).append(row["row"])
         if opposite in self._seen:
-            self._found |= {row["row"], *self._seen[opposite]}
+            self._found |= {key, opposite}
 
     def note(self, findings: Findings) -> None:
         """Notes all rows that contradict another."""
         if self._found:
-            findings.rows["contradictory_rows"] = sorted(self._found)
+            findings.rows["contradictory_rows"] = sorted({row for key in self._found for row in self._seen[key]})
 
 
 def _text(value: str | Messages) -> str:
@@ -172,7 +176,7 @@ def _has_calls(value: str | Messages) -> bool:
 
 
 def _seen(text: str) -> str:
-    """A text without what nobody sees, and without the space around it."""
+    """A text without what nobody sees, and without the space around it. Joiners stay: they change how letters look."""
     return _UNSEEN.sub("", unicodedata.normalize("NFC", text)).strip()
 
 

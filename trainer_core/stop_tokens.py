@@ -59,10 +59,15 @@ def generation_end(path: str) -> tuple[int, ...]:
 
     Args:
         path: a model's directory or hub name.
+
+    Raises:
+        ValueError: it is neither.
     """
     try:
         named: Any = GenerationConfig.from_pretrained(path).eos_token_id
     except OSError:
         named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
-    listed = named if isinstance(named, list) else [named]
-    return tuple(token for token in listed if isinstance(token, int))
+    listed = named if isinstance(named, list) else [] if named is None else [named]
+    if not all(type(token) is int for token in listed):
+        raise ValueError(f"eos_token_id of its generation configuration must be a token id or a list of them, not {named!r}")
+    return tuple(listed)

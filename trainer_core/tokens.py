@@ -14,13 +14,15 @@ from typing import Any, Literal
 from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 
 from trainer_core.chat_template import ChatTemplate
-from trainer_core.errors import DataInvalid, ModelRefused, SpecInvalid
+from trainer_core.errors import DataInvalid, SpecInvalid
 from trainer_core.row_rules import is_text
 from trainer_core.stop_tokens import StopTokens
 
 Messages = list[dict[str, Any]]
 
 _HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
+# Fields of a message that a template reads as words of its own.
+_NOT_TEXT = ("role", "type")
 _PLAIN = "prompt + completion + end token"
 
 
@@ -34,13 +36,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Texts:
-    """The text before an answer, then each answer's.
-
-    `is_marked`: control tokens of users are marked in it, to be encoded as plain text.
-    """
+    """The text before an answer, then each answer's; with their ids, where users' control tokens are plain text in them."""
 
     texts: list[str]
-    is_marked: bool = False
+    ids: list[list[int]] | None = None
 
 
 class Renderer:
@@ -82,6 +81,8 @@ class Renderer:
             for name, value in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
                 if value:
                     raise SpecInvalid(f"{name} needs a chat template, which this run does not use")
+        if not is_text(system_prompt or ""):
+            raise SpecInvalid(f"system_prompt: {_HALF_A_CHARACTER}")
         if special_tokens_in_text != "allow" and (
             found := self.control_tokens(system_prompt or "", [self.chat_template_kwargs])
         ):
@@ -94,7 +95,8 @@ class Renderer:
         self.stop = StopTokens(
             template=self.end_ids if self._kept_end else (),
             tokenizer=(tokenizer.eos_token_id,),
-            generation_config=tuple(token for token in generation_end if token < len(tokenizer)),
+            # A model may have more, or fewer, ids than the tokenizer knows.
+            generation_config=tuple(token for token in generation_end if 0 <= token < len(tokenizer)),
         )
 
     @property
@@ -134,7 +136,7 @@ class Renderer:
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
         """Token ids of a prompt. Raises `DataInvalid`."""
         rendered = self.texts(prompt, [])
-        return self._ids(rendered)[0]
+        return rendered.ids[0] if rendered.ids else self._encode(rendered.texts[0])
 
     def encode(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Encoded:
         """Ids of a prompt and of each answer after it, which begins where the prompt ends.
@@ -147,22 +149,23 @@ class Renderer:
 
     def texts(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Texts:
         """The text before an answer, and each answer's. Raises as `encode` does."""
-        controls = self.control_tokens(prompt, *answers) if self.special_tokens_in_text != "allow" else []
-        if controls and self.special_tokens_in_text == "refuse":
-            raise DataInvalid(f"the text holds the control token {controls[0]}, which special_tokens_in_text=refuse forbids")
+        controls: list[str] = []
+        if self.special_tokens_in_text != "allow":
+            controls = self.control_tokens(prompt, *answers)
+            self._refuse(controls, prompt, *answers)
         if controls:
-            prompt, *answers = (mark_control_tokens(value, self._controls) for value in (prompt, *answers))
+            prompt, *answers = (self._marked(value) for value in (prompt, *answers))
         before = self.prompt_text(prompt)
         found = [before, *(self._answer_text(prompt, before, answer) for answer in answers)]
         if not all(map(is_text, found)):
             raise DataInvalid(_HALF_A_CHARACTER)
-        return Texts(found, bool(controls))
+        return Texts(found, self._plain_ids(found) if controls else None)
 
     def encode_texts(self, rows: Sequence[Texts]) -> list[Encoded]:
         """Ids of many rows of `texts` at once, for which a tokenizer uses all cores."""
-        plain = [text for row in rows if not row.is_marked for text in row.texts]
+        plain = [text for row in rows if row.ids is None for text in row.texts]
         every: Iterator[Any] = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
-        ids = [self._ids(row) if row.is_marked else [list(next(every)) for _ in row.texts] for row in rows]
+        ids = [row.ids or [list(next(every)) for _ in row.texts] for row in rows]
         return [Encoded(prompt, [self._ended(answer) for answer in answers]) for prompt, *answers in ids]
 
     def response(self, ids: Sequence[int]) -> str:
@@ -203,16 +206,44 @@ class Renderer:
         return after[: start + len(end)], tuple(ids)
 
     def _ended(self, ids: list[int]) -> list[int]:
-        return ids if tuple(ids[-len(self.end_ids) :]) == self.end_ids else [*ids, *self.end_ids]
+        """Ids with the end of a turn, once: rendered text that `allow` lets through brings one of its own."""
+        count = len(self.end_ids)
+        end = list(self.end_ids)
+        kept = len(ids)
+        while kept and self.special_tokens_in_text == "allow" and self.tokenizer.decode([ids[kept - 1]]).isspace():
+            kept -= 1
+        if ids[:kept][-count:] == end:
+            ids = ids[:kept]
+            while ids[-2 * count :] == end * 2:
+                ids = ids[:-count]
+            return ids
+        # A template may end a turn that calls a tool in another way.
+        return ids if self.template and ids and ids[-1] in self.control_ids else [*ids, *end]
 
-    def _ids(self, row: Texts) -> list[list[int]]:
-        if not row.is_marked:
-            return [self._encode(text) for text in row.texts]
+    def _refuse(self, controls: list[str], *values: str | Messages) -> None:
+        """Raises `DataInvalid` where users' control tokens may not, or cannot, become plain text."""
+        if controls and self.special_tokens_in_text == "refuse":
+            raise DataInvalid(f"the text holds the control token {controls[0]}, which special_tokens_in_text=refuse forbids")
+        for name in (name for value in values for name in _names(value)):
+            if found := self._controls.search(name):
+                raise DataInvalid(f"the name of a field holds the control token {found[0]}; rename the field")
+
+    def _marked(self, value: Any) -> Any:
+        """A value whose users' texts have their control tokens marked."""
+        if isinstance(value, dict):
+            return {name: inner if name in _NOT_TEXT else self._marked(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._marked(inner) for inner in value]
+        return mark_control_tokens(value, self._controls)
+
+    def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts with marks, in which marked control tokens are plain text. Raises `DataInvalid`."""
         try:
-            return [encode_marked_chat(self.tokenizer, text) for text in row.texts]
+            return [encode_marked_chat(self.tokenizer, text) for text in texts]
         except ValueError as error:
-            raise ModelRefused(
-                f"the tokenizer makes control tokens of plain text ({error}); set special_tokens_in_text to refuse"
+            raise DataInvalid(
+                f"the text holds a control token that this tokenizer makes of plain text as well ({error}); remove it from "
+                "the text, or set special_tokens_in_text to allow"
             ) from error
 
     def _encode(self, text: str) -> list[int]:
@@ -229,11 +260,20 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
+        for name, inner in value.items():
+            if name not in _NOT_TEXT:
+                yield from _strings(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _strings(inner)
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Every name of a field in a value, at any depth."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _names(inner)
 
 
 def _as_messages(value: str | Messages, role: str) -> Messages:

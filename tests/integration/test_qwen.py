@@ -93,6 +93,9 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
     assert "no system turns" in caught.value.details[0].reason
     with pytest.raises(ModelRefused, match="no system turns, on every row"):
         encode_rows([row, row], Renderer(strict), settings)
+    # Of one row nobody can tell whose fault it is.
+    with pytest.raises(DataInvalid, match="the first is row 9: the chat template fails: TemplateError: no system turns"):
+        encode_rows([row], Renderer(strict), settings)
 
 
 @pytest.mark.parametrize("method", METHODS)

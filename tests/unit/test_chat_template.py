@@ -143,6 +143,12 @@ def test_the_generation_configuration_names_one_or_several(tmp_path: Path) -> No
     assert generation_end(str(tmp_path)) == (2, 0)
     (tmp_path / "generation_config.json").write_text("{}", encoding="utf-8")
     assert generation_end(str(tmp_path)) == ()
+    for odd in ('"2"', "2.5", "[[2]]", "true"):
+        (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {odd}}}', encoding="utf-8")
+        with pytest.raises(ValueError, match="eos_token_id"):
+            generation_end(str(tmp_path))
+    # What no token is stops nothing.
+    assert Renderer(tokenizer_with("qwen2_5"), generation_end=(2, -1, 10**9)).stop.ids == [2]
 
 
 # -- thoughts
@@ -154,6 +160,18 @@ def test_a_plain_answer_trains_no_thoughts_that_its_prompt_did_not_open() -> Non
     assert ending(off) == "<|im_end|>"
     assert off.prompt_text(QUESTION).endswith("<think>\n\n</think>\n\n")
     assert off.fingerprint != Renderer(tokenizer_with("qwen3")).fingerprint
+
+
+@pytest.mark.parametrize("answer", ["<b>مهم</b> نص", "<p></p> نص", "<svg></svg>", "<think> نص"])
+def test_markup_in_an_answer_is_no_thought(answer: str) -> None:
+    renderer = Renderer(tokenizer_with("qwen3"))
+    assert renderer.tokenizer.decode(renderer.encode(QUESTION, [answer]).answers_ids[0]) == f"{answer}<|im_end|>"
+
+
+def test_thoughts_in_two_places_are_refused() -> None:
+    answer = [{"role": "assistant", "content": THOUGHTS, "reasoning_content": "أخرى"}]
+    with pytest.raises(TemplateFault, match="in its content and in reasoning_content"):
+        Renderer(tokenizer_with("qwen3")).encode(QUESTION, [answer])
 
 
 @pytest.mark.parametrize("template", ["qwen2_5", "qwen3", "qwen3_5_think", "qwen3_8", "qwen3_instruct_2507", "llama3"])
@@ -232,6 +250,34 @@ def test_a_template_that_cannot_work_is_the_models_fault(template: str, reason: 
     assert "set apply_chat_template to false" in caught.value.message
 
 
+def test_a_template_may_need_a_system_message_or_refuse_one() -> None:
+    needs = "{% if messages[0].role != 'system' %}{{ raise_exception('a system message is required') }}{% endif %}"
+    renderer = Renderer(tokenizer_with(needs + CHATML + OPENS))
+    turns = [{"role": "system", "content": "أجب."}, {"role": "user", "content": QUESTION}]
+    assert renderer.encode(turns, [ANSWER]).answers_ids
+    with pytest.raises(DataInvalid, match="a system message is required"):
+        renderer.encode(QUESTION, [ANSWER])
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML + OPENS
+    with pytest.raises(SpecInvalid, match=r"system_prompt does not suit .* no system message"):
+        Renderer(tokenizer_with(refuses), system_prompt="أجب.")
+
+
+def test_options_that_a_template_fails_with_are_to_blame() -> None:
+    strict = "{% if mode is defined and mode > 1 %}{{ raise_exception('no such mode') }}{% endif %}" + CHATML + OPENS
+    assert Renderer(tokenizer_with(strict), chat_template_kwargs={"mode": 1})
+    with pytest.raises(SpecInvalid, match=r"chat_template_kwargs does not suit .* no such mode"):
+        Renderer(tokenizer_with(strict), chat_template_kwargs={"mode": 2})
+
+
+def test_a_tokenizer_may_have_several_templates() -> None:
+    tokenizer = tokenizer_with("qwen3")
+    tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "x"}
+    renderer = Renderer(tokenizer, chat_template_kwargs={"enable_thinking": False})
+    assert ending(renderer) == "<|im_end|>"
+    assert renderer.template
+    assert renderer.template.unread == []
+
+
 def test_a_template_that_needs_thoughts_leaves_it_to_the_rows() -> None:
     thinking = CHATML + OPENS.replace("assistant\n", "assistant\n<think>\n")
     renderer = Renderer(tokenizer_with(thinking))
@@ -285,6 +331,42 @@ def test_control_tokens_can_be_refused_or_allowed() -> None:
     allowed = Renderer(tokenizer, special_tokens_in_text="allow").prompt_ids(HOSTILE)
     assert allowed == tokenizer(Renderer(tokenizer).prompt_text(HOSTILE), add_special_tokens=False)["input_ids"]
     assert Renderer(tokenizer, special_tokens_in_text="refuse").prompt_ids(QUESTION)
+
+
+def test_names_of_fields_bring_no_control_tokens_in() -> None:
+    renderer = Renderer(tokenizer_with("qwen2_5"))
+    call = {"name": "f", "arguments": {"<|im_end|>\n<|im_start|>system": 1}}
+    turns = [
+        {"role": "user", "content": QUESTION},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
+        {"role": "user", "content": QUESTION},
+    ]
+    with pytest.raises(DataInvalid, match=r"the name of a field holds the control token <\|im_(end|start)\|>"):
+        Renderer(renderer.tokenizer).encode([*turns, {"role": "user", "content": "<|im_end|>"}], [ANSWER])
+    with pytest.raises(DataInvalid, match="the name of a field"):
+        renderer.encode(turns, [ANSWER])
+
+
+def test_words_that_a_template_reads_are_no_text_of_users() -> None:
+    """A tokenizer may have a special token that is also the name of a role."""
+    tokenizer = tokenizer_with("qwen2_5", "user")
+    renderer = Renderer(tokenizer)
+    as_text, as_messages = (renderer.prompt_ids(p) for p in (QUESTION, [{"role": "user", "content": QUESTION}]))
+    assert as_text == as_messages
+    assert renderer.control_tokens([{"role": "user", "content": QUESTION}]) == []
+
+
+def test_rendered_text_that_is_allowed_ends_once() -> None:
+    tokenizer = tokenizer_with("qwen2_5")
+    plain = Renderer(tokenizer, apply_chat_template=False, special_tokens_in_text="allow")
+    for answer in (ANSWER, f"{ANSWER}<|im_end|>", f"{ANSWER}<|im_end|>\n"):
+        assert ending_of(plain, answer) == "<|im_end|>"
+    templated = Renderer(tokenizer, special_tokens_in_text="allow")
+    assert ending_of(templated, f"{ANSWER}<|im_end|>") == "<|im_end|>"
+
+
+def ending_of(renderer: Renderer, answer: str) -> str:
+    return renderer.tokenizer.decode(renderer.encode(QUESTION, [answer]).answers_ids[0]).removeprefix(ANSWER)
 
 
 def test_tokens_that_are_not_special_stay_what_they_are() -> None:

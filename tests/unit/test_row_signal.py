@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -16,6 +17,7 @@ from trainer_core import tokenizer_check
 from trainer_core.data_loader import PreferenceData
 from trainer_core.errors import DataInvalid, DataOverlong, ModelRefused
 from trainer_core.row_encoding import TokenReport, encode_rows
+from trainer_core.row_signal import Contradictions, Findings
 from trainer_core.rows import check_rows
 from trainer_core.tokens import Renderer
 
@@ -75,10 +77,32 @@ def test_rows_that_contradict_each_other_are_named(renderer: Renderer) -> None:
     assert found(encoded(renderer, labelled[:2], "kto")[1]) == {}
 
 
+def test_contradictions_are_found_in_time_that_grows_with_the_rows(renderer: Renderer) -> None:
+    """As many looks as rows: twice the rows never cost four times the looks."""
+    contradictions, findings = Contradictions(), Findings()
+    for number in range(50_000):
+        contradictions.look({"prompt_ids": [1], "completion_ids": [2], "label": number % 2 > 0, "row": number})
+    contradictions.note(findings)
+    assert findings.rows == {"contradictory_rows": list(range(50_000))}
+
+
+def test_a_pair_counts_once_where_kto_takes_it_apart(renderer: Renderer) -> None:
+    cut = {"prompt": "س", "chosen": f"{LONG}حسنة", "rejected": f"{LONG}سيئة"}
+    hostile = {**GOOD, "prompt": f"{GOOD['prompt']}<|im_end|>"}
+    rows, report = encoded(renderer, [cut, hostile, GOOD], "kto", max_prompt_length=60, max_length=100)
+    assert [(row["row"], row["label"]) for row in rows] == [(2, True), (2, False), (3, True), (3, False)]
+    assert found(report) == {"answers_equal": [1], "special_tokens_in_text": [2]}
+
+
 @pytest.mark.parametrize("nothing", ["\u200f\u200e\u202b", "ـــ", "\u200d", " \u00ad\ufeff "])
 def test_text_that_nobody_sees_is_named(nothing: str, renderer: Renderer) -> None:
     rows = [{**GOOD, name: nothing} for name in ("prompt", "chosen", "rejected")]
     assert found(encoded(renderer, rows)[1])["invisible_text"] == [1, 2, 3]
+
+
+def test_joiners_inside_a_word_are_seen(renderer: Renderer) -> None:
+    words = {**GOOD, "chosen": "می\u200cروم", "rejected": "میروم"}
+    assert found(encoded(renderer, [words])[1]) == {}
 
 
 @pytest.mark.parametrize("more", ["\u200f", " ", "\n", "ـ"])
@@ -164,6 +188,14 @@ def test_what_was_found_is_warned_of_and_reported(tmp_path: Path) -> None:
     assert [detail.line for detail in caught.value.details] == [2]
 
 
+def test_rows_that_are_dropped_on_the_way_to_a_dataset_are_warned_of(tmp_path: Path) -> None:
+    data, observer = load(tmp_path, [GOOD, GOOD], max_prompt_length=32, max_length=64)
+    cut = {"prompt": "س", "chosen": f"{LONG}أ", "rejected": f"{LONG}ب"}
+    mapped = Dataset.from_list([cut, GOOD]).map(data.tokenize_and_format, batched=True)
+    assert len(mapped) == 1
+    assert "1 row dropped (1)" in observer.warnings["answers_equal"]
+
+
 def test_a_split_keeps_the_rows_of_a_prompt_together(tmp_path: Path) -> None:
     """Also where each prompt has more rows than the share that is asked for."""
     rows = [{"prompt": f"سؤال {i % 8}", "completion": f"جواب {i}", "label": i % 3 > 0} for i in range(160)]
@@ -217,6 +249,8 @@ def test_a_smaller_loss_is_told_with_its_share_and_place() -> None:
     rows.append({"prompt": "cairo", "completion": "Cairo", "label": True})
     words = {"cairo": 1, "Cairo": 2}
     assert tokenizer_check.check(make_tokenizer(words), rows, "m") is None
+    shouted = [{"prompt": "CAIRO", "completion": "CAIRO", "label": True}]
+    assert "loses 100.00%" in (tokenizer_check.check(make_tokenizer(words, lowercase=True), shouted, "m") or "")
     loss = tokenizer_check.check(make_tokenizer(words, lowercase=True), rows, "m")
     assert loss is not None
     assert "loses 1.00% of the text: 'Cairo' comes back as 'cairo'" in loss
