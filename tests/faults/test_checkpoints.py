@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoints import WEIGHTS, write_parts
 from trainer_core.checkpoints import newest_verified, prune, publish, verified_step
 
-FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 AUDITED = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}
 
 
 def save(run_dir: Path, step: int) -> None:
     """A checkpoint as the trainer writes it: aside, file by file, then published; older ones are pruned."""
     staged = run_dir / f".staging-{step}" / f"checkpoint-{step}"
-    staged.mkdir(parents=True)
-    for name in FILES:
-        (staged / name).write_bytes(os.urandom(2000))
+    write_parts(staged, lambda: os.urandom(2000))
     publish(staged, run_dir, step)
     prune(run_dir, 2)
 
@@ -78,7 +76,7 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, harm: str) -> None
     for step in (10, 20):
         save(tmp_path, step)
     victim = tmp_path / "checkpoint-20"
-    weights = victim / FILES[0]
+    weights = victim / WEIGHTS
     match harm:
         case "cut":
             weights.write_bytes(weights.read_bytes()[:-1])
