@@ -28,8 +28,8 @@ _REPORTERS = {
     "wandb": (("wandb",), "wandb"),
     "mlflow": (("mlflow",), "mlflow-skinny"),
 }
-
-
+# Where accelerate reads how many processes there are.
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
 
 
@@ -44,6 +44,7 @@ class Places:
 
 def check(config: PreferenceConfig, locate: Locate) -> Places:
     """Everything that the config alone can get wrong. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
+    _check_processes()
     _check_devices()
     _check_reporters(config)
     _check_output_dir(config.output_dir)
@@ -126,11 +127,25 @@ def check_tokenizer(tokenizer: Any, path: str) -> None:
         raise ModelRefused(f"the tokenizer of {path!r} has {len(tokenizer)} tokens, the model only {vocabulary}")
 
 
+def _check_processes() -> None:
+    """Every process would train on its own and write to the same output_dir, over the others' checkpoints."""
+    found = [(name, os.environ.get(name, "")) for name in _WORLD_SIZES]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        found.append(("torch.distributed's world size", str(torch.distributed.get_world_size())))
+    several = [(name, value) for name, value in found if value.strip() not in ("", "-1", "0", "1")]
+    if several:
+        name, value = several[0]
+        raise SpecInvalid(
+            f"a run takes one process, but {name} is {value}; start it with python, not with torchrun, accelerate launch or "
+            f"mpirun, or unset {name}"
+        )
+
+
 def _check_devices() -> None:
     """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
     count = torch.cuda.device_count()
-    if count > 1 and "LOCAL_RANK" not in os.environ:
-        raise SpecInvalid(f"a training takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
+    if count > 1:
+        raise SpecInvalid(f"a run takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
 
 
 def _check_reporters(config: TrainingSettings) -> None:

@@ -89,6 +89,7 @@ class TokenizedTrainer(StagedCheckpoints):
             "identity": self.identity,
             "tokens_computed": self.savings.computed,
             "tokens_plain": self.savings.plain,
+            "batches": self.savings.batches,
         }
         (staged / PENDING).write_text(json.dumps(pending), encoding="utf-8")
 
@@ -104,6 +105,8 @@ class TokenizedTrainer(StagedCheckpoints):
         self.savings.computed += pending["tokens_computed"]
         self.savings.computed_before += pending["tokens_computed"]
         self.savings.plain += pending["tokens_plain"]
+        for path, count in pending.get("batches", {}).items():
+            self.savings.batches[path] += count
         self._collected().update(pending["metrics"])
 
     def read_identity(self, checkpoint: Path) -> dict[str, Any]:
@@ -126,7 +129,11 @@ class TokenizedTrainer(StagedCheckpoints):
         return super()._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        passes = self.savings.passes
         result = super().compute_loss(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.model.training:
+            # A wrapper around the model can hide that it is accelerated: what counts is that our forward pass ran.
+            self.savings.batches["shared_prompt" if self.savings.passes > passes else "plain"] += 1
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
             raise self._nonfinite(f"the loss became {loss.item()}", [int(row) for row in self._rows])
