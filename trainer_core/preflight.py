@@ -129,16 +129,17 @@ def check_tokenizer(tokenizer: Any, path: str) -> None:
 
 def _check_processes() -> None:
     """Every process would train on its own and write to the same output_dir, over the others' checkpoints."""
-    found = [(name, os.environ.get(name, "")) for name in _WORLD_SIZES]
+    for name in _WORLD_SIZES:
+        value = os.environ.get(name, "")
+        if value.strip() not in ("", "0", "1"):
+            raise SpecInvalid(
+                f"a run takes one process, but {name} is {value}; start it with python, not with torchrun, accelerate "
+                f"launch or mpirun, or unset {name}"
+            )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        found.append(("torch.distributed's world size", str(torch.distributed.get_world_size())))
-    several = [(name, value) for name, value in found if value.strip() not in ("", "-1", "0", "1")]
-    if several:
-        name, value = several[0]
-        raise SpecInvalid(
-            f"a run takes one process, but {name} is {value}; start it with python, not with torchrun, accelerate launch or "
-            f"mpirun, or unset {name}"
-        )
+        count = torch.distributed.get_world_size()
+        if count > 1:
+            raise SpecInvalid(f"a run takes one process, but torch.distributed has {count} processes; start one with python")
 
 
 def _check_devices() -> None:

@@ -1,11 +1,14 @@
 """What can be known is said before a model loads, and names the thing and the fix."""
 
 import json
+import multiprocessing
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.fakes import RecordingObserver
 from tests.training import config, make_model, some_rows, write_rows
@@ -111,11 +114,60 @@ def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pyt
         trainer.load()
 
 
-def test_several_gpus_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("local_rank", [None, "0"])
+def test_several_gpus_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: str | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(SpecInvalid, match="one GPU, but 2 are visible; set CUDA_VISIBLE_DEVICES"):
-        PreferenceTrainer(config("cpo", tmp_path)).load()
+        PreferenceTrainer(config("cpo", tmp_path / "out")).load()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_several_processes_are_refused_by_the_variable_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    trainer = PreferenceTrainer(config("ipo", tmp_path / "out"))
+    for value in ("2", "many"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(
+            SpecInvalid, match=f"one process, but {name} is {value}; start it with python, .* or unset {name}"
+        ):
+            trainer.load()
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv(name, "1")
+    trainer.load()
+
+
+def train_as(rank: int, output_dir: Path, meeting: Path | None, said: Any) -> None:
+    """A process of two; with a meeting they find each other first, and nothing in the environment says so."""
+    if meeting:
+        torch.distributed.init_process_group("gloo", f"file://{meeting}", world_size=2, rank=rank)
+    else:
+        os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    try:
+        PreferenceTrainer(config("ipo", output_dir, save_steps=1)).train()
+    except SpecInvalid as error:
+        said.put(str(error))
+
+
+@pytest.mark.parametrize(
+    ("meets", "reason"), [(False, "WORLD_SIZE is 2; start it"), (True, "torch.distributed has 2 processes; start one")]
+)
+def test_two_processes_write_nothing(tmp_path: Path, meets: bool, reason: str) -> None:
+    started = multiprocessing.get_context("fork")
+    said = started.Queue()
+    meeting = tmp_path / "meeting" if meets else None
+    output_dir = tmp_path / "results" / "out"
+    processes = [started.Process(target=train_as, args=(rank, output_dir, meeting, said)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        assert f"a run takes one process, but {reason}" in said.get(timeout=60)
+    for process in processes:
+        process.join(60)
+    assert not output_dir.parent.exists()
 
 
 def test_a_method_that_is_none(tmp_path: Path) -> None:
