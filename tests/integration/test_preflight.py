@@ -1,14 +1,11 @@
 """What can be known is said before a model loads, and names the thing and the fix."""
 
 import json
-import multiprocessing
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.fakes import RecordingObserver
 from tests.training import config, make_model, some_rows, write_rows
@@ -138,36 +135,6 @@ def test_several_processes_are_refused_by_the_variable_that_says_so(
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv(name, "1")
     trainer.load()
-
-
-def train_as(rank: int, output_dir: Path, meeting: Path | None, said: Any) -> None:
-    """A process of two; with a meeting they find each other first, and nothing in the environment says so."""
-    if meeting:
-        torch.distributed.init_process_group("gloo", f"file://{meeting}", world_size=2, rank=rank)
-    else:
-        os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
-    try:
-        PreferenceTrainer(config("ipo", output_dir, save_steps=1)).train()
-    except SpecInvalid as error:
-        said.put(str(error))
-
-
-@pytest.mark.parametrize(
-    ("meets", "reason"), [(False, "WORLD_SIZE is 2; start it"), (True, "torch.distributed has 2 processes; start one")]
-)
-def test_two_processes_write_nothing(tmp_path: Path, meets: bool, reason: str) -> None:
-    started = multiprocessing.get_context("fork")
-    said = started.Queue()
-    meeting = tmp_path / "meeting" if meets else None
-    output_dir = tmp_path / "results" / "out"
-    processes = [started.Process(target=train_as, args=(rank, output_dir, meeting, said)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for _ in processes:
-        assert f"a run takes one process, but {reason}" in said.get(timeout=60)
-    for process in processes:
-        process.join(60)
-    assert not output_dir.parent.exists()
 
 
 def test_a_method_that_is_none(tmp_path: Path) -> None:
