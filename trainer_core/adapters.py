@@ -1,7 +1,7 @@
 """Adapters: one is loaded whole, or refused.
 
-peft only warns when an adapter's file lacks tensors or has others: what is missing stays as it was drawn, and a run would go
-on from nothing. `check_file` finds that before weights load, `check_loaded` compares what was loaded with the file.
+peft only warns when an adapter's file lacks tensors or has others: what is missing stays as it was drawn, and a run would
+start from nothing. `check_file` finds that before weights load, `check_loaded` compares what was loaded with the file.
 """
 
 from collections.abc import Callable, Mapping

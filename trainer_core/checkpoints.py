@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 PENDING = "pending_metrics.json"
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", PENDING)
-"""What every checkpoint holds beside its weights: without one of them no run can go on exactly from it."""
+"""What every checkpoint holds beside its weights: without one of them a run cannot be resumed exactly."""
 WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
 """The weights: one of these; the last lists shards beside it."""
 _TOO_LITTLE_BYTES = 2**16
