@@ -4,7 +4,8 @@ peft only warns when an adapter's file lacks tensors or has others: what is miss
 start from nothing. `check_file` finds that before weights load, `check_loaded` compares what was loaded with the file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,8 @@ def tensors(policy: Any, name: str) -> dict[str, Tensor]:
 def check_file(path: str, skeleton: Any, base_path: str) -> None:
     """Raises `ModelRefused` unless an adapter's file holds what its config asks for on a base model.
 
-    Embeddings that were saved with it must be the base's own, to the bit: trained ones would be part of every answer, and no
-    reference could leave them out.
+    Embeddings that were saved with it must be the base's own, but for the rounding of a dtype: trained ones would be part of
+    every answer, and no reference could leave them out.
 
     Args:
         path: directory or hub name of the adapter; `base_path`: of its base.
@@ -68,18 +69,29 @@ def load(model: Any, path: str, name: str, *, is_trainable: bool = False) -> Any
         own = _without_embeddings(stored, model)
         # peft would write any other tensor over the base's.
         _check_names(path, {key: tensor for key, tensor in own.items() if _MARK not in key}, {})
-        if not isinstance(model, PeftModel):
-            policy = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable)
-            _check_live(path, own, tensors(policy, name))
-            return policy
-        try:
-            model.load_adapter(path, name, is_trainable=is_trainable)
-            _check_live(path, own, tensors(model, name))
-        except BaseException:
-            if name in model.peft_config:
-                model.delete_adapter(name)
-            raise
+        with _kept(_live(model, _base_name(key)) for key in stored.keys() - own):
+            if not isinstance(model, PeftModel):
+                policy = PeftModel.from_pretrained(model, path, name, is_trainable=is_trainable)
+                _check_live(path, own, tensors(policy, name))
+                return policy
+            try:
+                model.load_adapter(path, name, is_trainable=is_trainable)
+                _check_live(path, own, tensors(model, name))
+            except BaseException:
+                if name in model.peft_config:
+                    model.delete_adapter(name)
+                raise
         return model
+
+
+@contextmanager
+def _kept(weights: Iterable[Tensor]) -> Generator[None]:
+    """Gives the base's weights their own values back: an adapter's file may hold them rounded."""
+    before = [(tensor, tensor.detach().clone()) for tensor in weights]
+    yield
+    with torch.no_grad():
+        for tensor, values in before:
+            tensor.copy_(values)
 
 
 def check_loaded(policy: Any, path: str, name: str) -> None:
@@ -148,13 +160,14 @@ def _check_embeddings(path: str, stored: Mapping[str, Tensor], model: Any, of_ba
         base = of_base(_base_name(name))
         if base is None:
             continue
+        coarser = min(stored[name].dtype, base.dtype, key=lambda dtype: dtype.itemsize)
         if len(stored[name]) != len(base):
             raise _refused(
                 path,
                 f"does not fit: its embeddings ({name}) have {len(stored[name])} rows, the vocabulary of the model has "
                 f"{len(base)}. Name the base that it was trained on",
             )
-        if stored[name].shape != base.shape or not _is_same(stored[name], base):
+        if not torch.equal(stored[name].to(base.device, coarser), base.detach().to(coarser)):
             raise _refused(
                 path,
                 f"holds embeddings ({name}) other than the model's: trained embeddings, which no reference could leave out. "

@@ -137,6 +137,17 @@ def test_saved_embeddings_must_be_those_of_the_model(base: str, tmp_path: Path, 
         adapters.load(load_model(name, torch.float32), str(folder), "default")
 
 
+def test_embeddings_that_were_saved_rounded_leave_the_model_as_it_is(base: str, tmp_path: Path) -> None:
+    folder = make_adapter(base, tmp_path / "adapter", with_embeddings=True)
+    rewrite(folder, lambda weights: {name: tensor.to(torch.bfloat16) for name, tensor in weights.items()})
+    trainer = PreferenceTrainer(config("ipo", tmp_path / "out", model_name=base, adapter_name=str(folder), max_steps=1))
+    trainer.prepare()
+    trainer.check_reference()
+    exact = load_model(base, torch.float32).get_input_embeddings().weight
+    assert torch.equal(trainer.model.get_input_embeddings().weight, exact)
+    assert not torch.equal(exact, exact.to(torch.bfloat16).float())
+
+
 def test_what_was_loaded_is_compared_with_the_file(base: str, plain: Path) -> None:
     policy = adapters.load(load_model(base, torch.float32), str(plain), "default")
     adapters.check_loaded(policy, str(plain), "default")

@@ -144,10 +144,10 @@ class TokenizedTrainer(StagedCheckpoints):
         checkpoint, trained = Path(resume_from_checkpoint), model if model is not None else self.model
         with loading(resume_from_checkpoint, "resume_from_checkpoint"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]
-        if not isinstance(trained, PeftModel):
-            found = weight_headers.shapes(model_files.weight_files(resume_from_checkpoint))
-            weight_headers.check_names(trained, found, resume_from_checkpoint, "resume_from_checkpoint")
-            return
+            if not isinstance(trained, PeftModel):
+                found = weight_headers.shapes(model_files.weight_files(resume_from_checkpoint))
+                weight_headers.check_names(trained, found, resume_from_checkpoint, "resume_from_checkpoint")
+                return
         for name in trained.peft_config:
             folder = checkpoint if name == TRAINED_ADAPTER else checkpoint / name
             adapters.check_loaded(trained, str(folder), name)
