@@ -17,12 +17,25 @@ from trainer_core.errors import DiskFull
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
+PENDING = "pending_metrics.json"
+STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", PENDING)
+"""What every checkpoint holds beside its weights: without one of them a run cannot be resumed exactly."""
+WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+"""The weights: one of these; the last lists shards beside it."""
 _TOO_LITTLE_BYTES = 2**16
 _RESULTS = ("checkpoint-*", "*_metadata.json", "adapter_*", "model*.safetensors*", "ref", f"{STAGING_PREFIX}*")
 
 
 def publish(staged: Path, run_dir: Path, step: int) -> Path:
-    """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once."""
+    """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once.
+
+    Raises:
+        RuntimeError: it lacks a part that resuming needs.
+    """
+    if lacking := _lacking(staged):
+        raise RuntimeError(
+            f"the checkpoint of step {step} is not published: it lacks {', '.join(lacking)}; resume from the one before"
+        )
     files = {name: _sha256(staged / name) for name in sorted(_names(staged))}
     (staged / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
     for path in staged.rglob("*"):
@@ -36,14 +49,14 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
 
 
 def verified_step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint whose every file is as it was written, and that has no other, else None."""
+    """The step of a checkpoint that holds all that resuming needs, every file as it was written and no other; else None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        if _names(checkpoint) == set(manifest["files"]) and all(
-            _sha256(checkpoint / name) == digest for name, digest in manifest["files"].items()
-        ):
+        if _lacking(checkpoint) or _names(checkpoint) != set(manifest["files"]):
+            return None
+        if all(_sha256(checkpoint / name) == digest for name, digest in manifest["files"].items()):
             return int(manifest["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
 
@@ -156,6 +169,19 @@ def is_disk_full(error: BaseException, place: Path) -> bool:
         return True
     told = any(text in str(error) for text in ("No space left", "File too large", "quota exceeded"))
     return told or shutil.disk_usage(place).free < _TOO_LITTLE_BYTES
+
+
+def _lacking(checkpoint: Path) -> list[str]:
+    """What resuming needs and a checkpoint does not have."""
+    found = _names(checkpoint)
+    lacking = [name for name in STATE_FILES if name not in found]
+    weights = [name for name in WEIGHT_FILES if name in found]
+    if not weights:
+        return ["its weights", *lacking]
+    if weights == ["model.safetensors.index.json"]:
+        index = json.loads((checkpoint / weights[0]).read_text(encoding="utf-8"))
+        lacking += sorted(set(index["weight_map"].values()) - found)
+    return lacking
 
 
 def _named_step(path: Path) -> int:

@@ -14,9 +14,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from trainer_core import adapters
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import Remembered, base_tensors, side_fingerprint
-from trainer_core.models import Locate, load_model, load_reference, loading, weights_dtype
+from trainer_core.models import Locate, load_model, load_reference, weights_dtype
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.renderers import load_saved_renderer
 from trainer_core.row_rules import comparable
@@ -294,11 +295,9 @@ class Bases:
         key = path, dtype, in_4bit
         if key not in self._models:
             base = load_model(path, dtype, in_4bit)
-            with loading(str(adapter)):
-                self._models[key] = PeftModel.from_pretrained(base, str(adapter), name), Remembered()
+            self._models[key] = adapters.load(base, str(adapter), name), Remembered()
         else:
-            with loading(str(adapter)):
-                self._models[key][0].load_adapter(str(adapter), name)
+            adapters.load(self._models[key][0], str(adapter), name)
         policy, remembered = self._models[key]
         return policy.eval().requires_grad_(False), remembered
 
@@ -339,8 +338,7 @@ def load_pair(
         path, in_4bit = locate(metadata["model_name"]), metadata["load_in_4bit"]
         policy, remembered = (bases or Bases()).adapted(path, dtype, in_4bit, directory, adapter)
         if (directory / REFERENCE_ADAPTER).is_dir():
-            with loading(str(directory / REFERENCE_ADAPTER)):
-                policy.load_adapter(str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
+            adapters.load(policy, str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
         policy.set_adapter(adapter)
     else:
         policy = load_model(str(directory), dtype).eval()

@@ -10,8 +10,9 @@ from trainer_core import estimates, preflight
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.estimates import Load, Precision, Size
+from trainer_core.loading import loading
 from trainer_core.memory import decide
-from trainer_core.models import Locate, loading, same_name
+from trainer_core.models import Locate, same_name
 from trainer_core.observer import Observer
 from trainer_core.plan import row_tokens
 from trainer_core.renderers import load_renderer

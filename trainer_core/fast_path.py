@@ -39,11 +39,16 @@ class FastPath:
         self._checkpointing: memory.Decision | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """Which path ran, why, and the tokens that the layers computed next to those of the plain path."""
+        """Which path ran, why, and the tokens that the layers computed next to those of the plain path.
+
+        `path` is read from the counts in `batches`: None before the first step, `mixed` when both ran, as after a resume on
+        another path.
+        """
         savings = self._savings or Savings()
-        path = "plain" if "model" in self._plain_because else "shared_prompt"
+        ran = [path for path, count in savings.batches.items() if count]
         return {
-            "path": path if self._savings else None,
+            "path": "mixed" if len(ran) > 1 else next(iter(ran), None),
+            "batches": savings.batches,
             "plain_because": self._plain_because,
             "reference_passes": self._reference_passes,
             "gradient_checkpointing": self._checkpointing.as_dict() if self._checkpointing else None,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 
+from trainer_core import adapters
 from trainer_core.errors import ModelNotFound, ReferenceMismatch
 from trainer_core.fingerprints import base_tensors, fingerprint
-from trainer_core.models import Locate, load_model, load_tokenizer, loading, same_name, weights_dtype
+from trainer_core.models import Locate, load_model, load_tokenizer, same_name, weights_dtype
+from trainer_core.reference import TRAINED_ADAPTER
 
 _PROMPT = "ما عاصمة مصر؟"
 
@@ -42,8 +43,7 @@ def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str
     base = load_model(locate(metadata["model_name"]), dtype)
     if not metadata["load_in_4bit"] and fingerprint(base_tensors(base)) != metadata["base_weights_sha256"]:
         raise ReferenceMismatch(f"the weights of {metadata['model_name']!r} are not those that the adapter was trained on")
-    with loading(str(directory)):
-        policy = PeftModel.from_pretrained(base, str(directory)).eval()
+    policy = adapters.load(base, str(directory), TRAINED_ADAPTER).eval()
     tokenizer = load_tokenizer(str(directory))
     ids = torch.tensor([tokenizer(_PROMPT)["input_ids"]], device=base.device)
     with torch.no_grad():

@@ -12,16 +12,20 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from trainer_core.errors import Detail, ModelRefused
 
-_INDEX = "model.safetensors.index.json"
-_ADAPTER_CONFIG, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
+_INDEX = f"{WEIGHTS}.index.json"
+_ADAPTER_CONFIG = "adapter_config.json"
 # What follows may name a module, a repository or a program.
 _CODE = frozenset({"auto_map", "trust_remote_code", "custom_generate", "megatron_config"})
 _ATTENTION = frozenset({"_attn_implementation", "_attn_implementation_internal", "attn_implementation"})
 _KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+# Counts of modules, for each of which transformers makes objects before it looks at a weight.
+_COUNTS = re.compile(r"(num|n)_([a-z_]+_)?(layers?|experts|blocks|labels)")
+_MOST_MODULES = 2048
 # Files that a file names in its place.
 _FILES = frozenset({"configuration_files", "fast_tokenizer_files"})
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -50,15 +54,49 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
         return
     # A version of transformers may have a configuration of its own, as config.4.0.0.json.
     for file in sorted(folder.glob("*config*.json")):
-        for reason in _faults(_read(file, refuse)):
+        content = _read(file, refuse)
+        if not isinstance(content, dict):
+            raise refuse(file.name, "is not a JSON object")
+        for reason in _faults(content):
             raise refuse(file.name, reason)
     if (folder / _INDEX).is_file():
         index = _read(folder / _INDEX, refuse)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(shards, dict) or not all(_is_weights(shard) for shard in shards.values()):
             raise refuse(_INDEX, "must name safetensors files beside it, and no others")
-    if needs_weights and is_adapter(path) and not (folder / _ADAPTER_WEIGHTS).is_file():
+    if needs_weights and is_adapter(path) and not (folder / ADAPTER_WEIGHTS).is_file():
         raise refuse(_ADAPTER_CONFIG, "has no safetensors weights beside it")
+
+
+def weight_files(path: str, name: str = WEIGHTS) -> list[Path]:
+    """The safetensors files of a model or adapter on this machine: one, or the shards that an index lists.
+
+    Nothing is downloaded: for a name on the hub whose files are not all in the cache, there are none.
+
+    Args:
+        path: a directory, or a name on the hub.
+        name: `WEIGHTS` or `ADAPTER_WEIGHTS`.
+    """
+    whole, index = _on_disk(path, name), _on_disk(path, f"{name}.index.json")
+    # transformers looks for them in this order.
+    if whole:
+        return [whole]
+    if index is None:
+        return []
+    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    if Path(path).is_dir():
+        return [Path(path) / shard for shard in shards]
+    cached = [_on_disk(path, shard) for shard in shards]
+    return [shard for shard in cached if shard] if all(cached) else []
+
+
+def _on_disk(path: str, name: str) -> Path | None:
+    if Path(path).is_dir():
+        return Path(path) / name if (Path(path) / name).is_file() else None
+    with suppress(ValueError):
+        found = try_to_load_from_cache(path, name)
+        return Path(found) if isinstance(found, str) else None
+    return None
 
 
 def _folder(path: str) -> Path | None:
@@ -70,7 +108,7 @@ def _folder(path: str) -> Path | None:
 def _from_hub(name: str) -> Path | None:
     # What is no name, and a hub that does not answer, the load itself will say.
     with suppress(OSError, ValueError):
-        return Path(snapshot_download(name, allow_patterns=["*config*.json", _INDEX, _ADAPTER_WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=["*config*.json", _INDEX, ADAPTER_WEIGHTS]))
     return None
 
 
@@ -93,6 +131,8 @@ def _faults(value: Any) -> Iterator[str]:
             yield f"has {name}, which may run code"
         elif name in _ATTENTION and not (isinstance(inner, str | None) and inner in _KNOWN_ATTENTION):
             yield f"has {name}={inner!r}, which is none that is known"
+        elif _COUNTS.fullmatch(name) and isinstance(inner, int | float) and inner > _MOST_MODULES:
+            yield f"has {name}={inner}, more than the {_MOST_MODULES} that are allowed"
         elif name in _FILES and not (isinstance(inner, list) and all(_is_plain(file) for file in inner)):
             yield f"has {name} outside of the model"
         else:

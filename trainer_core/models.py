@@ -12,9 +12,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 
-from trainer_core import model_files
+from trainer_core import adapters, model_files, weight_headers
 from trainer_core.config import TrainingSettings
-from trainer_core.errors import Detail, ModelNotFound, ModelRefused, SpecInvalid
+from trainer_core.errors import Detail, ModelRefused, SpecInvalid
+from trainer_core.loading import loading
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER
 
 Precision = Literal["bf16", "fp16", "fp32"]
@@ -104,8 +105,7 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
         )
     model, info = loaded
     if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ModelRefused(f"the files of the model {path!r} lack {len(missing)} weights, the first is {missing[0]}")
+        raise weight_headers.lacks(path, info["missing_keys"])
     return _keep_packing(model) if in_4bit else model.to(device)
 
 
@@ -130,30 +130,6 @@ def refuse_adapter(path: str, field: str) -> None:
         )
 
 
-class loading:  # noqa: N801  # reads as a function: `with loading(path):`
-    """Around every load of a model's files: looks at them first, and turns what transformers and peft raise for a missing or
-    unsuitable model into the product's errors.
-    """
-
-    def __init__(self, path: str, field: str = "model_name", needs_weights: bool = True) -> None:
-        self._path, self._field, self._needs_weights = path, field, needs_weights
-
-    def __enter__(self) -> None:
-        model_files.check(self._path, self._field, self._needs_weights)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError | ValueError | RuntimeError | KeyError):
-            return
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        # peft says so with a ValueError.
-        is_absent = isinstance(error, OSError) or "Can't find" in reason
-        if is_absent and not Path(self._path).is_dir():
-            raise ModelNotFound(f"no model {self._path!r} here: {reason}", [Detail(self._field, "is not found")]) from error
-        raise ModelRefused(
-            f"the model {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]
-        ) from error
-
-
 def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None, precision: Precision) -> Any:
     """The model to train: base with new LoRA adapters or with one to go on from, or all weights in float32.
 
@@ -164,8 +140,7 @@ def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None,
     if not settings.use_lora:
         return model
     if adapter_path:
-        with loading(adapter_path, "adapter_name"):
-            policy = PeftModel.from_pretrained(model, adapter_path, is_trainable=True)
+        policy = adapters.load(model, adapter_path, TRAINED_ADAPTER, is_trainable=True)
         if settings.reference_kind == "adapter":
             copy_adapter(policy)
         return policy

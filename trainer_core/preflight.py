@@ -15,10 +15,11 @@ from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer_core import model_files
+from trainer_core import adapters, model_files, weight_headers
 from trainer_core.config import PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, ModelRefused, SpecInvalid
-from trainer_core.models import Locate, loading, refuse_adapter
+from trainer_core.loading import loading
+from trainer_core.models import Locate, refuse_adapter
 from trainer_core.observer import Observer
 
 # The packages that each of `report_to` can use, and what installs one of them.
@@ -27,8 +28,8 @@ _REPORTERS = {
     "wandb": (("wandb",), "wandb"),
     "mlflow": (("mlflow",), "mlflow-skinny"),
 }
-
-
+# Where accelerate reads how many processes there are.
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
 
 
@@ -43,6 +44,7 @@ class Places:
 
 def check(config: PreferenceConfig, locate: Locate) -> Places:
     """Everything that the config alone can get wrong. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
+    _check_processes()
     _check_devices()
     _check_reporters(config)
     _check_output_dir(config.output_dir)
@@ -57,7 +59,7 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
                 [Detail("output_dir", f"holds the {field}")],
             )
     if config.load_in_4bit or config.reference_in_4bit:
-        _check_widths(_model_config(places.model, "model_name"), places.model)
+        _check_widths(places.model)
     return places
 
 
@@ -71,22 +73,25 @@ def check_models(config: PreferenceConfig, locate: Locate) -> Places:
     model = _model_config(places.model, "model_name")
     if places.reference != places.model:
         reference = _model_config(places.reference, "ref_model_name")
-        if reference.vocab_size != model.vocab_size:
+        ours, theirs = _vocabulary(model, places.model), _vocabulary(reference, places.reference)
+        if ours != theirs:
             raise ModelRefused(
-                f"the reference {config.ref_model_name!r} has a vocabulary of {reference.vocab_size} tokens, the model "
-                f"{config.model_name!r} one of {model.vocab_size}; they must be the same",
+                f"the reference {config.ref_model_name!r} has a vocabulary of {theirs} tokens, the model "
+                f"{config.model_name!r} one of {ours}; they must be the same",
                 [Detail("ref_model_name", "has another vocabulary")],
             )
+        _checked_skeleton(reference, places.reference, "ref_model_name")
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.max_length > longest:
         raise SpecInvalid(
             f"max_length is {config.max_length}, but {config.model_name!r} reads at most {longest} tokens",
             [Detail("max_length", f"must be at most {longest}")],
         )
+    skeleton = _checked_skeleton(model, places.model, "model_name")
     if places.adapter:
-        _check_adapter(places.adapter)
+        _check_adapter(places.adapter, skeleton, places.model)
     elif config.use_lora:
-        _check_targets(config, model, places.model)
+        _check_targets(config, skeleton)
     return places
 
 
@@ -117,16 +122,31 @@ def warn_of_clamp(config: TrainingSettings, observer: Observer) -> None:
 
 def check_tokenizer(tokenizer: Any, path: str) -> None:
     """Raises `ModelRefused` when the tokenizer knows more tokens than the model."""
-    vocabulary = _model_config(path, "model_name").vocab_size
+    vocabulary = _vocabulary(_model_config(path, "model_name"), path)
     if len(tokenizer) > vocabulary:
         raise ModelRefused(f"the tokenizer of {path!r} has {len(tokenizer)} tokens, the model only {vocabulary}")
+
+
+def _check_processes() -> None:
+    """Every process would train on its own and write to the same output_dir, over the others' checkpoints."""
+    for name in _WORLD_SIZES:
+        value = os.environ.get(name, "")
+        if value.strip() not in ("", "0", "1"):
+            raise SpecInvalid(
+                f"a run takes one process, but {name} is {value}; start it with python, not with torchrun, accelerate "
+                f"launch or mpirun, or unset {name}"
+            )
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        count = torch.distributed.get_world_size()
+        if count > 1:
+            raise SpecInvalid(f"a run takes one process, but torch.distributed has {count} processes; start one with python")
 
 
 def _check_devices() -> None:
     """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
     count = torch.cuda.device_count()
-    if count > 1 and "LOCAL_RANK" not in os.environ:
-        raise SpecInvalid(f"a training takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
+    if count > 1:
+        raise SpecInvalid(f"a run takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
 
 
 def _check_reporters(config: TrainingSettings) -> None:
@@ -173,16 +193,35 @@ def _check_4bit() -> None:
 
 
 def _model_config(path: str, field: str) -> Any:
-    folder = Path(path)
     refuse_adapter(path, field)
     with loading(path, field):
         found = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    if Path(path).is_dir() and not model_files.weight_files(path):
         raise ModelRefused(f"the model {path!r} has no safetensors weights", [Detail(field, "has no safetensors weights")])
     return found
 
 
-def _check_adapter(path: str) -> None:
+def _vocabulary(config: Any, path: str) -> int:
+    found = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(found, int):
+        raise ModelRefused(f"the config.json of the model {path!r} names no vocab_size; it is not a language model's")
+    return found
+
+
+def _skeleton(config: Any, path: str, field: str) -> Any:
+    """The model of a configuration, without weights."""
+    with loading(path, field), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _checked_skeleton(config: Any, path: str, field: str) -> Any:
+    """As `_skeleton`. Raises `ModelRefused` when the files do not hold the weights that the configuration asks for."""
+    skeleton = _skeleton(config, path, field)
+    weight_headers.check(skeleton, path, field)
+    return skeleton
+
+
+def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
     with loading(path, "adapter_name", needs_weights=False):
         found = PeftConfig.from_pretrained(path)
     if str(getattr(found.peft_type, "value", found.peft_type)) != "LORA":
@@ -193,6 +232,11 @@ def _check_adapter(path: str) -> None:
                 f"the adapter {path!r} has {name}: whole weights that train with it, which no reference could leave out",
                 [Detail("adapter_name", f"has {name}")],
             )
+    if getattr(found, "layer_replication", None):
+        raise ModelRefused(
+            f"the adapter {path!r} has layer_replication: it repeats layers of the base, which no reference could leave out",
+            [Detail("adapter_name", "has layer_replication")],
+        )
     if getattr(found, "alora_invocation_tokens", None):
         raise ModelRefused(
             f"the adapter {path!r} has alora_invocation_tokens: it is on for a part of a row only, which rows that share a "
@@ -208,14 +252,15 @@ def _check_adapter(path: str) -> None:
             [Detail("adapter_name", "adapts lm_head")],
         )
     model_files.check(path, "adapter_name")
+    adapters.check_file(path, skeleton, base_path)
 
 
-def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> None:
+def _check_targets(config: TrainingSettings, skeleton: Any) -> None:
     """Each name must be a linear layer's: peft ignores those that fit nothing as long as one fits."""
     targets = config.lora_target_modules
     if isinstance(targets, str):
         return
-    linear = _linear_layers(model_config, path)
+    linear = _linear_layers(skeleton)
     unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
     if unknown:
         known = ", ".join(sorted({name.split(".")[-1] for name in linear} - {"lm_head"}))
@@ -225,11 +270,12 @@ def _check_targets(config: TrainingSettings, model_config: Any, path: str) -> No
         )
 
 
-def _check_widths(model_config: Any, path: str) -> None:
+def _check_widths(path: str) -> None:
     """bitsandbytes packs rows in blocks of 64; its CPU kernels fail, deep in training, where a row is not made of these."""
     if torch.cuda.is_available():
         return
-    odd = [name for name, layer in _linear_layers(model_config, path).items() if layer.in_features % _BLOCK]
+    layers = _linear_layers(_skeleton(_model_config(path, "model_name"), path, "model_name"))
+    odd = [name for name, layer in layers.items() if layer.in_features % _BLOCK]
     if odd:
         raise SpecInvalid(
             f"4-bit weights on a CPU need layers whose width divides by {_BLOCK}; {odd[0]} of {path!r} has another",
@@ -237,8 +283,6 @@ def _check_widths(model_config: Any, path: str) -> None:
         )
 
 
-def _linear_layers(model_config: Any, path: str) -> dict[str, nn.Linear]:
-    """The linear layers of a model by name, without weights."""
-    with loading(path), torch.device("meta"):
-        skeleton = AutoModelForCausalLM.from_config(model_config, trust_remote_code=False)
+def _linear_layers(skeleton: Any) -> dict[str, nn.Linear]:
+    """The linear layers of a model by name."""
     return {name: module for name, module in skeleton.named_modules() if isinstance(module, nn.Linear)}

@@ -3,7 +3,6 @@
 Knows how a PEFT model switches adapters. Knows nothing of configs, data or losses.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from peft import PeftModel
 from safetensors import safe_open
 from torch import Tensor
-from transformers.utils import cached_file
 from trl.trainer.utils import use_adapter
 
+from trainer_core import adapters, model_files
 from trainer_core.acceleration import causal_of
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fingerprints import adapter_tensors, base_tensors, is_quantized
@@ -140,14 +139,14 @@ def check_files(reference: Any, path: str, adapter_path: str | None) -> int:
         ReferenceMismatch: a tensor is not what its file holds.
     """
     model = model_of(reference)
-    compared = _compare(dict(base_tensors(model)), _weight_files(path, "model.safetensors"), model)
+    compared = _compare(dict(base_tensors(model)), model_files.weight_files(path))
     if isinstance(reference, FrozenView) and reference.adapter and adapter_path:
-        live = dict(adapter_tensors(model, reference.adapter))
-        compared += _compare(live, _weight_files(adapter_path, "adapter_model.safetensors"), model)
+        live = adapters.tensors(model, reference.adapter)
+        compared += _compare(live, model_files.weight_files(adapter_path, model_files.ADAPTER_WEIGHTS))
     return compared
 
 
-def _compare(live: dict[str, Tensor], files: list[str], model: Any) -> int:
+def _compare(live: dict[str, Tensor], files: list[Path]) -> int:
     quantized = {name for name, tensor in live.items() if is_quantized(tensor)}
     compared = 0
     for file in files:
@@ -157,15 +156,5 @@ def _compare(live: dict[str, Tensor], files: list[str], model: Any) -> int:
                     continue
                 compared += 1
                 if not torch.equal(stored.get_tensor(name).to(live[name].dtype), live[name].detach().cpu()):
-                    raise ReferenceMismatch(f"the reference's tensor {name} is not what {Path(file).name} holds")
+                    raise ReferenceMismatch(f"the reference's tensor {name} is not what {file.name} holds")
     return compared
-
-
-def _weight_files(path: str, name: str) -> list[str]:
-    """The safetensors files of a model or adapter, in one piece or as an index lists them; none when there are none."""
-    index = cached_file(path, f"{name}.index.json", _raise_exceptions_for_missing_entries=False)
-    if index is None:
-        whole = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
-        return [whole] if whole else []
-    pieces = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
-    return [str(cached_file(path, piece)) for piece in pieces]

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer_core.config import TrainingSettings
-from trainer_core.models import load_tokenizer, loading
+from trainer_core.loading import loading
+from trainer_core.models import load_tokenizer
 from trainer_core.stop_tokens import generation_end
 from trainer_core.tokens import Renderer
 

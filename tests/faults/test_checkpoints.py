@@ -1,6 +1,7 @@
 """A save that is killed at any of its file operations leaves the checkpoint before it, or the new one, whole."""
 
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -8,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from trainer_core.checkpoints import newest_verified, prune, publish, verified_step
+from tests.checkpoints import PARTS, WEIGHTS, write_parts
+from tests.training import config
+from trainer_core import PreferenceTrainer
+from trainer_core.checkpoints import MANIFEST, newest_verified, prune, publish, verified_step
+from trainer_core.errors import SpecInvalid
 
-FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 AUDITED = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}
 
 
 def save(run_dir: Path, step: int) -> None:
     """A checkpoint as the trainer writes it: aside, file by file, then published; older ones are pruned."""
     staged = run_dir / f".staging-{step}" / f"checkpoint-{step}"
-    staged.mkdir(parents=True)
-    for name in FILES:
-        (staged / name).write_bytes(os.urandom(2000))
+    write_parts(staged, lambda: os.urandom(2000))
     publish(staged, run_dir, step)
     prune(run_dir, 2)
 
@@ -78,7 +81,7 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, harm: str) -> None
     for step in (10, 20):
         save(tmp_path, step)
     victim = tmp_path / "checkpoint-20"
-    weights = victim / FILES[0]
+    weights = victim / WEIGHTS
     match harm:
         case "cut":
             weights.write_bytes(weights.read_bytes()[:-1])
@@ -92,3 +95,58 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, harm: str) -> None
             (victim / "manifest.json").write_text(json.dumps({}))
     newest = newest_verified([tmp_path])
     assert newest == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_checkpoint_without_one_of_its_parts_is_not_published(tmp_path: Path, part: str) -> None:
+    staged = tmp_path / ".staging-1"
+    write_parts(staged, lambda: b"x")
+    (staged / part).unlink()
+    name = "its weights" if part == WEIGHTS else part
+    with pytest.raises(RuntimeError, match=f"step 3 is not published: it lacks {name};"):
+        publish(staged, tmp_path, 3)
+    assert not (tmp_path / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_manifest_that_lists_too_little_is_not_believed(tmp_path: Path, part: str) -> None:
+    """As several processes wrote that took away each other's files."""
+    for step in (5, 7):
+        save(tmp_path, step)
+    good, bad = tmp_path / "checkpoint-5", tmp_path / "checkpoint-7"
+    (bad / part).unlink()
+    manifest = json.loads((bad / MANIFEST).read_text())
+    del manifest["files"][part]
+    (bad / MANIFEST).write_text(json.dumps(manifest))
+    assert verified_step(bad) is None
+    assert newest_verified([tmp_path]) == good
+
+
+def train_as(rank: int, output_dir: Path, meeting: Path | None, said: Any) -> None:
+    """A process of two; with a meeting they find each other first, and nothing in the environment says so."""
+    if meeting:
+        torch.distributed.init_process_group("gloo", f"file://{meeting}", world_size=2, rank=rank)
+    else:
+        os.environ.update(WORLD_SIZE="2", RANK=str(rank), LOCAL_RANK=str(rank))
+    try:
+        PreferenceTrainer(config("ipo", output_dir, save_steps=1)).train()
+    except SpecInvalid as error:
+        said.put(str(error))
+
+
+@pytest.mark.parametrize(
+    ("meets", "reason"), [(False, "WORLD_SIZE is 2; start it"), (True, "torch.distributed has 2 processes; start one")]
+)
+def test_two_processes_write_nothing(tmp_path: Path, meets: bool, reason: str) -> None:
+    started = multiprocessing.get_context("fork")
+    said = started.Queue()
+    meeting = tmp_path / "meeting" if meets else None
+    output_dir = tmp_path / "results" / "out"
+    processes = [started.Process(target=train_as, args=(rank, output_dir, meeting, said)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for _ in processes:
+        assert f"a run takes one process, but {reason}" in said.get(timeout=60)
+    for process in processes:
+        process.join(60)
+    assert not output_dir.parent.exists()

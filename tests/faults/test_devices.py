@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.checkpoints import WEIGHTS, write_parts
 from tests.faults.conftest import StartRig
 from tests.faults.test_processes import _over, finished, the_training
 from tests.rig import history
@@ -233,7 +234,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(start_rig: StartRig, tmp_pat
     runs = tmp_path / "data" / "runs"
     with small_disk(runs, "10m"):
         rig, client = start_rig()
-        shared = {"filler_bytes": MIB, "step_s": 0.05}
+        shared = {"filler_bytes": 3 * MIB, "step_s": 0.05}
         job_id = client.submit(job_spec(30, behaviour=shared))["id"]
         blocker = runs / "blocker"
         running(client, job_id, 6)
@@ -255,14 +256,14 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(start_rig: StartRig, tmp_pat
 
 
 class _Writes:
-    """As much of a trainer as saving needs: each checkpoint is one file."""
+    """As much of a trainer as saving needs: each checkpoint is large in one file."""
 
     size_bytes = MIB + MIB // 2
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
-        folder.mkdir(parents=True)
-        (folder / "weights").write_bytes(b"x" * self.size_bytes)
+        write_parts(folder, lambda: b"x")
+        (folder / WEIGHTS).write_bytes(b"x" * self.size_bytes)
 
 
 class _Saving(StagedCheckpoints, _Writes):

@@ -292,10 +292,13 @@ def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (step, name)
     told = json.loads((tmp_path / "fast" / f"{method}_metadata.json").read_text())["acceleration"]
     assert told["path"] == "shared_prompt"
+    batches = 4 * fields.get("gradient_accumulation_steps", 1)
+    assert told["batches"] == {"shared_prompt": batches, "plain": 0}
     assert told["plain_because"] == {}
     assert 0 < told["tokens_computed"] < 0.8 * told["tokens_plain"]
     told = json.loads((tmp_path / "plain" / f"{method}_metadata.json").read_text())["acceleration"]
     assert told["path"] == "plain"
+    assert told["batches"] == {"shared_prompt": 0, "plain": batches}
     assert told["plain_because"]["model"] == "acceleration is off"
     assert told["tokens_computed"] == 0
     assert "plain_path" not in plain_seen.warnings, "who asks for it needs no warning"
@@ -366,14 +369,6 @@ def test_broken_weights_are_noticed_on_the_fast_path(method: str, tmp_path: Path
         parameter.fill_(float("nan"))
     with pytest.raises(NonfiniteLoss, match="in rows"):
         trainer.train()
-
-
-def test_counts_go_on_when_a_training_is_resumed(tmp_path: Path) -> None:
-    whole, _ = trained("ipo", tmp_path / "whole", save_steps=2)
-    expected = whole.metadata()["acceleration"]
-    resumed = PreferenceTrainer(config("ipo", tmp_path / "resumed", save_steps=2))
-    resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-2")
-    assert resumed.metadata()["acceleration"] == expected
 
 
 # -- the reference, once

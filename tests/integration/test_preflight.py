@@ -111,11 +111,30 @@ def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pyt
         trainer.load()
 
 
-def test_several_gpus_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("local_rank", [None, "0"])
+def test_several_gpus_for_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local_rank: str | None) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
     with pytest.raises(SpecInvalid, match="one GPU, but 2 are visible; set CUDA_VISIBLE_DEVICES"):
-        PreferenceTrainer(config("cpo", tmp_path)).load()
+        PreferenceTrainer(config("cpo", tmp_path / "out")).load()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"])
+def test_several_processes_are_refused_by_the_variable_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    trainer = PreferenceTrainer(config("ipo", tmp_path / "out"))
+    for value in ("2", "many"):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(
+            SpecInvalid, match=f"one process, but {name} is {value}; start it with python, .* or unset {name}"
+        ):
+            trainer.load()
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv(name, "1")
+    trainer.load()
 
 
 def test_a_method_that_is_none(tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from tests.checkpoints import PARTS, write_parts
 from tests.rig.history import note
 from trainer_core.checkpoints import prune, publish, verified_step
 from worker import child
+
+TRAINER_STATE = "trainer_state.json"
 
 
 class Behaviour(BaseModel):
@@ -66,7 +69,7 @@ def train(plan: dict[str, Any], reports: child.Reports, stop: threading.Event) -
     found = child.newest_checkpoint(plan)
     if found:
         step = verified_step(found) or 0
-        state = json.loads((found / "state.json").read_text())["state"]
+        state = json.loads((found / TRAINER_STATE).read_text())["state"]
         reports.send("checkpoint_loaded", step=step, job_id=found.parents[2].name)
     total, every = spec["max_steps"], spec["save_steps"] or 5
     reports.send("phase", phase="training")
@@ -112,11 +115,13 @@ def _misbehave(behaviour: Behaviour, step: int, attempt: int) -> None:
 def _save(output: Path, step: int, state: str, behaviour: Behaviour, reports: child.Reports) -> None:
     reports.send("phase", phase="saving")
     staged = output / f".staging-{step}-{os.getpid()}" / f"checkpoint-{step}"
-    staged.mkdir(parents=True)
-    for part in ("weights.bin", "optimizer.bin", "rng.bin"):
-        (staged / part).write_bytes(os.urandom(behaviour.filler_bytes or 64))
-        time.sleep(behaviour.save_s / 3)
-    (staged / "state.json").write_text(json.dumps({"state": state}))
+
+    def filler() -> bytes:
+        time.sleep(behaviour.save_s / len(PARTS))
+        return os.urandom(behaviour.filler_bytes // len(PARTS) or 64)
+
+    write_parts(staged, filler)
+    (staged / TRAINER_STATE).write_text(json.dumps({"state": state}))
     publish(staged, output, step)
     staged.parent.rmdir()
     prune(output, 2, (step,))

@@ -4,7 +4,7 @@ import functools
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ class Savings:
     plain: int = 0
     computed_before: int = 0
     """Of `computed`, what an earlier process of the same training had computed."""
+    passes: int = 0
+    """Accelerated forward passes with gradients, of this process."""
+    batches: dict[str, int] = field(default_factory=lambda: {"shared_prompt": 0, "plain": 0})
+    """Training micro-batches by the path that computed their losses."""
 
 
 @dataclass
@@ -159,6 +163,7 @@ class _Answer:
         if behind is None and ahead is not None and ahead[0] is input_ids:
             return ahead[1]
         packed = pack(input_ids, attention_mask)
+        self._savings.passes += torch.is_grad_enabled()
         self._savings.plain += input_ids.numel()
         if behind is not None:
             packed.kept = {}

@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from torch.utils.data import Sampler, get_worker_info
 from trl.trainer.utils import add_fused_lm_head
 
+from trainer_core import adapters, model_files, weight_headers
 from trainer_core.acceleration import Savings, accelerate, is_accelerated, refusal
-from trainer_core.checkpoints import StagedCheckpoints
+from trainer_core.checkpoints import PENDING, StagedCheckpoints
 from trainer_core.errors import Detail, NonfiniteLoss
+from trainer_core.loading import loading
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
+from trainer_core.reference import TRAINED_ADAPTER
 
 _OWN_COLUMNS = ("row", "KL_row", "loss_weight")
-_PENDING = "pending_metrics.json"
 
 
 class TokenizedTrainer(StagedCheckpoints):
@@ -30,6 +33,7 @@ class TokenizedTrainer(StagedCheckpoints):
     use; rows arrive here with `prompt_ids` and answers' ids, and stay as they are.
     """
 
+    model: Any
     observer: Observer
     evaluated: Callable[[], dict[str, float | None]] | None = None
     """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
@@ -85,13 +89,14 @@ class TokenizedTrainer(StagedCheckpoints):
             "identity": self.identity,
             "tokens_computed": self.savings.computed,
             "tokens_plain": self.savings.plain,
+            "batches": self.savings.batches,
         }
-        (staged / _PENDING).write_text(json.dumps(pending), encoding="utf-8")
+        (staged / PENDING).write_text(json.dumps(pending), encoding="utf-8")
 
     def read_more(self, checkpoint: Path) -> None:
         """Goes on averaging where a checkpoint left; called when training has begun."""
         trainer: Any = self
-        pending = json.loads((checkpoint / _PENDING).read_text(encoding="utf-8"))
+        pending = json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))
         trainer._tr_loss += pending["loss"]
         # What was lost before the cut belongs to the next log entry, not to the mean over this call's steps.
         trainer._total_loss_scalar = -pending["loss"]
@@ -100,11 +105,13 @@ class TokenizedTrainer(StagedCheckpoints):
         self.savings.computed += pending["tokens_computed"]
         self.savings.computed_before += pending["tokens_computed"]
         self.savings.plain += pending["tokens_plain"]
+        for path, count in pending.get("batches", {}).items():
+            self.savings.batches[path] += count
         self._collected().update(pending["metrics"])
 
     def read_identity(self, checkpoint: Path) -> dict[str, Any]:
         """What a checkpoint's training was."""
-        return json.loads((checkpoint / _PENDING).read_text(encoding="utf-8"))["identity"]
+        return json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))["identity"]
 
     def _collected(self) -> dict[str, list[float]]:
         """TRL's metrics of the micro-batches since the last log entry."""
@@ -122,11 +129,28 @@ class TokenizedTrainer(StagedCheckpoints):
         return super()._prepare_inputs(inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
     def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        passes = self.savings.passes
         result = super().compute_loss(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+        if self.model.training:
+            # A wrapper around the model can hide that it is accelerated: what counts is that our forward pass ran.
+            self.savings.batches["shared_prompt" if self.savings.passes > passes else "plain"] += 1
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
             raise self._nonfinite(f"the loss became {loss.item()}", [int(row) for row in self._rows])
         return result
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As transformers does, which warns when a part is missing. Raises `ModelRefused` instead."""
+        checkpoint, trained = Path(resume_from_checkpoint), model if model is not None else self.model
+        with loading(resume_from_checkpoint, "resume_from_checkpoint"):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]
+            if not isinstance(trained, PeftModel):
+                found = weight_headers.shapes(model_files.weight_files(resume_from_checkpoint))
+                weight_headers.check_names(trained, found, resume_from_checkpoint, "resume_from_checkpoint")
+                return
+        for name in trained.peft_config:
+            folder = checkpoint if name == TRAINED_ADAPTER else checkpoint / name
+            adapters.check_loaded(trained, str(folder), name)
 
     def _check_forward(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Finds the very rows: KTO's mean leaves out rows that are NaN, so its loss alone would not tell."""

@@ -1,0 +1,63 @@
+"""Around every load of a model's files: what a person reads when they cannot be loaded."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer_core import model_files
+from trainer_core.errors import Detail, ModelNotFound, ModelRefused, TafdilError
+
+_REASON_CHARACTERS = 500
+_KINDS = {"adapter_name": "adapter", "resume_from_checkpoint": "checkpoint"}
+# Their text alone says what happened; of others the type says it too: `KeyError: 'gelu_12'`.
+_PLAIN_ERRORS = (OSError, ValueError, RuntimeError)
+_MACHINE_ERRNOS = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
+
+
+class loading:  # noqa: N801  # reads as a function: `with loading(path):`
+    """Looks at the files first, and turns whatever the libraries raise for missing or unsuitable ones into our errors.
+
+    A lack of memory, of disk space or of a device is not the files' fault and passes through.
+
+    Args:
+        path: a directory, or a name on the hub.
+        field: that named it.
+        needs_weights: as `model_files.check` takes it.
+    """
+
+    def __init__(self, path: str, field: str = "model_name", needs_weights: bool = True) -> None:
+        self._path, self._field, self._needs_weights = path, field, needs_weights
+
+    def __enter__(self) -> None:
+        model_files.check(self._path, self._field, self._needs_weights)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, Exception) or _is_of_the_machine(error):
+            return
+        reason = reason_of(error)
+        if "DefaultCPUAllocator" in reason:
+            raise MemoryError(reason) from error
+        what = _KINDS.get(self._field, "model")
+        # peft says so with a ValueError.
+        is_absent = isinstance(error, OSError) or "Can't find" in reason
+        if is_absent and not Path(self._path).is_dir():
+            raise ModelNotFound(f"no {what} {self._path!r} here: {reason}", [Detail(self._field, "is not found")]) from error
+        raise ModelRefused(
+            f"the {what} {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]
+        ) from error
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    if isinstance(error, TafdilError | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
+        return True
+    return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line of bounded length."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, _PLAIN_ERRORS) or not text:
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= _REASON_CHARACTERS else f"{text[:_REASON_CHARACTERS]}…"
