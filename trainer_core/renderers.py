@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from trainer_core.config import TrainingSettings
-from trainer_core.loading import loading
 from trainer_core.models import load_tokenizer
 from trainer_core.stop_tokens import generation_end
 from trainer_core.tokens import Renderer
@@ -20,15 +19,13 @@ def load_renderer(settings: TrainingSettings, path: str) -> Renderer:
         ModelNotFound, ModelRefused, SpecInvalid: also when its chat template or an option of it cannot be used.
     """
     tokenizer = load_tokenizer(path)
-    with loading(path):
-        ends = generation_end(path)
     return Renderer(
         tokenizer,
         settings.apply_chat_template,
         system_prompt=settings.system_prompt,
         chat_template_kwargs=settings.chat_template_kwargs,
         special_tokens_in_text=settings.special_tokens_in_text,
-        generation_end=ends,
+        generation_end=generation_end(path),
         model=settings.model_name,
     )
 
@@ -42,8 +39,7 @@ def load_saved_renderer(directory: Path, metadata: dict[str, Any], path: str) ->
     """
     stop: list[dict[str, Any]] | None = metadata.get("stop_tokens")
     if stop is None:
-        with loading(path):
-            ends = generation_end(path)
+        ends = generation_end(path)
     else:
         ends = tuple(token["id"] for token in stop if "generation_config" in token["named_by"])
     return Renderer(

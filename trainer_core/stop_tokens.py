@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
 
+from trainer_core.loading import loading
+
 
 @dataclass(frozen=True)
 class StopTokens:
@@ -61,13 +63,14 @@ def generation_end(path: str) -> tuple[int, ...]:
         path: a model's directory or hub name.
 
     Raises:
-        ValueError: it is neither.
+        ModelNotFound, ModelRefused: also when it is neither.
     """
-    try:
-        named: Any = GenerationConfig.from_pretrained(path).eos_token_id
-    except OSError:
-        named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
-    listed = named if isinstance(named, list) else [] if named is None else [named]
-    if not all(type(token) is int for token in listed):
-        raise ValueError(f"eos_token_id of its generation configuration must be a token id or a list of them, not {named!r}")
-    return tuple(listed)
+    with loading(path):
+        try:
+            named: Any = GenerationConfig.from_pretrained(path).eos_token_id
+        except OSError:
+            named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
+        listed = named if isinstance(named, list) else [] if named is None else [named]
+        if not all(type(token) is int for token in listed):
+            raise ValueError(f"eos_token_id of its generation configuration is {named!r}, not a token id or a list of them")
+        return tuple(listed)

@@ -159,13 +159,13 @@ def test_a_confidence_that_is_none(value: Any, tmp_path: Path) -> None:
 
 def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
     observer = RecordingObserver()
-    fields = {"max_prompt_length": 12, "max_length": 24, "validation_split": 0.1, "desirable_weight": 3.0}
+    fields = {"max_prompt_length": 20, "max_length": 32, "validation_split": 0.1, "desirable_weight": 3.0}
     trainer = PreferenceTrainer(config("kto", tmp_path, **fields), observer=observer)
     trainer.load()
     (report,) = observer.reports
     train = report["train"]
     assert train["rows"] == 640 == report["rows_trained_on"] + report["rows_validated_on"] + report["rows_left_over"]
-    assert train["prompt_tokens"]["max"] > 12
+    assert train["prompt_tokens"]["max"] > 20
     assert train["prompts_cut"] > 0
     assert train["first_rows_cut"][0] >= 1
     assert report["desirable_rows"] + report["undesirable_rows"] == report["rows_trained_on"]
@@ -190,9 +190,13 @@ def test_a_prompt_with_most_rows_is_not_set_apart(tmp_path: Path) -> None:
 def test_rows_with_one_prompt_are_split_by_row(validation_split: float | None, tmp_path: Path) -> None:
     rows = [{**row, "prompt": "اكتب جملة."} for row in some_rows("ipo", 48)]
     path = write_rows(tmp_path / "rows.jsonl", rows)
-    trainer = PreferenceTrainer(config("ipo", tmp_path, dataset_path=path, validation_split=validation_split))
+    observer = RecordingObserver()
+    trainer = PreferenceTrainer(
+        config("ipo", tmp_path, dataset_path=path, validation_split=validation_split), observer=observer
+    )
     trainer.load()
     loader = trainer.data_loader
+    assert "share 1 of their prompts" in observer.warnings["validation_overlaps"]
     apart = loader.validation if validation_split else loader.held_back
     assert len(apart) == (12 if validation_split else 2)
     assert sorted(row["row"] for row in [*apart, *loader.train]) == list(range(1, 49))

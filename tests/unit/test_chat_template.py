@@ -145,7 +145,7 @@ def test_the_generation_configuration_names_one_or_several(tmp_path: Path) -> No
     assert generation_end(str(tmp_path)) == ()
     for odd in ('"2"', "2.5", "[[2]]", "true"):
         (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {odd}}}', encoding="utf-8")
-        with pytest.raises(ValueError, match="eos_token_id"):
+        with pytest.raises(ModelRefused, match="eos_token_id"):
             generation_end(str(tmp_path))
     # What no token is stops nothing.
     assert Renderer(tokenizer_with("qwen2_5"), generation_end=(2, -1, 10**9)).stop.ids == [2]
