@@ -171,8 +171,8 @@ class PreferenceData:
         if both:
             self._observer.warning(
                 "validation_overlaps",
-                f"validation and training rows share {len(both)} of their prompts: what is measured on them says little about "
-                "new prompts",
+                f"validation and training rows share {len(both)} of their prompts: what is measured on them says little "
+                "about new prompts",
             )
 
     def _check_confidence(self, rows: list[Row]) -> None:
