@@ -194,9 +194,20 @@ class BaseTrainer(ABC):
         if verified_step(checkpoint) is None:
             raise refuse("is missing, or not as it was written; checkpoints.newest_verified finds the newest whole one")
         identity = self.trainer.read_identity(checkpoint)
+        is_earlier = "warm-up" not in identity
+        if is_earlier:
+            # The run keeps the schedule that it began with, and the checkpoints that it writes say so.
+            self.trainer.identity.pop("warm-up", None)
+            self.trainer.warms_up_from_zero = True
         for name, value in self.trainer.identity.items():
-            if identity.get(name) != value:
-                raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
+            if identity.get(name) == value:
+                continue
+            if is_earlier and name == "data plan":
+                raise refuse(
+                    "was written by an earlier version, which split or encoded these rows differently; run the job again "
+                    "from the start"
+                )
+            raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _planned_steps(self, state: TrainerState) -> int:

@@ -22,6 +22,7 @@ from trainer_core.plan import fingerprint as fingerprint_of_plan
 from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files, settings_of
 from trainer_core.row_rules import Row, comparable
 from trainer_core.samples import answer, sample_metrics
+from trainer_core.schedule import WARM_UP
 from trainer_core.scoring import Scores, score
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
@@ -205,6 +206,7 @@ class PreferenceTrainer(BaseTrainer):
             "batch size": self.config.per_device_train_batch_size,
             "gradient accumulation": self.config.gradient_accumulation_steps,
             "data plan": fingerprint_of_plan(self.data_loader.train),
+            "warm-up": WARM_UP,
         }
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
