@@ -1,7 +1,7 @@
 """The learning rate of each optimizer step. Torch-free.
 
 Warm-up starts above zero: of w warm-up steps, step i (from 0) trains at peak · (i + 1) / (w + 1). transformers starts at
-zero, so that its first step changes nothing, and a run of one step is no training. After warm-up the course is transformers'.
+zero, so its first step changes nothing, and a run of one step trains nothing. After warm-up the course is transformers'.
 """
 
 import math
@@ -21,23 +21,15 @@ def above_zero(course: Course, warm_up_steps: int) -> Course:
     return lambda step: (step + 1) / (warm_up_steps + 1) if step < warm_up_steps else course(step)
 
 
-def warm_up_steps(settings: TrainingSettings, steps: int) -> int:
-    """Optimizer steps in which the learning rate rises."""
-    if settings.lr_scheduler_type == "constant":
-        return 0
-    return math.ceil(settings.warmup_ratio * steps)
+def learning_rate_sum(settings: TrainingSettings, steps: int) -> float:
+    """The learning rates of all steps of a run, added up.
 
-
-def learning_rates(settings: TrainingSettings, steps: int) -> list[float]:
-    """The learning rate of each optimizer step of a run of so many."""
-    warm_up = warm_up_steps(settings, steps)
-    left = max(1, steps - warm_up)
-
-    def falling(step: int) -> float:
-        progress = (step - warm_up) / left
-        if settings.lr_scheduler_type == "linear":
-            return 1 - progress
-        return 0.5 * (1 + math.cos(math.pi * progress)) if settings.lr_scheduler_type == "cosine" else 1.0
-
-    course = above_zero(falling, warm_up)
-    return [settings.effective_learning_rate * course(step) for step in range(steps)]
+    Of w warm-up steps that is peak · w / 2. Over the n steps after it a line and half a cosine fall from 1 to just above 0,
+    and both add up to peak · (n + 1) / 2.
+    """
+    is_constant = settings.lr_scheduler_type == "constant"
+    warm_up = 0 if is_constant else math.ceil(settings.warmup_ratio * steps)
+    after = steps - warm_up
+    falls = settings.lr_scheduler_type in ("linear", "cosine")
+    share = warm_up / 2 + ((after + 1) / 2 if falls and after else after)
+    return settings.effective_learning_rate * share

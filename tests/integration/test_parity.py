@@ -13,10 +13,9 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, some_rows, write_rows
+from tests.training import METHODS, config, learning_rates, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.models import load_policy, load_reference, weights_dtype
-from trainer_core.schedule import learning_rates
 
 ROWS = 64
 EPOCHS = {"kto": 2, "ipo": 1, "cpo": 1}

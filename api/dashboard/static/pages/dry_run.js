@@ -3,12 +3,12 @@
 import { html } from "../vendor/preact-htm.js";
 import { Folded } from "../charts.js";
 import { bytes, duration, number, t } from "../language.js";
-import { Amount, Facts, RenderedRows, Warnings } from "../parts.js";
+import { Amount, Effect, Facts, RenderedRows, Warnings } from "../parts.js";
 import { Code, Machine } from "../text.js";
 import { DataReport } from "./data_report.js";
 
 export function DryRun({ result }) {
-  const { data, lengths, memory, plan, samples, spec, time, warnings } = result;
+  const { data, forecast, lengths, memory, plan, samples, spec, time, warnings } = result;
   return html`
     <h2>${t("dry.title")}</h2>
     <${Warnings} found=${warnings} />
@@ -35,6 +35,10 @@ export function DryRun({ result }) {
                 high: duration(time.high_seconds),
               })
             : t("dry.unknown"),
+        ],
+        [
+          t("dry.forecast"),
+          forecast?.effect ? html`<${Effect} effect=${forecast.effect} /> ${t("dry.forecast_hint")}` : t("dry.unknown"),
         ],
         [t("dry.precision"), memory ? html`<${Code} text=${memory.precision} />` : undefined],
       ]}

@@ -1,0 +1,44 @@
+// What a run did to its model, with the numbers that it was judged by, in words.
+
+import { html } from "../vendor/preact-htm.js";
+import { number, t } from "../language.js";
+import { Effect } from "../parts.js";
+
+const percent = (share) => number(Math.round(100 * share));
+
+/** Sentences about the evidence: where it was measured, and what was found. */
+function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples }) {
+  const found = [t(`measured.${from}`, { n: rows })];
+  if (kl !== null) found.push(t("effect.kl", { value: number(kl, 2) }));
+  else found.push(shift === null ? t("effect.not_finite") : t("effect.shift", { value: number(shift, 2) }));
+  if (margin) {
+    const [mean, low, high] = [margin.mean, margin.low, margin.high].map((value) => value !== null && number(value, 3));
+    found.push(margin.low === null ? t("effect.margin_alone", { mean }) : t("effect.margin", { mean, low, high }));
+  }
+  if (samples) {
+    found.push(t("effect.differing", { n: Math.round(samples.differing * samples.prompts), of: samples.prompts }));
+    found.push(
+      t("effect.signs", {
+        repetition: percent(samples.repetition),
+        before: percent(samples.repetition_before),
+        script: percent(samples.foreign_script),
+        ratio: number(samples.length_ratio, 2),
+      }),
+    );
+  }
+  return found;
+}
+
+/** A box below the head of a job that succeeded. `event`: its last one of the type `effect`, once it is there. */
+export const EffectBox = ({ effect, event }) =>
+  effect &&
+  html`<section class="box plain" aria-label=${t("effect.title")}>
+    <h2>${t("effect.title")}: <${Effect} effect=${effect} /></h2>
+    <p>${t(`effect_text.${effect}`)}</p>
+    ${
+      event &&
+      html`<ul>
+        ${sentences(event.data.evidence).map((sentence) => html`<li>${sentence}</li>`)}
+      </ul>`
+    }
+  </section>`;
