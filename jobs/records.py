@@ -147,7 +147,10 @@ class PastAttemptRecord(Record):
     steps: Mapped[int] = mapped_column(BigInteger)
     tokens: Mapped[int] = mapped_column(BigInteger)
 
-    __table_args__ = (Index("past_attempts_tenant_started", "tenant", "started_at"),)
+    __table_args__ = (
+        Index("past_attempts_tenant_started", "tenant", "started_at"),
+        Index("past_attempts_outcome_effect", "outcome", "effect"),
+    )
 
 
 class DispatchRecord(Record):

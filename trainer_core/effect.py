@@ -92,8 +92,10 @@ class Samples:
         prompts: how many were answered.
         differing: share of the answers whose text is another.
         repetition, repetition_before: mean share of an answer's runs of four tokens that occurred in it before.
-        foreign_script: share of the letters that are of a script which neither the prompts nor the answers before use.
-        length_ratio: mean length in tokens, divided by that before.
+        foreign_script: share of the letters that are of a script which neither the prompts, nor the answers before, nor the
+            wanted answers of the rows use.
+        length_ratio: mean length in tokens, divided by that before or by that of the wanted answers, whichever is nearer; 1
+            between them.
     """
 
     prompts: int
@@ -104,14 +106,10 @@ class Samples:
     length_ratio: float
 
 
-def compared(prompts: Sequence[str], before: Answers, after: Answers) -> Samples:
-    """Compares the answers to at least one prompt."""
-    known = Counter[str]()
-    for text in (*prompts, *before.texts):
-        known += scripts(text)
-    found = Counter[str]()
-    for text in after.texts:
-        found += scripts(text)
+def compared(prompts: Sequence[str], before: Answers, after: Answers, wanted: Answers) -> Samples:
+    """Compares the answers to at least one prompt. `wanted`: the answers that the rows teach, of which there may be none."""
+    known = _scripts_of([*prompts, *before.texts, *wanted.texts])
+    found = _scripts_of(after.texts)
     foreign = sum(count for script, count in found.items() if script not in known)
     return Samples(
         prompts=len(prompts),
@@ -119,8 +117,18 @@ def compared(prompts: Sequence[str], before: Answers, after: Answers) -> Samples
         repetition=fmean(after.repetition),
         repetition_before=fmean(before.repetition),
         foreign_script=foreign / max(1, found.total()),
-        length_ratio=max(_MIN_TOKENS, fmean(after.tokens)) / max(_MIN_TOKENS, fmean(before.tokens)),
+        length_ratio=_length_ratio(after.tokens, [before.tokens, wanted.tokens]),
     )
+
+
+def _length_ratio(tokens: Sequence[int], expected: Sequence[Sequence[int]]) -> float:
+    means = [max(_MIN_TOKENS, fmean(one)) for one in expected if one]
+    mean = max(_MIN_TOKENS, fmean(tokens))
+    return mean / min(max(mean, min(means)), max(means))
+
+
+def _scripts_of(texts: Sequence[str]) -> Counter[str]:
+    return sum(map(scripts, texts), Counter[str]())
 
 
 def scripts(text: str) -> Counter[str]:

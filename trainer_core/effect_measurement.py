@@ -70,7 +70,14 @@ class EffectMeasurement:
         if before is not None:
             with side_of(before):
                 earlier = self._answers(model_of(before))
-        return effect.compared([_text(prompt) for prompt in self.prompts], _answers(earlier), _answers(after))
+        prompts = [_text(prompt) for prompt in self.prompts]
+        return effect.compared(prompts, _answers(earlier), _answers(after), self._wanted())
+
+    def _wanted(self) -> Answers:
+        """What the measured rows teach."""
+        name = "chosen" if "chosen" in self.rows[0] else "completion"
+        wanted = [row for row in self.rows if row.get("label", True)]
+        return Answers([_text(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
 
     def _scores(self, model: Any, start: Any) -> dict[str, Scores]:
         names = [name for name in self._module.ANSWERS if name != _MISMATCHED]

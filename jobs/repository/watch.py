@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, union_all
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
@@ -66,13 +66,6 @@ def numbers(session: Session, lease_s: float) -> Numbers:
     gone = session.execute(past.group_by(PastAttemptRecord.outcome)).all()
     totals = session.execute(select(func.sum(steps), func.sum(AttemptRecord.tokens))).one()
     outcomes = Counter({str(row[0]): row[1] for row in session.execute(ended.group_by(AttemptRecord.outcome))})
-    succeeded = select(JobRecord.effect, func.count()).where(JobRecord.state == JobState.SUCCEEDED)
-    past_succeeded = select(PastAttemptRecord.effect, func.count()).where(PastAttemptRecord.outcome == Cause.FINISH.value)
-    effects = Counter[str | None]()
-    for row in session.execute(
-        union_all(succeeded.group_by(JobRecord.effect), past_succeeded.group_by(PastAttemptRecord.effect))
-    ):
-        effects[row[0]] += row[1]
     return Numbers(
         jobs={state.value: 0 for state in JobState} | {row[0]: row[1] for row in states},
         queues={row[0] or "any": Queue(row[1], max(0.0, row[2] or 0.0)) for row in queued},
@@ -84,5 +77,16 @@ def numbers(session: Session, lease_s: float) -> Numbers:
         steps=int(totals[0] or 0) + sum(int(row[2]) for row in gone),
         tokens=int(totals[1] or 0) + sum(int(row[3]) for row in gone),
         attempts=dict(outcomes + Counter({row[0]: row[1] for row in gone})),
-        effects=dict(effects),
+        effects=effects(session),
     )
+
+
+def effects(session: Session) -> dict[str | None, int]:
+    """Jobs that succeeded, those that were deleted since included, by what they did to their model."""
+    kept = select(JobRecord.effect, func.count()).where(JobRecord.state == JobState.SUCCEEDED)
+    gone = select(PastAttemptRecord.effect, func.count()).where(PastAttemptRecord.outcome == Cause.FINISH.value)
+    found = Counter[str | None]()
+    for query in (kept.group_by(JobRecord.effect), gone.group_by(PastAttemptRecord.effect)):
+        for row in session.execute(query):
+            found[row[0]] += row[1]
+    return dict(found)

@@ -37,6 +37,24 @@ PART = {
 }
 
 
+EVIDENCE = {
+    "rows_from": "validation",
+    "rows": 64,
+    "mean_kl": 0.412,
+    "shift": 0.31,
+    "margin": {"mean": 2.13, "low": 1.87, "high": 2.39},
+    "samples": {
+        "prompts": 4,
+        "differing": 0.75,
+        "repetition": 0.02,
+        "repetition_before": 0.0,
+        "foreign_script": 0.0,
+        "length_ratio": 1.14,
+    },
+    "decided_by": [],
+}
+
+
 @dataclass
 class Seeded:
     """What there is, by what it shows."""
@@ -97,7 +115,10 @@ class Seeded:
 
     def succeed(self, fence: Fence) -> None:
         path = f"{fence.job_id}/attempt-1/output"
-        self.finish(fence, Cause.FINISH, artifact_path=path, metadata_={"training_method": "ipo", "beta": 0.1})
+        with self.live.database.transaction() as session:
+            jobs.record(session, fence, "effect", {"effect": "changed", "evidence": EVIDENCE})
+        metadata = {"training_method": "ipo", "beta": 0.1, "effect": "changed", "effect_evidence": EVIDENCE}
+        self.finish(fence, Cause.FINISH, artifact_path=path, effect="changed", metadata_=metadata)
         file = ArtifactFile(ArtifactKind.MODEL, "attempt-1/output/adapter_model.safetensors", 629_760, "d" * 64)
         with self.live.database.transaction() as session:
             artifacts.add(session, "default", fence.job_id, [file])
