@@ -24,18 +24,18 @@ _MIN_TOKENS = 4.0
 class Bounds:
     """Between the verdicts. A value at a bound has not passed it."""
 
-    hardly_kl: float = 1e-4
+    hardly_kl: float = 5e-5
     """Below it the model hardly changed; nats per token."""
-    collapsed_kl: float = 4.0
+    collapsed_kl: float = 6.0
     """Above it the model collapsed; nats per token."""
-    hardly_shift: float = 1e-2
+    hardly_shift: float = 2e-3
     """As `hardly_kl`, of the shift, where no KL divergence could be measured; nats per token."""
-    collapsed_shift: float = 4.0
+    collapsed_shift: float = 3.6
     repetition: float = 0.5
     """Of the answers' runs of four tokens, beyond what the model repeated before."""
     foreign_script: float = 0.2
     """Share of letters."""
-    length_ratio: float = 4.0
+    length_ratio: float = 3.0
     """Times as long, or as short."""
 
 
