@@ -6,6 +6,7 @@ over the steps, times LoRA's scaling, says how far a model can move. The bounds 
 """
 
 import math
+from bisect import bisect_left
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,19 +89,23 @@ def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: 
 
 def _more(settings: TrainingSettings, found: Forecast, steps: int, steps_an_epoch: int) -> str:
     """What would change the model: more steps, or a higher rate."""
-    times = found.hardly_below / found.movement
-    rate = _rounded(settings.effective_learning_rate * times, up=True)
     ways: list[str] = []
-    epochs = math.ceil(times * steps / steps_an_epoch)
-    if epochs <= _MOST_EPOCHS:
-        amount = f"{epochs} epochs" if settings.max_steps is None else f"{math.ceil(times * steps)} steps (max_steps)"
-        ways.append(f"train for about {amount} at this rate")
+    most = _MOST_EPOCHS * steps_an_epoch
+    needed = bisect_left(
+        range(most + 1), found.hardly_below, key=lambda n: learning_rate_sum(settings, n) * found.lora_scaling
+    )
+    if needed <= most:
+        epochs = math.ceil(needed / steps_an_epoch)
+        ways.append(
+            f"train for about {epochs} epochs at this rate" if settings.max_steps is None else f"set max_steps to {needed}"
+        )
+    rate = _rounded(settings.effective_learning_rate * found.hardly_below / found.movement, up=True)
     if rate <= 1:
         cap = settings.learning_rate_cap
         lifted = " with learning_rate_cap: null" if cap is not None and rate > cap else ""
         ways.append(f"set learning_rate to {rate:g} or more{lifted}")
-    text = ", or ".join(ways)
-    return f"{text[0].upper()}{text[1:]}." if text else "It needs more steps."
+    text = ", or ".join(ways) or "it takes more steps"
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _rounded(value: float, *, up: bool) -> float:

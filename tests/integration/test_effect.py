@@ -1,6 +1,7 @@
 """The effect of a run: verdicts that were written down before the runs, and what they are taken from."""
 
 import json
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, some_rows, write_rows
+from tests.training import METHODS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.forecast import forecast
 
@@ -84,3 +85,84 @@ def test_a_run_has_the_effect_that_was_predicted(run: Predicted, tmp_path: Path)
     assert trainer.effect is not None
     assert trainer.effect.verdict == run.verdict, trainer.effect
     assert forecast(chosen, run.steps).effect == run.verdict
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_of_one_step_trains_and_says_so(method: str, tmp_path: Path) -> None:
+    trainer = trained(settings(method, tmp_path, learning_rate=1e-2, max_steps=1))
+    assert trainer.trainer.state.log_history[0]["learning_rate"] == pytest.approx(5e-3)
+    assert trainer.effect is not None
+    assert trainer.effect.verdict == "changed"
+    metadata = json.loads((tmp_path / "out" / f"{method}_metadata.json").read_text(encoding="utf-8"))
+    evidence = metadata["effect_evidence"]
+    assert trainer.observer.effects == [(metadata["effect"], evidence)] == [("changed", evidence)]
+    assert (evidence["rows_from"], evidence["rows"]) == ("held_back", 8)
+    assert evidence["mean_kl"] > 0
+    assert evidence["margin"]["low"] < evidence["margin"]["mean"] < evidence["margin"]["high"]
+    assert evidence["samples"]["prompts"] == 4
+    assert "hardly_changes" not in trainer.observer.warnings
+
+
+def test_few_rows_are_measured_on_themselves_and_validation_rows_come_first(tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.jsonl", some_rows("ipo", 20))
+    held = write_rows(tmp_path / "held.jsonl", some_rows("ipo", 100)[30:])
+    plain = trained(settings("ipo", tmp_path, dataset_path=few, max_steps=1, sample_generations=0)).effect
+    assert plain is not None
+    assert (plain.evidence.rows_from, plain.evidence.rows, plain.evidence.samples) == ("training", 20, None)
+    fields = {"eval_dataset_path": held, "eval_on_start": False, "sample_generations": 0}
+    validated = trained(settings("ipo", tmp_path, max_steps=1, **fields)).effect
+    assert validated is not None
+    assert (validated.evidence.rows_from, validated.evidence.rows) == ("validation", 64)
+
+
+@pytest.mark.parametrize("fields", [{}, NO_COPY], ids=["LoRA", "no copy"])
+def test_a_run_that_was_cut_at_its_end_has_the_effect_of_one_that_was_not(fields: dict[str, Any], tmp_path: Path) -> None:
+    chosen = settings("kto", tmp_path, max_steps=3, **fields)
+    whole = trained(chosen)
+    again = PreferenceTrainer(chosen, observer=RecordingObserver())
+    again.train(resume_from_checkpoint=tmp_path / "out" / "checkpoint-3")
+    assert whole.effect is not None
+    assert again.effect == whole.effect
+    assert again.observer.effects == whole.observer.effects  # type: ignore[attr-defined]
+    assert (whole.effect.evidence.mean_kl is None) is bool(fields), "no copy of the model before was held"
+    assert (whole._known_reference() is None) is bool(fields)
+
+
+def test_to_measure_disturbs_nothing(tmp_path: Path) -> None:
+    trainer = PreferenceTrainer(settings("ipo", tmp_path), observer=RecordingObserver())
+    trainer.prepare()
+    trainer.model.train()
+    before = torch.get_rng_state(), random.getstate()
+    trainer.note_start()
+    effect = trainer.measure_effect()
+    assert effect.verdict == "hardly_changed", "nothing was trained"
+    assert effect.evidence.mean_kl == pytest.approx(0, abs=1e-8)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    assert trainer.model.training
+
+
+def test_a_run_is_held_against_where_it_started_not_against_another_reference(tmp_path: Path) -> None:
+    """An adapter that trains on is far from the base before its first step; that is no effect of this run."""
+    first = trained(settings("ipo", tmp_path, learning_rate=5e-3, max_steps=10))
+    adapter = tmp_path / "adapter"
+    first.save_model(str(adapter))
+    common = {"max_steps": 2, "learning_rate": 1e-7, "output_dir": str(tmp_path / "second"), "adapter_name": str(adapter)}
+    from_base = trained(settings("ipo", tmp_path, adapter_reference="base", **common)).effect
+    assert from_base is not None
+    assert (from_base.verdict, from_base.decided_by) == ("hardly_changed", ("shift",))
+    from_itself = trained(settings("ipo", tmp_path, **common)).effect
+    assert from_itself is not None
+    assert (from_itself.verdict, from_itself.decided_by) == ("hardly_changed", ("mean_kl",))
+    other = make_model(tmp_path / "other")
+    run = trained(settings("ipo", tmp_path, learning_rate=1e-7, max_steps=2, ref_model_name=other))
+    assert run.effect is not None
+    assert run.effect.verdict == "hardly_changed"
+    assert run._scores(run.data_loader.held_back, run.ref_model)["chosen"].mean_kl > 1, "the reference is another model"  # type: ignore[operator]
+
+
+def test_without_an_observer_python_warns(tmp_path: Path) -> None:
+    chosen = settings("ipo", tmp_path, learning_rate=1e-7, max_steps=2, sample_generations=0)
+    with pytest.warns(UserWarning, match="^the run hardly changed the model: KL divergence") as found:
+        PreferenceTrainer(chosen).train()
+    assert any(str(warning.message).startswith("this will hardly change the model") for warning in found)

@@ -16,7 +16,7 @@ const MARKS = { queued: "◷", running: "▶", paused: "❚❚", succeeded: "✓
 export const State = ({ state }) =>
   html`<span class="state ${state}"><span aria-hidden="true">${MARKS[state]}</span> ${t(`state.${state}`)}</span>`;
 
-const EFFECT_MARKS = { changed: "≠", hardly_changed: "≈", collapsed: "!" };
+const EFFECT_MARKS = { changed: "●", hardly_changed: "○", collapsed: "✗" };
 
 /** What a run did to its model as a mark, a word and a colour; nothing where it was not measured. */
 export const Effect = ({ effect }) =>
