@@ -164,18 +164,19 @@ def _is_broken(sample: Sample, base_nll: float, known: set[str]) -> bool:
 
 
 def bound(below: Sequence[float], above: Sequence[float]) -> tuple[float, int]:
-    """Where two classes part: the geometric midpoint of two neighbours, with the fewest values on the wrong side.
+    """Where two classes part: the geometric midpoint of the widest gap that leaves the fewest values on the wrong side.
 
     Returns:
         The bound, and how many are on the wrong side of it.
     """
     values = sorted(value for value in {*below, *above} if value > 0 and math.isfinite(value))
-    best: tuple[int, float] = (len(values) + 1, math.nan)
+    candidates: list[tuple[int, float, float]] = []
     for low, high in pairwise(values):
         middle = math.sqrt(low * high)
         wrong = sum(value > middle for value in below) + sum(not value > middle for value in above)
-        best = min(best, (wrong, middle))
-    return best[1], best[0]
+        candidates.append((wrong, low / high, middle))
+    wrong, _, middle = min(candidates)
+    return middle, wrong
 
 
 def report(runs: Sequence[Run]) -> None:

@@ -7,7 +7,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, variance
 from typing import Any, Literal
 
@@ -24,13 +24,13 @@ _MIN_TOKENS = 4.0
 class Bounds:
     """Between the verdicts. A value at a bound has not passed it."""
 
-    hardly_kl: float = 5e-5
+    hardly_kl: float = 3.2e-5
     """Below it the model hardly changed; nats per token."""
-    collapsed_kl: float = 6.0
+    collapsed_kl: float = 6.8
     """Above it the model collapsed; nats per token."""
-    hardly_shift: float = 2e-3
+    hardly_shift: float = 1.8e-3
     """As `hardly_kl`, of the shift, where no KL divergence could be measured; nats per token."""
-    collapsed_shift: float = 3.6
+    collapsed_shift: float = 4.7
     repetition: float = 0.5
     """Of the answers' runs of four tokens, beyond what the model repeated before."""
     foreign_script: float = 0.2
@@ -40,6 +40,8 @@ class Bounds:
 
 
 BOUNDS = Bounds()
+HALF_BOUNDS = replace(BOUNDS, hardly_kl=3.2e-4, hardly_shift=5.6e-3)
+"""In bf16 and fp16, where rounding alone moves a model that nothing trained."""
 
 
 @dataclass(frozen=True)

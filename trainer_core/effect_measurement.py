@@ -30,9 +30,13 @@ class EffectMeasurement:
     Args:
         module: of the method (`trainer_core.methods`).
         data: loaded.
+        is_half: whether the model computes in bf16 or fp16.
     """
 
-    def __init__(self, config: PreferenceConfig, module: Any, data: PreferenceData, observer: Observer) -> None:
+    def __init__(
+        self, config: PreferenceConfig, module: Any, data: PreferenceData, observer: Observer, *, is_half: bool
+    ) -> None:
+        self._bounds = effect.HALF_BOUNDS if is_half else effect.BOUNDS
         self._config, self._module, self._data, self._observer = config, module, data, observer
         self.rows_from: RowsFrom
         self.rows, self.rows_from = measured_rows(data, config.seed)
@@ -54,16 +58,15 @@ class EffectMeasurement:
         if before is None:
             scores = {name: replace(found, ref_logps=self._scores_before[name].logps) for name, found in scores.items()}
         tokens = sum(found.tokens.sum().item() for found in scores.values())
-        return effect.judge(
-            Evidence(
-                rows_from=self.rows_from,
-                rows=len(self.rows),
-                mean_kl=None if before is None else sum(found.kl.sum().item() for found in scores.values()) / tokens,
-                shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
-                margin=self._module.margin(self._config, scores, self.rows),
-                samples=self._samples(model, before) if self.prompts else None,
-            )
+        evidence = Evidence(
+            rows_from=self.rows_from,
+            rows=len(self.rows),
+            mean_kl=None if before is None else sum(found.kl.sum().item() for found in scores.values()) / tokens,
+            shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
+            margin=self._module.margin(self._config, scores, self.rows),
+            samples=self._samples(model, before) if self.prompts else None,
         )
+        return effect.judge(evidence, self._bounds)
 
     def _samples(self, model: Any, before: Any) -> effect.Samples:
         after, earlier = self._answers(model), self._answers_before

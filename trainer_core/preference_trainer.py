@@ -382,7 +382,9 @@ class PreferenceTrainer(BaseTrainer):
         return is_reference_held and not self._starts_elsewhere
 
     def note_start(self) -> None:
-        self._effect_measurement = EffectMeasurement(self.config, self._module, self.data_loader, self.observer)
+        self._effect_measurement = EffectMeasurement(
+            self.config, self._module, self.data_loader, self.observer, is_half=self.precision != "fp32"
+        )
         if not self._keeps_start:
             self._effect_measurement.note_start(self.model)
 

@@ -14,6 +14,7 @@ from jobs.repository.jobs import Fence
 from jobs.states import Cause, Request, TaskKind
 from tests.conftest import DATA
 from tests.live import Live
+from tests.stack import until
 from trainer_core.errors import error_dict
 
 PROOF = {
@@ -140,6 +141,18 @@ class Seeded:
             task = tasks.claim_next(session, [TaskKind.COMPARE], 3600)
             assert task
             tasks.finish(session, task, result={**answer, **more})
+
+    def answer_dry_run(self, result: dict[str, Any]) -> None:
+        """Answers the next dry run that is asked for, as its worker would."""
+
+        def claim() -> bool:
+            with self.live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.VALIDATE], 3600)
+                if task:
+                    tasks.finish(session, task, result={**result, "spec": task.request["spec"]})
+                return task is not None
+
+        until(claim)
 
     def long_run(self, steps: int, curves: int) -> str:
         """The first job of a service: it runs, and has so many points a curve."""

@@ -78,7 +78,13 @@ def trained(settings: Any) -> PreferenceTrainer:
     return trainer
 
 
-@pytest.mark.parametrize("run", PREDICTED, ids=str)
+# One of each method and verdict; `make long` runs all.
+SOON = {(run.method, run.verdict): run for run in PREDICTED}.values()
+
+
+@pytest.mark.parametrize(
+    "run", [pytest.param(run, marks=() if run in SOON else pytest.mark.long) for run in PREDICTED], ids=str
+)
 def test_a_run_has_the_effect_that_was_predicted(run: Predicted, tmp_path: Path) -> None:
     chosen = settings(run.method, tmp_path, learning_rate=run.learning_rate, max_steps=run.steps, **run.fields)
     trainer = trained(chosen)
@@ -109,7 +115,7 @@ def test_few_rows_are_measured_on_themselves_and_validation_rows_come_first(tmp_
     plain = trained(settings("ipo", tmp_path, dataset_path=few, max_steps=1, sample_generations=0)).effect
     assert plain is not None
     assert (plain.evidence.rows_from, plain.evidence.rows, plain.evidence.samples) == ("training", 20, None)
-    fields = {"eval_dataset_path": held, "eval_on_start": False, "sample_generations": 0}
+    fields = {"eval_dataset_path": held, "eval_on_start": False, "sample_generations": 0, "per_device_eval_batch_size": 70}
     validated = trained(settings("ipo", tmp_path, max_steps=1, **fields)).effect
     assert validated is not None
     assert (validated.evidence.rows_from, validated.evidence.rows) == ("validation", 64)
@@ -144,10 +150,16 @@ def test_to_measure_disturbs_nothing(tmp_path: Path) -> None:
 
 def test_a_run_is_held_against_where_it_started_not_against_another_reference(tmp_path: Path) -> None:
     """An adapter that trains on is far from the base before its first step; that is no effect of this run."""
-    first = trained(settings("ipo", tmp_path, learning_rate=5e-3, max_steps=10))
+    first = trained(settings("ipo", tmp_path, learning_rate=1e-2, max_steps=4, sample_generations=0))
     adapter = tmp_path / "adapter"
     first.save_model(str(adapter))
-    common = {"max_steps": 2, "learning_rate": 1e-7, "output_dir": str(tmp_path / "second"), "adapter_name": str(adapter)}
+    common = {
+        "max_steps": 1,
+        "sample_generations": 0,
+        "learning_rate": 1e-7,
+        "output_dir": str(tmp_path / "second"),
+        "adapter_name": str(adapter),
+    }
     from_base = trained(settings("ipo", tmp_path, adapter_reference="base", **common)).effect
     assert from_base is not None
     assert (from_base.verdict, from_base.decided_by) == ("hardly_changed", ("shift",))
@@ -155,7 +167,7 @@ def test_a_run_is_held_against_where_it_started_not_against_another_reference(tm
     assert from_itself is not None
     assert (from_itself.verdict, from_itself.decided_by) == ("hardly_changed", ("mean_kl",))
     other = make_model(tmp_path / "other")
-    run = trained(settings("ipo", tmp_path, learning_rate=1e-7, max_steps=2, ref_model_name=other))
+    run = trained(settings("ipo", tmp_path, learning_rate=1e-7, max_steps=1, sample_generations=0, ref_model_name=other))
     assert run.effect is not None
     assert run.effect.verdict == "hardly_changed"
     assert run._scores(run.data_loader.held_back, run.ref_model)["chosen"].mean_kl > 1, "the reference is another model"  # type: ignore[operator]

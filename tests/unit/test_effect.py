@@ -9,6 +9,7 @@ import pytest
 
 from trainer_core.effect import (
     BOUNDS,
+    HALF_BOUNDS,
     Answers,
     Evidence,
     Samples,
@@ -58,6 +59,12 @@ def test_without_a_divergence_the_shift_decides(shift: float, expected: str) -> 
     found = judge(replace(MOVED, mean_kl=None, shift=shift))
     assert found.verdict == expected
     assert found.decided_by == (() if expected == "changed" else ("shift",))
+
+
+def test_rounding_in_half_precision_is_no_change() -> None:
+    """1e-5 is what bf16 alone makes of the shipped model."""
+    moved = replace(MOVED, mean_kl=1e-4)
+    assert (judge(moved).verdict, judge(moved, HALF_BOUNDS).verdict) == ("changed", "hardly_changed")
 
 
 def test_a_large_margin_does_not_make_a_change() -> None:
