@@ -19,12 +19,12 @@ FORECASTS = {
 def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
     """What the verdict was taken from, a line each: the metadata's `effect_evidence`."""
     lines = [f"measured on {evidence['rows']} {ROWS[evidence['rows_from']]}"]
-    if evidence["mean_kl"] is not None:
-        lines.append(f"KL divergence from the model before: {evidence['mean_kl']:.2g} nats per token")
-    elif evidence["shift"] is not None:
-        lines.append(f"shift of log-probabilities: {evidence['shift']:.2g} nats per token")
-    else:
+    if any(evidence[name] is None for name in ("mean_kl", "shift") if name in evidence["decided_by"]):
         lines.append("its log-probabilities are not finite")
+    elif evidence["mean_kl"] is not None:
+        lines.append(f"KL divergence from the model before: {evidence['mean_kl']:.2g} nats per token")
+    else:
+        lines.append(f"shift of log-probabilities: {evidence['shift']:.2g} nats per token")
     if margin := evidence["margin"]:
         between = "" if margin["low"] is None else f", 95 % between {margin['low']:.3g} and {margin['high']:.3g}"
         lines.append(f"reward margin: {margin['mean']:.3g}{between}")

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -166,11 +167,21 @@ class BaseTrainer(ABC):
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
         self._take_best()
-        self.observer.phase("evaluating")
-        self.effect = self.measure_effect()
-        self.observer.effect(self.effect.verdict, self.effect.as_dict())
+        self._measure()
         self.save_model()
         return metrics
+
+    def _measure(self) -> None:
+        self.observer.phase("evaluating")
+        try:
+            self.effect = self.measure_effect()
+        except torch.OutOfMemoryError as error:
+            # No trained model is given up for a number about it.
+            self.observer.warning(
+                "effect_not_measured", f"there was no memory to measure the effect: {error}".splitlines()[0]
+            )
+            return
+        self.observer.effect(self.effect.verdict, self.effect.as_dict())
 
     def _run(self, checkpoint: Path | None) -> dict[str, float]:
         trainer = self.trainer

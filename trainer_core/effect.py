@@ -190,8 +190,9 @@ def judge(evidence: Evidence, bounds: Bounds = BOUNDS) -> Effect:
         name, moved, hardly, most = "shift", evidence.shift, bounds.hardly_shift, bounds.collapsed_shift
     else:
         name, moved, hardly, most = "mean_kl", evidence.mean_kl, bounds.hardly_kl, bounds.collapsed_kl
-    if not math.isfinite(moved) or not math.isfinite(evidence.shift):
-        return Effect("collapsed", (name,), evidence)
+    broken = tuple(name for name in ("mean_kl", "shift") if not math.isfinite(getattr(evidence, name) or 0.0))
+    if broken:
+        return Effect("collapsed", broken, evidence)
     if moved < hardly:
         return Effect("hardly_changed", (name,), evidence)
     passed = [name] if moved > most else []

@@ -58,10 +58,12 @@ class EffectMeasurement:
         if before is None:
             scores = {name: replace(found, ref_logps=self._scores_before[name].logps) for name, found in scores.items()}
         tokens = sum(found.tokens.sum().item() for found in scores.values())
+        kl = sum(found.kl.sum().item() for found in scores.values()) / tokens
         evidence = Evidence(
             rows_from=self.rows_from,
             rows=len(self.rows),
-            mean_kl=None if before is None else sum(found.kl.sum().item() for found in scores.values()) / tokens,
+            # Rounding makes a little less than nothing of nothing.
+            mean_kl=None if before is None else 0.0 if kl < 0 else kl,
             shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
             margin=self._module.margin(self._config, scores, self.rows),
             samples=self._samples(model, before) if self.prompts else None,

@@ -90,9 +90,9 @@ def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, langua
         found.button("new.sample").click()
         answered = pool.submit(seeded.answer_dry_run, said)
         found.button("new.check").click()
-        page.locator(".facts .effect.hardly_changed").wait_for()
+        page.locator("[data-effect=hardly_changed]").wait_for()
         answered.result()
-        page.get_by_text("this will hardly change the model").wait_for()
+        page.locator(".box.warning").get_by_text("this will hardly change the model").wait_for()
         found.keep("dry-run")
         assert found.untranslated() == []
         assert found.barriers() == []

@@ -170,6 +170,7 @@ def test_the_effect_of_a_run_is_listed_shown_and_watched(live: Live) -> None:
     assert f"see why: tafdil show {job_id[:8]}" in run(live, "watch", job_id).stdout
     other = submitted(live)
     broken = {**evidence, "mean_kl": None, "shift": None, "margin": None, "samples": None}
+    broken["decided_by"] = ["mean_kl", "shift"]
     finished(live, claimed(live), effect="collapsed", metadata_={"effect_evidence": broken})
     shown = run(live, "show", other).stdout
     assert "the model broke" in shown

@@ -173,6 +173,19 @@ def test_a_run_is_held_against_where_it_started_not_against_another_reference(tm
     assert run._scores(run.data_loader.held_back, run.ref_model)["chosen"].mean_kl > 1, "the reference is another model"  # type: ignore[operator]
 
 
+def test_a_model_is_saved_also_where_no_memory_is_left_to_measure_it(tmp_path: Path) -> None:
+    class NoMemory(PreferenceTrainer):
+        def measure_effect(self) -> Any:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    trainer = NoMemory(settings("ipo", tmp_path, max_steps=1), observer=RecordingObserver())
+    trainer.train()
+    assert "effect_not_measured" in trainer.observer.warnings  # type: ignore[attr-defined]
+    metadata = json.loads((tmp_path / "out" / "ipo_metadata.json").read_text(encoding="utf-8"))
+    assert (metadata["effect"], metadata["effect_evidence"]) == (None, None)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
 def test_without_an_observer_python_warns(tmp_path: Path) -> None:
     chosen = settings("ipo", tmp_path, learning_rate=1e-7, max_steps=2, sample_generations=0)
     with pytest.warns(UserWarning, match="^the run hardly changed the model: KL divergence") as found:

@@ -97,7 +97,7 @@ def test_a_model_that_hardly_moved_is_not_blamed_for_its_answers() -> None:
 
 def test_evidence_is_json_also_where_it_is_not_finite() -> None:
     found = judge(replace(MOVED, mean_kl=math.nan, shift=math.inf)).as_dict()
-    assert (found["mean_kl"], found["shift"], found["decided_by"]) == (None, None, ["mean_kl"])
+    assert (found["mean_kl"], found["shift"], found["decided_by"]) == (None, None, ["mean_kl", "shift"])
     json.dumps(found, allow_nan=False)
     assert "not finite" in describe("collapsed", found)
 

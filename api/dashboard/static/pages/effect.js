@@ -1,18 +1,19 @@
 // What a run did to its model, with the numbers that it was judged by, in words.
 
 import { html } from "../vendor/preact-htm.js";
-import { number, t } from "../language.js";
+import { decimal, t } from "../language.js";
 import { Effect } from "../parts.js";
 
-const percent = (share) => number(Math.round(100 * share));
+const percent = (share) => decimal(Math.round(100 * share), 3);
 
 /** Sentences about the evidence: where it was measured, and what was found. */
-function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples }) {
+function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples, decided_by: by }) {
   const found = [t(`measured.${from}`, { n: rows })];
-  if (kl !== null) found.push(t("effect.kl", { value: number(kl, 2) }));
-  else found.push(shift === null ? t("effect.not_finite") : t("effect.shift", { value: number(shift, 2) }));
+  const isBroken = (by.includes("mean_kl") && kl === null) || (by.includes("shift") && shift === null);
+  if (isBroken) found.push(t("effect.not_finite"));
+  else found.push(kl === null ? t("effect.shift", { value: decimal(shift, 2) }) : t("effect.kl", { value: decimal(kl, 2) }));
   if (margin) {
-    const [mean, low, high] = [margin.mean, margin.low, margin.high].map((value) => value !== null && number(value, 3));
+    const [mean, low, high] = [margin.mean, margin.low, margin.high].map((value) => value !== null && decimal(value, 3));
     found.push(margin.low === null ? t("effect.margin_alone", { mean }) : t("effect.margin", { mean, low, high }));
   }
   if (samples) {
@@ -22,7 +23,7 @@ function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples 
         repetition: percent(samples.repetition),
         before: percent(samples.repetition_before),
         script: percent(samples.foreign_script),
-        ratio: number(samples.length_ratio, 2),
+        ratio: decimal(samples.length_ratio, 2),
       }),
     );
   }
