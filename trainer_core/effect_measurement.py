@@ -62,7 +62,7 @@ class EffectMeasurement:
         evidence = Evidence(
             rows_from=self.rows_from,
             rows=len(self.rows),
-            # Rounding makes a little less than nothing of nothing.
+            # It is never below 0; its float32 sum may be, by rounding.
             mean_kl=None if before is None else 0.0 if kl < 0 else kl,
             shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
             margin=self._module.margin(self._config, scores, self.rows),

@@ -149,7 +149,7 @@ def test_to_measure_disturbs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_is_held_against_where_it_started_not_against_another_reference(tmp_path: Path) -> None:
-    """An adapter that trains on is far from the base before its first step; that is no effect of this run."""
+    """An adapter that trains on is far from the base before its first step; this run did not do that."""
     first = trained(settings("ipo", tmp_path, learning_rate=1e-2, max_steps=4, sample_generations=0))
     adapter = tmp_path / "adapter"
     first.save_model(str(adapter))

@@ -78,7 +78,7 @@ def test_a_run_that_was_paused_in_its_warm_up_keeps_its_schedule(stack: StackUnd
 
 
 def test_a_run_whose_rows_are_split_otherwise_now_is_refused_by_name(client: Client) -> None:
-    """Or goes on, where this version plans the same rows."""
+    """Or resumed, where this version plans the same rows."""
     resumed = named(client, "paused with few prompts")
     step = resumed.checkpoint_step
     job = until(lambda: (now := client.job(resumed.id)) and (now.is_over or now.step > step) and now, 120)

@@ -47,7 +47,7 @@ export function number(value, digits = 6) {
   return new Intl.NumberFormat(LOCALES[language], options).format(value);
 }
 
-/** The same within a sentence: written out, as an exponent is no word of the reader's. */
+/** The same within a sentence, where an exponent would be a foreign word: written out. */
 export const decimal = (value, digits) =>
   new Intl.NumberFormat(LOCALES[language], { maximumSignificantDigits: digits }).format(value);
 
