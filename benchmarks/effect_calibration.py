@@ -4,9 +4,9 @@ python -m benchmarks.effect_calibration --out build/effect.json     # trains (ab
 python -m benchmarks.effect_calibration --read build/effect.json    # prints again
 
 A run is labelled by what its model says, without its KL divergence: greedy answers to the distinct held-out prompts, next to
-those of the base. `hardly_changed`: at most 1 in 10 differs. `collapsed`: at least half are broken: they do not end within the
-limit, repeat more than half of themselves, have more than a fifth of their letters in a foreign script, or cost the base more
-than 4 nats per token. `changed`: the rest.
+those of the base. `hardly_changed`: at most 1 in 10 differs. `collapsed`: at least half are broken: they do not end within
+the limit, repeat more than half of themselves, have more than a fifth of their letters in a foreign script, or cost the base
+more than 4 nats per token. `changed`: the rest.
 """
 
 import argparse
