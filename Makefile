@@ -2,7 +2,7 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo serve test bench check format clean
+.PHONY: demo serve test long bench check format clean
 
 # torch first and by its exact version, so that no other package pulls a larger build.
 .venv/bin/python:
@@ -27,6 +27,10 @@ serve: .venv/run.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# What the tests show on a few runs, on many.
+long: .venv/dev.stamp
+	$(BIN)/python -m pytest -m long
+
 # Hours on a small machine, one after the other; each has options (`--help`).
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.train_throughput
@@ -36,6 +40,7 @@ bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.validate_throughput
 	$(BIN)/python -m benchmarks.tokenize_throughput
 	$(BIN)/python -m benchmarks.screens
+	$(BIN)/python -m benchmarks.effect_calibration
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -13,6 +13,7 @@ from jobs.database import Database
 from jobs.queue import JobQueue
 from jobs.repository import watch
 from jobs.settings import Settings
+from trainer_core.effect import Verdict
 
 # Several scrapers at once share one reading.
 _KEPT_S = 5.0
@@ -55,6 +56,13 @@ class ServiceCollector(Collector):
         for outcome, count in found.attempts.items():
             ended.add_metric([outcome], count)
         yield ended
+        succeeded = CounterMetricFamily(
+            "tafdil_jobs_succeeded", "Jobs that succeeded, by what they did to their model", labels=["effect"]
+        )
+        for effect in get_args(Verdict):
+            succeeded.add_metric([effect], found.effects.get(effect, 0))
+        succeeded.add_metric(["unknown"], found.effects.get(None, 0))
+        yield succeeded
         yield GaugeMetricFamily("tafdil_broker_up", "Whether the broker answers", float(self._queue.is_up()))
 
 

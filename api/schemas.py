@@ -15,6 +15,7 @@ from jobs.service import QueuePlace
 from jobs.spec import Sent
 from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
 from trainer_core.config import Method
+from trainer_core.effect import Verdict
 
 
 def instant(seconds: float | None) -> datetime | None:
@@ -60,6 +61,10 @@ class Job(BaseModel):
     rerun_of: str | None = Field(description="The job that this one runs again.")
     start_from: str | None = Field(description="The job whose newest checkpoint this one started from.")
     warnings: list[dict[str, Any]]
+    effect: Verdict | None = Field(
+        description="What the run did to the model, measured on held-out rows; the event `effect` and the metadata's "
+        "`effect_evidence` have the numbers. Null unless the job succeeded, and for jobs of before it was measured."
+    )
     error: dict[str, Any] | None
     spec: dict[str, Any] = Field(description="The spec with every default filled in.")
     created_at: datetime
@@ -102,6 +107,7 @@ _SAME_NAMES = (
     "rerun_of",
     "start_from",
     "warnings",
+    "effect",
     "error",
 )
 
@@ -279,6 +285,17 @@ class DryRunPlan(BaseModel):
     learning_rate: float = Field(description="After the cap.")
 
 
+class EffectForecast(BaseModel):
+    """What the run will probably do to the model, from its learning rates alone."""
+
+    effect: Verdict | None = Field(description="Null where nothing is known.")
+    learning_rate_sum: float = Field(description="Of the learning rates of all steps, after the cap.")
+    lora_scaling: float = Field(description="What that sum counts for: `lora_alpha / lora_r`; 1 where all weights train.")
+    hardly_below: float = Field(description="Below it, sum times scaling hardly changes the model.")
+    collapsed_above: float = Field(description="Above it, sum times scaling breaks the model.")
+    basis: str = Field(description="The runs that the bounds come from.")
+
+
 class MemoryEstimate(BaseModel):
     """Memory of the training process at its peak, in bytes."""
 
@@ -313,6 +330,7 @@ class DryRunResult(BaseModel):
     )
     lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
     plan: DryRunPlan
+    forecast: EffectForecast | None = Field(None, description="Null in dry runs of versions that made none.")
     warnings: list[dict[str, str]]
     memory: MemoryEstimate | None
     time: TimeEstimate | None

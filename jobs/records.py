@@ -56,6 +56,8 @@ class JobRecord(Record):
     warnings: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON)
+    effect: Mapped[str | None] = mapped_column(String(16))
+    """What the run did to its model, a `Verdict`; set when the job succeeded. NULL for jobs of before it was measured."""
     artifact_path: Mapped[str | None] = mapped_column(Text)
     """Relative to the runs directory; set when the job succeeded."""
 
@@ -84,6 +86,7 @@ class JobRecord(Record):
         Index("jobs_turn", "priority", "turn"),
         Index("jobs_tenant_turn", "tenant", "priority", "turn"),
         Index("jobs_finished", "finished_at"),
+        Index("jobs_state_effect", "state", "effect"),
         Index("jobs_tenant_idempotency_key", "tenant", "idempotency_key", unique=True),
     )
 
@@ -139,10 +142,15 @@ class PastAttemptRecord(Record):
     ended_at: Mapped[float] = mapped_column(Float)
     outcome: Mapped[str] = mapped_column(String(16))
     """The `Cause` that ended it."""
+    effect: Mapped[str | None] = mapped_column(String(16))
+    """Of its job, where this attempt ended it well."""
     steps: Mapped[int] = mapped_column(BigInteger)
     tokens: Mapped[int] = mapped_column(BigInteger)
 
-    __table_args__ = (Index("past_attempts_tenant_started", "tenant", "started_at"),)
+    __table_args__ = (
+        Index("past_attempts_tenant_started", "tenant", "started_at"),
+        Index("past_attempts_outcome_effect", "outcome", "effect"),
+    )
 
 
 class DispatchRecord(Record):

@@ -96,17 +96,20 @@ def _result(client: Client, method: str, job: Job) -> dict[str, Any]:
         "loss_after": loss[-1]["value"],
         "accuracy_before": accuracy[0]["value"],
         "accuracy_after": accuracy[-1]["value"],
+        "effect": job.effect,
         "seconds": (job.finished_at - job.started_at).total_seconds(),
     }
 
 
 def _table(results: list[dict[str, Any]]) -> Table:
     table = Table(title="Held-out rows: facts and phrasings that no training row contains")
-    for name in ("method", "loss before", "loss after", "accuracy before", "accuracy after", "seconds"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+    for name in ("method", "loss before", "loss after", "accuracy before", "accuracy after", "effect", "seconds"):
+        table.add_column(name, justify="left" if name in ("method", "effect") else "right")
     for result in results:
         ends = [f"{result[name]:.3f}" for name in ("loss_before", "loss_after", "accuracy_before", "accuracy_after")]
-        table.add_row(result["method"].upper(), *ends, f"{result['seconds']:.0f}")
+        table.add_row(
+            result["method"].upper(), *ends, (result["effect"] or "").replace("_", " "), f"{result['seconds']:.0f}"
+        )
     table.caption = "accuracy: IPO, CPO preference accuracy; KTO overall accuracy; from log-probabilities"
     return table
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import BaseModel, ConfigDict
 
 from tafdil import notebook
+from tafdil.effects import EFFECTS
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
 JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
@@ -55,6 +56,7 @@ class JobFields(Model):
     rerun_of: str | None = None
     start_from: str | None = None
     warnings: list[dict[str, Any]] = []
+    effect: str | None = None
     error: dict[str, Any] | None = None
     spec: dict[str, Any] = {}
     created_at: datetime
@@ -74,7 +76,9 @@ class JobFields(Model):
             steps = f", step {self.step} of {self.total_steps}" if self.total_steps else ""
             asked = f" ({self.requested} asked for)" if self.requested else ""
             return f"{self.phase or 'running'}{steps}{asked}"
-        return f"failed: {self.error['message']}" if self.state == "failed" and self.error else self.state
+        if self.state == "failed" and self.error:
+            return f"failed: {self.error['message']}"
+        return f"{self.state}; {EFFECTS.get(self.effect, self.effect)}" if self.effect else self.state
 
     def _repr_html_(self) -> str:
         return notebook.job_html(self.as_dict(), self.describe())

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from typing import Any
 
+from tafdil.effects import EFFECTS
 from tafdil.text import visible
 
 _CELL = "text-align:start;padding:2px 8px;vertical-align:top"
@@ -28,6 +29,7 @@ def job_html(job: Mapping[str, Any], standing: str) -> str:
         ("method", job["method"]),
         ("model", job["model_name"]),
         ("state", standing),
+        ("effect", EFFECTS.get(job["effect"], job["effect"]) if job.get("effect") else None),
         *(("warning", warning.get("message", warning)) for warning in job["warnings"]),
     ]
     return table_html(rows) + bar

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.states import TaskKind
+from trainer_core.effect import Verdict
 from trainer_core.observer import Observer, Phase
 
 
@@ -47,6 +48,7 @@ class RecordingObserver(Observer):
         self.reports: list[dict[str, Any]] = []
         self.answers: list[tuple[int, list[dict[str, Any]]]] = []
         self.checkpoints: list[int] = []
+        self.effects: list[tuple[str, dict[str, Any]]] = []
         self._stop_after = stop_after
 
     def phase(self, phase: Phase) -> None:
@@ -66,6 +68,9 @@ class RecordingObserver(Observer):
 
     def warning(self, code: str, message: str) -> None:
         self.warnings[code] = message
+
+    def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
+        self.effects.append((verdict, evidence))
 
     def checkpoint(self, step: int, path: Path) -> None:
         self.checkpoints.append(step)

@@ -1,6 +1,7 @@
 """Configs of small trainings on the shipped model, for the tests of the library."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,18 @@ def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
 
 def held_out(method: str) -> str:
     return str(DATA / f"{'kto' if method == 'kto' else 'pairs'}_held_out.jsonl")
+
+
+def learning_rates(settings: Any, steps: int) -> list[float]:
+    """The learning rate of each optimizer step of a run: transformers' course, with a warm-up that starts above zero."""
+    import torch
+    from transformers import get_scheduler
+
+    warm_up = 0 if settings.lr_scheduler_type == "constant" else math.ceil(settings.warmup_ratio * steps)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = get_scheduler(settings.lr_scheduler_type, optimizer, num_warmup_steps=warm_up, num_training_steps=steps)
+    shares = [(i + 1) / (warm_up + 1) if i < warm_up else scheduler.lr_lambdas[0](i) for i in range(steps)]
+    return [settings.effective_learning_rate * share for share in shares]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:

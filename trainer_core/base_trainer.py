@@ -11,17 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trainer_core import estimates, plan, preflight
+from trainer_core import estimates, forecast, plan, preflight
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
 from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
+from trainer_core.effect import Effect
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
-from trainer_core.estimates import Load, Size, planned_steps
+from trainer_core.estimates import Load, Size, planned_steps, steps_an_epoch
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
 from trainer_core.models import Locate, load_policy, resolve_precision, same_name
 from trainer_core.observer import Observer
@@ -38,6 +40,7 @@ class BaseTrainer(ABC):
         model: the model in training, None until `load`.
         tokenizer, data_loader: likewise.
         trainer: the TRL trainer, None until `train` or the first evaluation.
+        effect: what the run did to the model, None until it has trained.
     """
 
     nullable_metrics: tuple[str, ...] = ()
@@ -52,6 +55,7 @@ class BaseTrainer(ABC):
         self.trainer: Any = None
         self.precision: Any = None
         self.places: Any = None
+        self.effect: Effect | None = None
         self._is_loaded = self._has_trained = False
         self._watcher: Any = None
         self._early_stopping: EarlyStopping | None = None
@@ -79,6 +83,14 @@ class BaseTrainer(ABC):
         """Raises `ReferenceMismatch` when training changed the reference."""
 
     @abstractmethod
+    def note_start(self) -> None:
+        """Before the first step: keeps what `measure_effect` compares with and could not have later."""
+
+    @abstractmethod
+    def measure_effect(self) -> Effect:
+        """What the run did to the model."""
+
+    @abstractmethod
     def method_metadata(self) -> dict[str, Any]:
         """The method's part of the metadata file."""
 
@@ -104,6 +116,7 @@ class BaseTrainer(ABC):
         self.data_loader = PreferenceData(self.config, renderer, self.observer)
         self.data_loader.load()
         preflight.check_validation(self.config, has_validation=bool(self.data_loader.validation), observer=self.observer)
+        forecast.warn(self.config, *self._steps(), self.observer)
         self.observer.data(self.data_loader.report())
         self.observer.phase("loading")
         self.model = load_policy(self.config, self.places.model, self.places.adapter, self.precision)
@@ -145,6 +158,7 @@ class BaseTrainer(ABC):
         if not self._has_trained:
             # The weights of a checkpoint are loaded later, so this is the first step's model, resumed or not.
             self.check_reference()
+            self.note_start()
         self._has_trained = True
         metrics = self._run(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
         if self._watcher.stopped:
@@ -153,8 +167,21 @@ class BaseTrainer(ABC):
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
         self._take_best()
+        self._measure()
         self.save_model()
         return metrics
+
+    def _measure(self) -> None:
+        self.observer.phase("evaluating")
+        try:
+            self.effect = self.measure_effect()
+        except torch.OutOfMemoryError as error:
+            # No trained model is given up for a number about it.
+            self.observer.warning(
+                "effect_not_measured", f"there was no memory to measure the effect: {error}".splitlines()[0]
+            )
+            return
+        self.observer.effect(self.effect.verdict, self.effect.as_dict())
 
     def _run(self, checkpoint: Path | None) -> dict[str, float]:
         trainer = self.trainer
@@ -194,15 +221,30 @@ class BaseTrainer(ABC):
         if verified_step(checkpoint) is None:
             raise refuse("is missing, or not as it was written; checkpoints.newest_verified finds the newest whole one")
         identity = self.trainer.read_identity(checkpoint)
+        is_earlier = "warm-up" not in identity
+        if is_earlier:
+            # The run keeps the schedule that it began with, and the checkpoints that it writes say so.
+            self.trainer.identity.pop("warm-up", None)
+            self.trainer.warms_up_from_zero = True
         for name, value in self.trainer.identity.items():
-            if identity.get(name) != value:
-                raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
+            if identity.get(name) == value:
+                continue
+            if is_earlier and name == "data plan":
+                raise refuse(
+                    "was written by an earlier version, which split or encoded these rows differently; run the job again "
+                    "from the start"
+                )
+            raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+
+    def _steps(self) -> tuple[int, int]:
+        """Optimizer steps that the config asks for, and of an epoch."""
+        batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
+        return planned_steps(self.config, batches), steps_an_epoch(self.config, batches)
 
     def _planned_steps(self, state: TrainerState) -> int:
         """Optimizer steps that the config asks for, which may have changed since the checkpoint."""
-        batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
-        planned = planned_steps(self.config, batches)
+        planned, _ = self._steps()
         if planned != state.max_steps:
             self.observer.warning(
                 "length_changed",
@@ -313,6 +355,8 @@ class BaseTrainer(ABC):
             "base_weights_sha256": base if config.use_lora else None,
             "weights_sha256": side_fingerprint(base, self.model, TRAINED_ADAPTER if config.use_lora else None),
             **self.reference_metadata(base),
+            "effect": self.effect.verdict if self.effect else None,
+            "effect_evidence": self.effect.as_dict() if self.effect else None,
             "speed": self._speed(),
             "versions": {name: version(name) for name in LIBRARIES},
         }

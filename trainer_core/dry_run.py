@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from trainer_core import estimates, preflight
+from trainer_core import estimates, forecast, preflight
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.estimates import Load, Precision, Size
@@ -61,7 +61,7 @@ def dry_run(
 
     Returns:
         `data` (as in the metadata file, with all rows that are cut or dropped up to 1000), `lengths` (rows by their tokens),
-        `plan` (steps), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends), `samples`.
+        `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends), `samples`.
 
     Raises:
         DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: what the training itself would fail with.
@@ -77,6 +77,7 @@ def dry_run(
     preflight.warn_of_clamp(config, notes)
     load = Load.of(data.train, data.validation, config)
     steps = estimates.planned_steps(config, load.batches)
+    forecast.warn(config, steps, estimates.steps_an_epoch(config, load.batches), notes)
     result: dict[str, Any] = {
         "data": data.report(shown_rows=_SHOWN_ROWS),
         "lengths": histogram([row_tokens(row) for row in data.train]),
@@ -88,6 +89,7 @@ def dry_run(
             "tokens_an_epoch": load.tokens,
             "learning_rate": config.effective_learning_rate,
         },
+        "forecast": forecast.forecast(config, steps).as_dict(),
         "warnings": notes.warnings,
         "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
         "samples": rendered(data.train[:samples], renderer),

@@ -119,10 +119,11 @@ def _answer_tokens(row: Row) -> int:
 
 def planned_steps(settings: TrainingSettings, batches: int) -> int:
     """Optimizer steps of a training with so many batches an epoch."""
-    return settings.max_steps or math.ceil(settings.num_train_epochs * _steps_an_epoch(settings, batches))
+    return settings.max_steps or math.ceil(settings.num_train_epochs * steps_an_epoch(settings, batches))
 
 
-def _steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
+def steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
+    """Optimizer steps of an epoch of so many batches."""
     # The last step of an epoch takes the batches that are left.
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
@@ -194,7 +195,7 @@ class Work:
 def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: bool) -> Work:
     """What a training computes: each token through the layers, each answer token through the output layer."""
     shape, steps = size.shape, planned_steps(settings, load.batches)
-    epochs = steps / _steps_an_epoch(settings, load.batches)
+    epochs = steps / steps_an_epoch(settings, load.batches)
     batches = epochs * load.batches
     layers = 2 * size.linear + 2 * shape.layers * shape.attention * load.longest
     head = 2 * shape.hidden * shape.vocabulary

@@ -16,6 +16,7 @@ _LOG_ENTRIES = 5
 _MAX_REPETITION = 0.5
 _MAX_LENGTH_RATIO = 2.0
 _MIN_TOKENS = 4.0
+_STILL_ENTRIES = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ def signs(history: History) -> Iterator[Sign]:
     yield from _chosen_collapse(history)
     yield from _repetition(history)
     yield from _length_drift(history)
+    yield from _no_gradient(history)
 
 
 def _series(history: History, name: str) -> list[tuple[int, float]]:
@@ -78,4 +80,17 @@ def _length_drift(history: History) -> Iterator[Sign]:
         yield Sign(
             "length_drift",
             f"at step {step} the samples have {last:.0f} tokens, {first:.0f} before: the model may learn length alone",
+        )
+
+
+def _no_gradient(history: History) -> Iterator[Sign]:
+    """Nothing is learnt: the loss has no slope in any weight that trains."""
+    last = _series(history, "grad_norm")[-_STILL_ENTRIES:]
+    if len(last) == _STILL_ENTRIES and all(norm == 0 for _, norm in last):
+        steps = ", ".join(str(step) for step, _ in last)
+        yield Sign(
+            "no_gradient",
+            f"at step {last[-1][0]} the gradient is exactly 0, as it was in the log of steps {steps}: nothing is learnt. "
+            "Look at the dry run's rows as the model sees them: answers that are equal after cutting (max_length) teach "
+            "nothing. With CPO's hinge loss, or a large beta, the loss may also be as low as it can be: lower beta.",
         )

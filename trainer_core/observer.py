@@ -7,6 +7,8 @@ import warnings
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer_core.effect import Verdict, describe
+
 Phase = Literal["preparing", "loading", "reference", "training", "evaluating", "saving"]
 
 
@@ -34,6 +36,11 @@ class Observer:
     def warning(self, code: str, message: str) -> None:
         """Something is probably not what the user wanted."""
         warnings.warn(message, stacklevel=2)
+
+    def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
+        """What the run did to the model, once it has trained; `evidence` is as in the metadata file."""
+        if verdict != "changed":
+            warnings.warn(describe(verdict, evidence), stacklevel=2)
 
     def checkpoint(self, step: int, path: Path) -> None:
         """A complete checkpoint was published."""

@@ -12,6 +12,8 @@ from transformers import TrainingArguments
 from trainer_core.base_trainer import BaseTrainer
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
+from trainer_core.effect import Effect
+from trainer_core.effect_measurement import EffectMeasurement
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fast_path import FastPath
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint, side_fingerprint
@@ -22,6 +24,7 @@ from trainer_core.plan import fingerprint as fingerprint_of_plan
 from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files, settings_of
 from trainer_core.row_rules import Row, comparable
 from trainer_core.samples import answer, sample_metrics
+from trainer_core.schedule import WARM_UP
 from trainer_core.scoring import Scores, score
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
@@ -55,6 +58,7 @@ class PreferenceTrainer(BaseTrainer):
         self.ref_model: Any = None
         self._scoring_reference: Any = None
         self._start: dict[str, Scores] = {}
+        self._effect_measurement: EffectMeasurement | None = None
         self._reference_sha256: str | None = None
         self._module = MODULES[self.preference_method]
         self.nullable_metrics = self._module.NULLABLE
@@ -205,6 +209,7 @@ class PreferenceTrainer(BaseTrainer):
             "batch size": self.config.per_device_train_batch_size,
             "gradient accumulation": self.config.gradient_accumulation_steps,
             "data plan": fingerprint_of_plan(self.data_loader.train),
+            "warm-up": WARM_UP,
         }
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
@@ -365,6 +370,32 @@ class PreferenceTrainer(BaseTrainer):
         """
         self.load()
         return self._metrics(self.data_loader.prepare(eval_dataset))
+
+    # -- effect
+
+    @property
+    def _keeps_start(self) -> bool:
+        """Whether the model as it was before the run stays at hand: with the adapter off, or as a reference that is held."""
+        if self.config.use_lora:
+            return not self.config.adapter_name or self.config.reference_kind == "adapter"
+        is_reference_held = not self._holds_no_copy and (self._loss_needs_reference or bool(self.data_loader.validation))
+        return is_reference_held and not self._starts_elsewhere
+
+    def note_start(self) -> None:
+        self._effect_measurement = EffectMeasurement(
+            self.config, self._module, self.data_loader, self.observer, is_half=self.precision != "fp32"
+        )
+        if not self._keeps_start:
+            self._effect_measurement.note_start(self.model)
+
+    def measure_effect(self) -> Effect:
+        assert self._effect_measurement is not None, "note_start comes first"
+        before = None
+        if self._keeps_start and self.config.use_lora:
+            before = FrozenView(self.model, REFERENCE_ADAPTER if self.config.adapter_name else None)
+        elif self._keeps_start:
+            before = self._reference_for_scoring()
+        return self._effect_measurement.measure(self.model, before)
 
     # -- comparison and saving
 

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import tracing
+from trainer_core import effect
+from trainer_core.effect import Verdict
 from trainer_core.observer import Observer, Phase
 from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE, is_disk_full
 
@@ -185,6 +187,10 @@ class Reporter(Observer):
     def warning(self, code: str, message: str) -> None:
         print(f"warning: {message}", flush=True)  # standard output is the job's log
         self._reports.send("warning", code=code, message=message)
+
+    def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
+        print(f"effect: {effect.describe(verdict, evidence)}", flush=True)
+        self._reports.send("effect", effect=verdict, evidence=evidence)
 
     def checkpoint(self, step: int, path: Path) -> None:
         self._reports.send("checkpoint", step=step)

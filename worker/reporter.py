@@ -2,8 +2,8 @@
 
 A thread of its own does it, so that a database that is slow or away stops neither the training nor its watch. Meanwhile
 reports wait here, and are stored once. A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`,
-`samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `alive`, and at the end one of `finished`, `failed`
-and `stopped`.
+`samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `effect`, `alive`, and at the end one of `finished`,
+`failed` and `stopped`.
 """
 
 import logging

@@ -293,7 +293,9 @@ class Attempt:
             self._fail(error_dict("internal", message), report, folder)
         elif last.get("type") == "finished":
             artifact = (folder / "output").relative_to(self._settings.runs_dir.resolve())
-            self._finish(Cause.FINISH, report, {"artifact_path": str(artifact), "metadata_": last["metadata"]})
+            metadata = last["metadata"]
+            values = {"artifact_path": str(artifact), "metadata_": metadata, "effect": metadata.get("effect")}
+            self._finish(Cause.FINISH, report, values)
         elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
             # The process and its group are gone by now, and what they held with them.
             error = error_dict("cancelled", "cancelled while running")

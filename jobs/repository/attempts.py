@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sqlalchemy import case, func, insert, select, union_all, update
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, insert, select, union_all, update
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
@@ -101,9 +101,10 @@ def trained_s(session: Session, tenant: str, within_s: float) -> float:
 def delete(session: Session, job_id: str) -> None:
     """Deletes the attempts of a job that is over, and keeps what they add up to."""
     a, steps = AttemptRecord, func.coalesce(AttemptRecord.last_step - AttemptRecord.first_step, 0)
-    counted = select(JobRecord.tenant, a.started_at, a.ended_at, a.outcome, steps, a.tokens)
+    effect = case((a.outcome == Cause.FINISH.value, JobRecord.effect))
+    counted = select(JobRecord.tenant, a.started_at, a.ended_at, a.outcome, effect, steps, a.tokens)
     ended = counted.join(JobRecord, JobRecord.id == a.job_id).where(a.job_id == job_id, a.ended_at.is_not(None))
-    names = ["tenant", "started_at", "ended_at", "outcome", "steps", "tokens"]
+    names = ["tenant", "started_at", "ended_at", "outcome", "effect", "steps", "tokens"]
     session.execute(insert(PastAttemptRecord).from_select(names, ended))
     session.execute(sql_delete(a).where(a.job_id == job_id).execution_options(synchronize_session=False))
 

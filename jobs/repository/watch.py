@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import db_now
 from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord, TaskRecord
-from jobs.states import JobState, TaskState
+from jobs.states import Cause, JobState, TaskState
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,8 @@ class Numbers:
     tokens: int
     attempts: dict[str, int]
     """Ended attempts by how they ended."""
+    effects: dict[str | None, int]
+    """Jobs that succeeded by what they did to their model; None for those of before it was measured."""
 
 
 def numbers(session: Session, lease_s: float) -> Numbers:
@@ -75,4 +77,16 @@ def numbers(session: Session, lease_s: float) -> Numbers:
         steps=int(totals[0] or 0) + sum(int(row[2]) for row in gone),
         tokens=int(totals[1] or 0) + sum(int(row[3]) for row in gone),
         attempts=dict(outcomes + Counter({row[0]: row[1] for row in gone})),
+        effects=effects(session),
     )
+
+
+def effects(session: Session) -> dict[str | None, int]:
+    """Jobs that succeeded, those that were deleted since included, by what they did to their model."""
+    kept = select(JobRecord.effect, func.count()).where(JobRecord.state == JobState.SUCCEEDED)
+    gone = select(PastAttemptRecord.effect, func.count()).where(PastAttemptRecord.outcome == Cause.FINISH.value)
+    found = Counter[str | None]()
+    for query in (kept.group_by(JobRecord.effect), gone.group_by(PastAttemptRecord.effect)):
+        for row in session.execute(query):
+            found[row[0]] += row[1]
+    return dict(found)

@@ -18,6 +18,7 @@ from rich.text import Text
 from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
 from tafdil.cli.specs import changes, data_fields, read_spec
 from tafdil.client import Client, Job
+from tafdil.effects import EFFECTS, FORECASTS, evidence_lines
 from tafdil.errors import JobFailed, NotFound, WaitTimeout
 from tafdil.models import Comparison
 from tafdil.text import visible
@@ -100,6 +101,8 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
     if result["time"] and result["time"]["seconds"] is not None:
         spans = [_span(result["time"][name]) for name in ("seconds", "low_seconds", "high_seconds")]
         say("time about {} ({} to {}), by {}".format(*spans, told(result["time"]["basis"])))
+    if (forecast := result.get("forecast")) and forecast["effect"]:
+        say(f"{FORECASTS.get(forecast['effect'], forecast['effect'])}, by {told(forecast['basis'])}")
     for warning in result["warnings"]:
         say(f"warning: {told(warning['message'])}", "yellow")
     say("Nothing was queued.", "dim")
@@ -119,10 +122,19 @@ def list_(
         show_json(found)
         return
     table = Table(box=None, pad_edge=False)
-    for column in ("job", "name", "method", "model", "state", "done", "created"):
+    for column in ("job", "name", "method", "model", "state", "effect", "done", "created"):
         table.add_column(column, justify="right" if column == "done" else "left")
     for job in found:
-        cells = (job.id[:12], told(job.name or ""), job.method, told(job.model_name), job.state, f"{job.percent:.0f}%")
+        effect = (job.effect or "").replace("_", " ")
+        cells = (
+            job.id[:12],
+            told(job.name or ""),
+            job.method,
+            told(job.model_name),
+            job.state,
+            effect,
+            f"{job.percent:.0f}%",
+        )
         table.add_row(*map(Text, cells), Text(_ago(job.created_at)), style=_STYLES.get(job.state))
     console.print(table if found else "There are no jobs" + (" like that." if state or method else " yet."))
 
@@ -141,6 +153,7 @@ def show(
     with connection() as client:
         found = find_job(client, job)
         tries = client.attempts(found.id)
+        evidence = client.metadata(found.id).get("effect_evidence") if found.effect else None
     if spec or as_json:
         show_json(found.spec if spec else {**found.as_dict(), "attempts": [one.as_dict() for one in tries]})
         return
@@ -160,6 +173,8 @@ def show(
     for label, value in rows:
         if value is not None:
             say(f"{label:>10}  {value}")
+    for line in evidence_lines(evidence) if evidence else ():
+        say(f"{'effect':>10}  {line}")
     for one in tries:
         reason = f": {told(one.reason)}" if one.reason else ""
         say(f"{'try ' + str(one.number):>10}  {told(one.worker)}, {one.device}, {one.outcome or 'runs'}{reason}")
@@ -208,6 +223,8 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
         console.print(_newest_metrics(client, job.id))
     if last.state != "succeeded":
         raise JobFailed(last)
+    if not as_json and last.effect not in (None, "changed"):
+        say(f"{EFFECTS.get(last.effect, last.effect)}; see why: tafdil show {last.id[:8]}", "yellow")
     if not as_json:
         say(f"Ask it something: tafdil compare {last.id[:8]} 'ما عاصمة مصر؟'", "dim")
 

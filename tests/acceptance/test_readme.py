@@ -95,12 +95,14 @@ def test_the_demo_learns_shows_and_leaves_nothing(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr + result.stdout
     print(result.stdout)
     rows = {
-        cells[0]: [float(cell) for cell in cells[1:]]
+        cells[0]: cells[1:]
         for line in result.stdout.splitlines()
         if (cells := [cell.strip() for cell in line.split("│")[1:-1]]) and cells[0] in ("KTO", "IPO", "CPO")
     }
     assert set(rows) == {"KTO", "IPO", "CPO"}
-    for method, (loss_before, loss_after, before, after, _) in rows.items():
+    for method, (*numbers, effect, _) in rows.items():
+        loss_before, loss_after, before, after = map(float, numbers)
+        assert effect == "changed"
         assert loss_after < loss_before
         assert 0.4 <= before <= 0.6
         assert after > (0.85 if method == "KTO" else 0.9)

@@ -14,6 +14,7 @@ from jobs.repository.jobs import Fence
 from jobs.states import Cause, Request, TaskKind
 from tests.conftest import DATA
 from tests.live import Live
+from tests.stack import until
 from trainer_core.errors import error_dict
 
 PROOF = {
@@ -34,6 +35,24 @@ PART = {
     "first_rows_cut": [3, 7],
     "rows_dropped": 0,
     "first_rows_dropped": [],
+}
+
+
+EVIDENCE = {
+    "rows_from": "validation",
+    "rows": 64,
+    "mean_kl": 0.412,
+    "shift": 0.31,
+    "margin": {"mean": 2.13, "low": 1.87, "high": 2.39},
+    "samples": {
+        "prompts": 4,
+        "differing": 0.75,
+        "repetition": 0.02,
+        "repetition_before": 0.0,
+        "foreign_script": 0.0,
+        "length_ratio": 1.14,
+    },
+    "decided_by": [],
 }
 
 
@@ -97,7 +116,10 @@ class Seeded:
 
     def succeed(self, fence: Fence) -> None:
         path = f"{fence.job_id}/attempt-1/output"
-        self.finish(fence, Cause.FINISH, artifact_path=path, metadata_={"training_method": "ipo", "beta": 0.1})
+        with self.live.database.transaction() as session:
+            jobs.record(session, fence, "effect", {"effect": "changed", "evidence": EVIDENCE})
+        metadata = {"training_method": "ipo", "beta": 0.1, "effect": "changed", "effect_evidence": EVIDENCE}
+        self.finish(fence, Cause.FINISH, artifact_path=path, effect="changed", metadata_=metadata)
         file = ArtifactFile(ArtifactKind.MODEL, "attempt-1/output/adapter_model.safetensors", 629_760, "d" * 64)
         with self.live.database.transaction() as session:
             artifacts.add(session, "default", fence.job_id, [file])
@@ -119,6 +141,18 @@ class Seeded:
             task = tasks.claim_next(session, [TaskKind.COMPARE], 3600)
             assert task
             tasks.finish(session, task, result={**answer, **more})
+
+    def answer_dry_run(self, result: dict[str, Any]) -> None:
+        """Answers the next dry run that is asked for, as its worker would."""
+
+        def claim() -> bool:
+            with self.live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.VALIDATE], 3600)
+                if task:
+                    tasks.finish(session, task, result={**result, "spec": task.request["spec"]})
+                return task is not None
+
+        until(claim)
 
     def long_run(self, steps: int, curves: int) -> str:
         """The first job of a service: it runs, and has so many points a curve."""

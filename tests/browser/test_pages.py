@@ -1,5 +1,7 @@
 """Every page, in English and Arabic: translated, accessible, within the width of a phone, and kept as a picture."""
 
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -8,6 +10,8 @@ from playwright.sync_api import Browser
 
 from tests.browser.chromium import PHONE, Screen, screen
 from tests.browser.seed import Seeded
+from tests.training import config
+from trainer_core.dry_run import dry_run
 
 LANGUAGES = ["en", "ar"]
 PARTS = ("curves", "samples", "events", "logs", "attempts", "data", "metadata", "files")
@@ -76,6 +80,22 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         page.locator("#f-more").fill("{not json")
         found.button("new.check").click()
         page.get_by_text(found.say("new.not_json")).wait_for()
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, language: str, tmp_path: Path) -> None:
+    said = dry_run(config("kto", tmp_path, learning_rate=1e-6))
+    with screen(browser, seeded.live.url, language) as found, ThreadPoolExecutor() as pool:
+        page = found.open("new")
+        found.button("new.sample").click()
+        answered = pool.submit(seeded.answer_dry_run, said)
+        found.button("new.check").click()
+        page.locator("[data-effect=hardly_changed]").wait_for()
+        answered.result()
+        page.locator(".box.warning").get_by_text("this will hardly change the model").wait_for()
+        found.keep("dry-run")
+        assert found.untranslated() == []
+        assert found.barriers() == []
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

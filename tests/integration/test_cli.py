@@ -16,10 +16,13 @@ from jobs.repository import jobs, metrics, tasks
 from jobs.settings import Settings
 from jobs.states import TaskKind
 from tafdil.cli import app
+from tests.browser.seed import EVIDENCE
 from tests.conftest import DATA
 from tests.integration.test_client import HOSTILE, artifact, claimed, finished
 from tests.live import Live, live, serving, settings
+from tests.training import config
 from trainer_core.comparison import Proof
+from trainer_core.dry_run import dry_run
 from trainer_core.errors import error_dict
 
 ROWS = str(DATA / "pairs_train.jsonl")
@@ -151,6 +154,50 @@ def test_a_job_is_watched_to_its_end(live: Live) -> None:
     failed = submitted(live)
     run(live, "cancel", failed)
     assert "cancelled" in run(live, "watch", failed, code=1).stderr
+
+
+def test_the_effect_of_a_run_is_listed_shown_and_watched(live: Live) -> None:
+    job_id = submitted(live)
+    evidence = {**EVIDENCE, "mean_kl": 2e-7, "decided_by": ["mean_kl"]}
+    finished(live, claimed(live), effect="hardly_changed", metadata_={"effect_evidence": evidence})
+    assert "hardly changed" in run(live, "list").stdout
+    shown = run(live, "show", job_id).stdout
+    assert "succeeded; the model hardly changed" in shown
+    assert "measured on 64 validation rows" in shown
+    assert "KL divergence from the model before: 2e-07 nats per token" in shown
+    assert "reward margin: 2.13, 95 % between 1.87 and 2.39" in shown
+    assert "3 of 4 differ" in shown
+    assert f"see why: tafdil show {job_id[:8]}" in run(live, "watch", job_id).stdout
+    other = submitted(live)
+    broken = {**evidence, "mean_kl": None, "shift": None, "margin": None, "samples": None}
+    broken["decided_by"] = ["mean_kl", "shift"]
+    finished(live, claimed(live), effect="collapsed", metadata_={"effect_evidence": broken})
+    shown = run(live, "show", other).stdout
+    assert "the model broke" in shown
+    assert "its log-probabilities are not finite" in shown
+
+
+def test_a_dry_run_forecasts_the_effect(live: Live, tmp_path: Path) -> None:
+    said = dry_run(config("ipo", tmp_path, learning_rate=1e-6))
+
+    def answer() -> None:
+        for _ in range(200):
+            with live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.VALIDATE], 60)
+                if task:
+                    tasks.finish(session, task, {**said, "spec": task.request["spec"]})
+                    return
+            threading.Event().wait(0.05)
+
+    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen", "--data", "samples/pairs_train.jsonl", "--dry-run"]
+    for more in ([], ["--json"]):
+        thread = threading.Thread(target=answer)
+        thread.start()
+        shown = run(live, "submit", *options, *more).stdout
+        thread.join()
+        assert ("it will hardly change the model, by" in shown) == (not more)
+        assert "this will hardly change the model" in shown
+    assert json.loads(shown)["forecast"]["effect"] == "hardly_changed"
 
 
 def test_logs_are_printed_and_followed(live: Live) -> None:

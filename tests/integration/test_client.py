@@ -416,6 +416,9 @@ def test_a_notebook_shows_text_and_runs_none_of_it(client: Client, spec: dict[st
     assert "\x1b" not in shown
     assert 'dir="auto"' in shown
     assert "<progress" in shown
+    effect = job.model_copy(update={"state": "succeeded", "effect": "collapsed"})._repr_html_()
+    assert "the model broke" in effect
+    assert "the model broke" not in shown
     result = {"trained_model_response": HOSTILE, "reference_model_response": "ب"}
     fields = {"id": "1", "job_id": "2", "state": "succeeded", "created_at": "2026-01-01T00:00:00Z"}
     answer = Comparison.model_validate({**fields, "request": {"prompt": "<b>"}, "result": result})._repr_html_()

@@ -53,9 +53,11 @@ def test_gauges_follow_the_jobs(client: TestClient, database: Database, spec: di
     assert 0 <= found["tafdil_lease_age_seconds", "cpu", "worker"] < 30
     assert found["tafdil_tasks", "merge", "queued"] == 1
     with database.transaction() as session:
-        jobs.finish(session, fence, Cause.FINISH, {})
+        jobs.finish(session, fence, Cause.FINISH, {"effect": "hardly_changed"})
     ended = scraped(client)
     assert ended["tafdil_attempts_ended_total", "succeeded"] == 1
+    effects = {key[1]: value for key, value in ended.items() if key[0] == "tafdil_jobs_succeeded_total"}
+    assert effects == {"changed": 0, "hardly_changed": 1, "collapsed": 0, "unknown": 0}
     assert not [key for key in ended if key[0] == "tafdil_memory_bytes"]
     assert ended["tafdil_steps_total",] == 5
     # A counter that falls looks like one that began again: all of it would count once more.
@@ -66,7 +68,10 @@ def test_gauges_follow_the_jobs(client: TestClient, database: Database, spec: di
     fence = run(database, client, spec)
     with database.transaction() as session:
         jobs.finish(session, fence, Cause.FINISH, {})
-    assert scraped(client)["tafdil_attempts_ended_total", "succeeded"] == 2
+    again = scraped(client)
+    assert again["tafdil_attempts_ended_total", "succeeded"] == 2
+    assert again["tafdil_jobs_succeeded_total", "hardly_changed"] == 1
+    assert again["tafdil_jobs_succeeded_total", "unknown"] == 1, "its effect was not measured"
 
 
 def test_http_is_counted_by_route_not_by_path(client: TestClient, queue: FakeQueue) -> None:

@@ -5,21 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, some_rows, write_rows
+from tests.training import METHODS, config, learning_rates, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.models import load_policy, load_reference, weights_dtype
 
 ROWS = 64
+EPOCHS = {"kto": 2, "ipo": 1, "cpo": 1}
+STEPS = {"kto": 16, "ipo": 8, "cpo": 8}
 
 
-def stock_losses(method: str, settings: Any, rows: list[dict[str, Any]], folder: Path) -> list[float]:
-    """The losses of TRL's own trainer, tokenising by itself, on the same initial weights."""
+def stock_log(method: str, settings: Any, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, float]]:
+    """The log of TRL's own trainer, tokenising by itself, on the same initial weights and with the same learning rates."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from trl.experimental.cpo import CPOConfig, CPOTrainer
@@ -29,7 +33,6 @@ def stock_losses(method: str, settings: Any, rows: list[dict[str, Any]], folder:
         "per_device_train_batch_size": settings.per_device_train_batch_size,
         "gradient_accumulation_steps": settings.gradient_accumulation_steps,
         "learning_rate": settings.learning_rate,
-        "warmup_steps": settings.warmup_ratio,
         "max_length": settings.max_length,
         "beta": settings.beta,
         "seed": settings.seed,
@@ -55,9 +58,17 @@ def stock_losses(method: str, settings: Any, rows: list[dict[str, Any]], folder:
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     names = ("prompt", "completion", "label") if method == "kto" else ("prompt", "chosen", "rejected")
     data = Dataset.from_list([{name: row[name] for name in names} for row in rows])
-    trainer = trainer_class(model=model, args=args(), train_dataset=data, processing_class=tokenizer, **reference)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0
+    )
+    # TRL's warm-up would start at zero.
+    rates = [*learning_rates(settings, STEPS[method]), 0.0]
+    scheduler = LambdaLR(optimizer, lambda step: rates[step] / settings.learning_rate)
+    options = {"train_dataset": data, "processing_class": tokenizer, "optimizers": (optimizer, scheduler), **reference}
+    trainer = trainer_class(model=model, args=args(), **options)
     trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert trainer.state.max_steps == STEPS[method]
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 @pytest.mark.parametrize("acceleration", ["auto", "off"])
@@ -74,7 +85,7 @@ def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, acceler
         use_lora=use_lora,
         acceleration=acceleration,
         max_steps=None,
-        num_train_epochs=2 if method == "kto" else 1,
+        num_train_epochs=EPOCHS[method],
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         learning_rate=2e-3 if use_lora else 1e-4,
@@ -83,8 +94,10 @@ def test_each_step_has_the_loss_of_bare_trl(method: str, use_lora: bool, acceler
     trainer = PreferenceTrainer(settings, observer=observer)
     trainer.load()
     trainer.train()
-    ours = [values["loss"] for _, values in observer.points if "loss" in values]
-    stock = stock_losses(method, settings, trainer.data_loader.train, tmp_path / "stock")
-    assert len(ours) == len(stock) >= 7
-    assert max(stock) - min(stock) > 1e-3, "the losses move, so that equality says something"
-    assert ours == pytest.approx(stock, rel=1e-5)
+    ours = [values for _, values in observer.points if "loss" in values]
+    stock = stock_log(method, settings, trainer.data_loader.train, tmp_path / "stock")
+    assert [one["learning_rate"] for one in ours] == pytest.approx([one["learning_rate"] for one in stock])
+    losses = [one["loss"] for one in stock]
+    assert len(losses) == STEPS[method]
+    assert max(losses) - min(losses) > 1e-3, "the losses move, so that equality says something"
+    assert [one["loss"] for one in ours] == pytest.approx(losses, rel=1e-5)

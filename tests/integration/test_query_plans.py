@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import event, text
 
 from jobs.database import Database
-from jobs.repository import events, jobs
+from jobs.repository import events, jobs, watch
 from jobs.service import JobService
 from jobs.settings import Settings
 from jobs.states import Cause
@@ -81,6 +81,10 @@ def test_no_read_scans_a_table(database: Database, service: JobService, job_id: 
         with database.reading() as session:
             events.after(session, job_id, 0)
 
+    def read_effects() -> None:
+        with database.reading() as session:
+            watch.effects(session)
+
     reads: dict[str, Callable[[], Any]] = {
         "list": lambda: service.jobs(50),
         "a page further down": lambda: service.jobs(50, job_id),
@@ -93,6 +97,7 @@ def test_no_read_scans_a_table(database: Database, service: JobService, job_id: 
         "metrics": lambda: service.metrics(job_id, ["loss"]),
         "all metrics": lambda: service.metrics(job_id, only_current=True, max_points=100),
         "events": read_events,
+        "effects": read_effects,
     }
     for name, read in reads.items():
         found = statements_of(database, read)

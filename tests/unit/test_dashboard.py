@@ -4,12 +4,13 @@ import json
 import re
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from jobs.artifacts import ArtifactKind
 from jobs.states import Cause, JobState, Phase, Request
+from trainer_core.effect import RowsFrom, Verdict
 from trainer_core.errors import CODES
 from trainer_core.row_signal import DROPPED, NOTED
 
@@ -76,6 +77,8 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
 def test_whatever_the_service_says_by_name_has_words() -> None:
     for family, names in FAMILIES.items():
         assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
+    effects = {f"{family}.{verdict}" for family in ("effect", "effect_text", "forecast") for verdict in get_args(Verdict)}
+    assert effects | {f"measured.{name}" for name in get_args(RowsFrom)} <= set(WORDS["en"])
     for code, error in CODES.items():
         assert f"error.{code}" in WORDS["en"]
         assert WORDS["en"][f"hint.{code}"] == error.hint

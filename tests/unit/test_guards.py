@@ -25,6 +25,7 @@ def codes(entries: list[dict[str, Any]]) -> list[str]:
         ("eval_sample_repetition", (0.7,), "repetition"),
         ("eval_sample_tokens", (20, 41), "length_drift"),
         ("eval_sample_tokens", (20, 9), "length_drift"),
+        ("grad_norm", (1.5, 0.0, 0.0, 0.0), "no_gradient"),
     ],
 )
 def test_a_bad_sign_is_named_with_its_numbers(name: str, values: tuple[float, ...], code: str) -> None:
@@ -44,10 +45,19 @@ def test_a_bad_sign_is_named_with_its_numbers(name: str, values: tuple[float, ..
         ("eval_sample_tokens", (20, 30, 15)),
         ("eval_sample_tokens", (1, 3)),
         ("loss", (1, 100)),
+        ("grad_norm", (0.0, 0.0)),
+        ("grad_norm", (0.0, 0.0, 1e-9)),
+        ("grad_norm", (0.0, 0.0, 0.0, 0.3)),
     ],
 )
 def test_what_is_usual_is_no_sign(name: str, values: tuple[float, ...]) -> None:
     assert codes(history(name, *values)) == []
+
+
+def test_steps_without_a_gradient_are_named() -> None:
+    (found,) = signs(history("grad_norm", 1.0, 0.0, 0.0, 0.0))
+    assert "steps 10, 20, 30" in found.message
+    assert "max_length" in found.message
 
 
 def test_evaluations_outweigh_the_batches() -> None:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from trainer_core.comparison import Comparison
 from trainer_core.config import Method
+from trainer_core.effect import Margin
 from trainer_core.methods import cpo, ipo, kto
 from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
@@ -48,6 +49,10 @@ class MethodModule(Protocol):
 
     def metrics(self, config: Any, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
         """Preference metrics from the scores of each of `ANSWERS`."""
+        ...
+
+    def margin(self, config: Any, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+        """The mean reward margin of rows, with its interval; None where the rows have none."""
         ...
 
     def metadata(self, config: Any, reference_name: str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch.nn.functional import logsigmoid
 
 from trainer_core.acceleration import is_accelerated
 from trainer_core.config import CPOSettings
+from trainer_core.effect import Margin, paired_margin
 from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
 from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
 from trainer_core.row_rules import Row
@@ -119,6 +120,10 @@ def metrics(config: CPOSettings, scores: dict[str, Scores], rows: Sequence[Row])
     nll = -chosen.logps.sum() / chosen.tokens.sum()
     losses = preference_loss(chosen.logps - rejected.logps, config) + config.cpo_alpha * nll
     return pair_metrics(scores, losses, config.beta * (chosen.ratios - rejected.ratios))
+
+
+def margin(config: CPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+    return paired_margin((config.beta * (scores["chosen"].ratios - scores["rejected"].ratios)).tolist())
 
 
 def metadata(config: CPOSettings, reference_name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from trl import DPOConfig as TRLConfig
 from trl import DPOTrainer
 
 from trainer_core.config import IPOSettings
+from trainer_core.effect import Margin, paired_margin
 from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
 from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
 from trainer_core.row_rules import Row
@@ -82,6 +83,10 @@ def ipo_loss(delta: Tensor, beta: float, label_smoothing: float) -> Tensor:
 def metrics(config: IPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
     delta = scores["chosen"].avg_ratios - scores["rejected"].avg_ratios
     return pair_metrics(scores, ipo_loss(delta, config.beta, config.label_smoothing), config.beta * delta)
+
+
+def margin(config: IPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+    return paired_margin((config.beta * (scores["chosen"].avg_ratios - scores["rejected"].avg_ratios)).tolist())
 
 
 def metadata(config: IPOSettings, reference_name: str) -> dict[str, Any]:

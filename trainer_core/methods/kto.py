@@ -22,6 +22,7 @@ from trl import KTOTrainer
 from trainer_core.acceleration import Behind, is_accelerated
 from trainer_core.comparison import Comparison
 from trainer_core.config import KTOSettings
+from trainer_core.effect import Margin, unpaired_margin
 from trainer_core.methods.tokenized import TokenizedTrainer
 from trainer_core.plan import plan_kto
 from trainer_core.row_rules import Row
@@ -141,6 +142,13 @@ def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row])
         "kl_estimate": z.item(),
         "mean_kl": answers.mean_kl,
     }
+
+
+def margin(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+    """Mean reward of desirable rows minus that of undesirable ones; None where a label has no row."""
+    labels = torch.tensor([bool(row["label"]) for row in rows])
+    rewards = config.beta * scores["completion"].ratios
+    return unpaired_margin(rewards[labels].tolist(), rewards[~labels].tolist())
 
 
 def metadata(config: KTOSettings, reference_name: str) -> dict[str, Any]:

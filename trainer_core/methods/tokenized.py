@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler, get_worker_info
 from trl.trainer.utils import add_fused_lm_head
 
@@ -22,6 +23,7 @@ from trainer_core.loading import loading
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 from trainer_core.reference import TRAINED_ADAPTER
+from trainer_core.schedule import above_zero
 
 _OWN_COLUMNS = ("row", "KL_row", "loss_weight")
 
@@ -41,6 +43,8 @@ class TokenizedTrainer(StagedCheckpoints):
     """What must be the same for a training to go on from a checkpoint; kept with it."""
     savings: Savings
     """Counts the tokens that acceleration saves."""
+    warms_up_from_zero = False
+    """As transformers does it: for runs that began so, in an earlier version."""
     _rows: Any = ()
     _partners: Any = ()
 
@@ -119,6 +123,18 @@ class TokenizedTrainer(StagedCheckpoints):
         return trainer._stored_metrics["train"] if hasattr(trainer, "_stored_metrics") else trainer._metrics["train"]
 
     # --
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """transformers' schedule with a warm-up that starts above zero; see `trainer_core.schedule`."""
+        trainer: Any = self
+        is_new = trainer.lr_scheduler is None
+        scheduler = super().create_scheduler(num_training_steps, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
+        warm_up_steps = trainer.args.get_warmup_steps(num_training_steps)
+        if is_new and warm_up_steps and not self.warms_up_from_zero and trainer.args.lr_scheduler_type != "constant":
+            courses = [above_zero(course, warm_up_steps) for course in scheduler.lr_lambdas]
+            # Made anew, as the rate of the first step is set when a schedule is made.
+            trainer.lr_scheduler = LambdaLR(scheduler.optimizer, courses)
+        return trainer.lr_scheduler
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset

@@ -47,6 +47,10 @@ export function number(value, digits = 6) {
   return new Intl.NumberFormat(LOCALES[language], options).format(value);
 }
 
+/** The same within a sentence, where an exponent would be a foreign word: written out. */
+export const decimal = (value, digits) =>
+  new Intl.NumberFormat(LOCALES[language], { maximumSignificantDigits: digits }).format(value);
+
 export function bytes(count) {
   const units = ["b", "kib", "mib", "gib", "tib"];
   const power = Math.min(units.length - 1, Math.floor(Math.log2(Math.max(1, count)) / 10));

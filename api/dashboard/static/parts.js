@@ -16,6 +16,13 @@ const MARKS = { queued: "◷", running: "▶", paused: "❚❚", succeeded: "✓
 export const State = ({ state }) =>
   html`<span class="state ${state}"><span aria-hidden="true">${MARKS[state]}</span> ${t(`state.${state}`)}</span>`;
 
+const EFFECT_MARKS = { changed: "●", hardly_changed: "○", collapsed: "✗" };
+
+/** What a run did to its model as a mark, a word and a colour; nothing where it was not measured. */
+export const Effect = ({ effect }) =>
+  effect &&
+  html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`effect.${effect}`)}</span>`;
+
 /** A method's name, the same in every language. */
 export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${name.toUpperCase()}</span>`;
 

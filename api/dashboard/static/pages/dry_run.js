@@ -2,15 +2,16 @@
 
 import { html } from "../vendor/preact-htm.js";
 import { Folded } from "../charts.js";
-import { bytes, duration, number, t } from "../language.js";
+import { bytes, decimal, duration, number, t } from "../language.js";
 import { Amount, Facts, RenderedRows, Warnings } from "../parts.js";
 import { Code, Machine } from "../text.js";
 import { DataReport } from "./data_report.js";
 
 export function DryRun({ result }) {
-  const { data, lengths, memory, plan, samples, spec, stop_tokens: stops, time, warnings } = result;
+  const { data, forecast, lengths, memory, plan, samples, spec, stop_tokens: stops, time, warnings } = result;
   return html`
     <h2>${t("dry.title")}</h2>
+    <${Forecast} of=${forecast} />
     <${Warnings} found=${warnings} />
     ${memory?.fits === false && html`<div class="box error" role="alert">${t("dry.no_room", { free: bytes(memory.free_bytes) })}</div>`}
     <${Facts}
@@ -47,6 +48,22 @@ export function DryRun({ result }) {
     <${Folded} title=${t("dry.spec")}>${() => html`<${Machine} text=${JSON.stringify(spec, null, 2)} aria-label=${t("dry.spec")} />`}</${Folded}>
   `;
 }
+
+/** What it will probably do to the model, from its learning rates. */
+const Forecast = ({ of }) =>
+  of?.effect
+    ? html`<section class="box plain" aria-label=${t("dry.forecast")} data-effect=${of.effect}>
+        <h2>${t("dry.forecast")}</h2>
+        <p>
+          ${t(`forecast.${of.effect}`, {
+            sum: decimal(of.learning_rate_sum * of.lora_scaling, 2),
+            low: decimal(of.hardly_below, 2),
+            high: decimal(of.collapsed_above, 2),
+          })}
+        </p>
+        <p class="hint">${t("dry.forecast_hint")}</p>
+      </section>`
+    : null;
 
 /** Rows by tokens, as bars. */
 function Lengths({ lengths }) {

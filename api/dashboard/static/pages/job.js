@@ -20,6 +20,7 @@ import {
 } from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
 import { DataReport } from "./data_report.js";
+import { EffectBox } from "./effect.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
 import { useCurves } from "./overlay.js";
@@ -40,6 +41,7 @@ export function Job({ id, part, query }) {
     ${(job) => html`
       <${Head} job=${job} again=${found.again} />
       <${ErrorBox} error=${job.error} title=${t("job.ended_by")} />
+      <${EffectBox} effect=${job.effect} event=${events.findLast((event) => event.type === "effect")} />
       <${Warnings} found=${job.warnings} />
       <nav class="tabs" aria-label=${t("job.parts")}>
         ${PARTS.map(
@@ -163,6 +165,7 @@ function told({ type, data }) {
   if (data.message) return html`<${User} text=${data.message} />`;
   if (data.error) return html`<${Code} text=${data.error.code} />: <${User} text=${data.error.message} />`;
   const { at, attempt, ...rest } = data;
+  if (type === "effect") return t(`effect.${data.effect}`);
   if (type === "samples") return t("event.samples_text", { step: data.step, n: data.samples.length });
   return Object.keys(rest).length && type !== "data" ? html`<${Code} text=${JSON.stringify(rest)} />` : "";
 }

@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { get, usePoll } from "../api.js";
 import { duration, t } from "../language.js";
-import { Loaded, Method, Pager, Progress, State, Table, Time } from "../parts.js";
+import { Effect, Loaded, Method, Pager, Progress, State, Table, Time } from "../parts.js";
 import { Code, User } from "../text.js";
 
 const STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
@@ -72,7 +72,7 @@ const columns = (chosen, toggle) => [
   [t("jobs.name"), (job) => html`<a id="name-${job.id}" href="#/jobs/${job.id}"><${User} text=${titleOf(job)} /></a>`],
   [t("jobs.method"), (job) => html`<${Method} name=${job.method} />`],
   [t("jobs.model"), (job) => html`<${Code} text=${job.model_name} />`],
-  [t("jobs.state"), (job) => html`<${State} state=${job.state} /> <${Standing} job=${job} />`],
+  [t("jobs.state"), (job) => html`<${State} state=${job.state} /> <${Effect} effect=${job.effect} /> <${Standing} job=${job} />`],
   [t("jobs.progress"), (job) => html`<${Progress} job=${job} />`],
   [t("jobs.created"), (job) => html`<${Time} at=${job.created_at} />`],
 ];

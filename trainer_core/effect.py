@@ -1,0 +1,237 @@
+"""What a run did to its model: `changed`, `hardly_changed` or `collapsed`. Torch-free: numbers in, a verdict out.
+
+The bounds come from measured runs of the shipped model; `docs/metrics.md` has the formulas, the bounds and the runs.
+"""
+
+import math
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, variance
+from typing import Any, Literal
+
+Verdict = Literal["changed", "hardly_changed", "collapsed"]
+RowsFrom = Literal["validation", "held_back", "training"]
+
+# Of a normal distribution: 95 % lie within so many standard errors.
+_STANDARD_ERRORS = 1.96
+# Ratios of lengths below this say nothing: one word more is twice as long.
+_MIN_TOKENS = 4.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Between the verdicts. A value at a bound has not passed it."""
+
+    hardly_kl: float = 3.2e-5
+    """Below it the model hardly changed; nats per token."""
+    collapsed_kl: float = 6.8
+    """Above it the model collapsed; nats per token."""
+    hardly_shift: float = 1.8e-3
+    """As `hardly_kl`, of the shift, where no KL divergence could be measured; nats per token."""
+    collapsed_shift: float = 4.7
+    repetition: float = 0.5
+    """Of the answers' runs of four tokens, beyond what the model repeated before."""
+    foreign_script: float = 0.2
+    """Share of letters."""
+    length_ratio: float = 3.0
+    """Times as long, or as short."""
+
+
+BOUNDS = Bounds()
+HALF_BOUNDS = replace(BOUNDS, hardly_kl=3.2e-4, hardly_shift=5.6e-3)
+"""In bf16 and fp16, where rounding alone moves a model that nothing trained."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A mean reward margin with its 95 % interval; None where there are too few rows for one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
+def paired_margin(margins: Sequence[float]) -> Margin | None:
+    """Of pairs: the mean of their margins. The interval takes the mean as normally distributed."""
+    if not margins or not all(map(math.isfinite, margins)):
+        return None
+    error = math.sqrt(variance(margins) / len(margins)) if len(margins) > 1 else None
+    return _margin(fmean(margins), error)
+
+
+def unpaired_margin(desirable: Sequence[float], undesirable: Sequence[float]) -> Margin | None:
+    """Of rewards of two kinds of rows: the difference of their means, with Welch's standard error; None without either."""
+    if not desirable or not undesirable or not all(map(math.isfinite, [*desirable, *undesirable])):
+        return None
+    error = None
+    if len(desirable) > 1 and len(undesirable) > 1:
+        error = math.sqrt(variance(desirable) / len(desirable) + variance(undesirable) / len(undesirable))
+    return _margin(fmean(desirable) - fmean(undesirable), error)
+
+
+def _margin(mean: float, error: float | None) -> Margin:
+    if error is None:
+        return Margin(mean, None, None)
+    return Margin(mean, mean - _STANDARD_ERRORS * error, mean + _STANDARD_ERRORS * error)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Greedy answers of one model to some prompts: texts, tokens of each, and the share of it that repeats itself."""
+
+    texts: Sequence[str]
+    tokens: Sequence[int]
+    repetition: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The answers after the run next to those before it.
+
+    Attributes:
+        prompts: how many were answered.
+        differing: share of the answers whose text is another.
+        repetition, repetition_before: mean share of an answer's runs of four tokens that occurred in it before.
+        foreign_script: share of the letters that are of a script which neither the prompts, nor the answers before, nor the
+            wanted answers of the rows use.
+        length_ratio: mean length in tokens, divided by that before or by that of the wanted answers, whichever is nearer; 1
+            between them.
+    """
+
+    prompts: int
+    differing: float
+    repetition: float
+    repetition_before: float
+    foreign_script: float
+    length_ratio: float
+
+
+def compared(prompts: Sequence[str], before: Answers, after: Answers, wanted: Answers) -> Samples:
+    """Compares the answers to at least one prompt. `wanted`: the answers that the rows teach, of which there may be none."""
+    known = _scripts_of([*prompts, *before.texts, *wanted.texts])
+    found = _scripts_of(after.texts)
+    foreign = sum(count for script, count in found.items() if script not in known)
+    return Samples(
+        prompts=len(prompts),
+        differing=fmean(one != other for one, other in zip(before.texts, after.texts, strict=True)),
+        repetition=fmean(after.repetition),
+        repetition_before=fmean(before.repetition),
+        foreign_script=foreign / max(1, found.total()),
+        length_ratio=_length_ratio(after.tokens, [before.tokens, wanted.tokens]),
+    )
+
+
+def _length_ratio(tokens: Sequence[int], expected: Sequence[Sequence[int]]) -> float:
+    means = [max(_MIN_TOKENS, fmean(one)) for one in expected if one]
+    mean = max(_MIN_TOKENS, fmean(tokens))
+    return mean / min(max(mean, min(means)), max(means))
+
+
+def _scripts_of(texts: Sequence[str]) -> Counter[str]:
+    return sum(map(scripts, texts), Counter[str]())
+
+
+def scripts(text: str) -> Counter[str]:
+    """Letters of a text by their script; a byte sequence that is no character counts as a script of its own."""
+    return Counter(_script(letter) for letter in text if unicodedata.category(letter)[0] == "L" or letter == "\ufffd")
+
+
+def _script(letter: str) -> str:
+    # Names begin with the script: ARABIC LETTER BEH, CJK UNIFIED IDEOGRAPH-9F8D.
+    return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict is taken from. What could not be measured is None; in a collapsed model it may not be finite.
+
+    "Before" is the model before the run: the reference, unless the config names another one.
+
+    Attributes:
+        rows_from, rows: which rows were measured, and how many of them.
+        mean_kl: KL(model ‖ model before) per token of the rows' answers, in nats; None where no copy of it was held.
+        shift: mean of |log π(y|x) − log π_before(y|x)| per token of the rows' answers, in nats.
+        margin: the held-out reward margin.
+        samples: answers to some of the rows' prompts.
+    """
+
+    rows_from: RowsFrom
+    rows: int
+    mean_kl: float | None
+    shift: float
+    margin: Margin | None
+    samples: Samples | None
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A verdict with what it was taken from. `decided_by`: names of the numbers that passed a bound; none for `changed`."""
+
+    verdict: Verdict
+    decided_by: tuple[str, ...]
+    evidence: Evidence
+
+    def as_dict(self) -> dict[str, Any]:
+        """The evidence as JSON holds it: what is not finite is None."""
+        return {**_finite(asdict(self.evidence)), "decided_by": list(self.decided_by)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def judge(evidence: Evidence, bounds: Bounds = BOUNDS) -> Effect:
+    """The verdict. A model that hardly moved is not taken for collapsed, whatever its answers look like."""
+    if evidence.mean_kl is None:
+        name, moved, hardly, most = "shift", evidence.shift, bounds.hardly_shift, bounds.collapsed_shift
+    else:
+        name, moved, hardly, most = "mean_kl", evidence.mean_kl, bounds.hardly_kl, bounds.collapsed_kl
+    broken = tuple(name for name in ("mean_kl", "shift") if not math.isfinite(getattr(evidence, name) or 0.0))
+    if broken:
+        return Effect("collapsed", broken, evidence)
+    if moved < hardly:
+        return Effect("hardly_changed", (name,), evidence)
+    passed = [name] if moved > most else []
+    if evidence.samples:
+        passed += _signs(evidence.samples, bounds)
+    return Effect("collapsed" if passed else "changed", tuple(passed), evidence)
+
+
+def _signs(samples: Samples, bounds: Bounds) -> list[str]:
+    """Names of the signs in answers that passed their bound."""
+    found = {
+        "repetition": samples.repetition - samples.repetition_before > bounds.repetition,
+        "foreign_script": samples.foreign_script > bounds.foreign_script,
+        "length_ratio": not 1 / bounds.length_ratio <= samples.length_ratio <= bounds.length_ratio,
+    }
+    return [name for name, has_passed in found.items() if has_passed]
+
+
+_SENTENCES: dict[Verdict, str] = {
+    "changed": "the run changed the model",
+    "hardly_changed": "the run hardly changed the model",
+    "collapsed": "the run broke the model",
+}
+
+
+def describe(verdict: Verdict, evidence: dict[str, Any]) -> str:
+    """The verdict in words, with the numbers that decided. `evidence` is as `Effect.as_dict` gives it."""
+    reasons = ", ".join(_reason(name, evidence) for name in evidence["decided_by"])
+    return _SENTENCES[verdict] + (f": {reasons}" if reasons else "")
+
+
+def _reason(name: str, evidence: dict[str, Any]) -> str:
+    samples = evidence["samples"] or {}
+    if name == "repetition":
+        return f"{samples[name]:.0%} of its sampled answers repeats itself ({samples['repetition_before']:.0%} before)"
+    if name == "foreign_script":
+        return f"{samples[name]:.0%} of the letters of its sampled answers are of a script foreign to them"
+    if name == "length_ratio":
+        return f"its sampled answers are {samples[name]:.2g} times as long as before"
+    what = "KL divergence from the model before the run" if name == "mean_kl" else "shift of log-probabilities"
+    value = "not finite" if evidence[name] is None else f"{evidence[name]:.2g} nats per token"
+    return f"{what} {value}"

@@ -1,0 +1,130 @@
+"""Measures what a run did to its model: scores some held-out rows and answers some of their prompts, before and after.
+
+Draws no random number and leaves the model's mode as it was, so that a resumed run still ends as an unbroken one.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from trainer_core import effect
+from trainer_core.config import PreferenceConfig
+from trainer_core.data_loader import PreferenceData
+from trainer_core.effect import Answers, Effect, Evidence, RowsFrom
+from trainer_core.observer import Observer
+from trainer_core.reference import model_of, side_of
+from trainer_core.row_rules import Row, comparable
+from trainer_core.samples import Sample, answer, repetition
+from trainer_core.scoring import Scores, score
+
+MAX_ROWS = 64
+MAX_PROMPTS = 4
+# A row's answer that the model never trains on as such: it belongs to another row's prompt.
+_MISMATCHED = "KL_completion"
+
+
+class EffectMeasurement:
+    """Of one run.
+
+    Args:
+        module: of the method (`trainer_core.methods`).
+        data: loaded.
+        is_half: whether the model computes in bf16 or fp16.
+    """
+
+    def __init__(
+        self, config: PreferenceConfig, module: Any, data: PreferenceData, observer: Observer, *, is_half: bool
+    ) -> None:
+        self._bounds = effect.HALF_BOUNDS if is_half else effect.BOUNDS
+        self._config, self._module, self._data, self._observer = config, module, data, observer
+        self.rows_from: RowsFrom
+        self.rows, self.rows_from = measured_rows(data, config.seed)
+        self.prompts = self._measured_prompts()
+        self._scores_before: dict[str, Scores] = {}
+        self._answers_before: list[Sample] = []
+
+    def note_start(self, model: Any) -> None:
+        """Before the first step, where nothing will answer as the model did then: keeps how it scores and answers."""
+        self._scores_before, self._answers_before = self._scores(model, None), self._answers(model)
+
+    def measure(self, model: Any, before: Any) -> Effect:
+        """After the last step.
+
+        Args:
+            before: what answers as the model did before the run (see `reference.model_of`); None: `note_start` was called.
+        """
+        scores = self._scores(model, before)
+        if before is None:
+            scores = {name: replace(found, ref_logps=self._scores_before[name].logps) for name, found in scores.items()}
+        tokens = sum(found.tokens.sum().item() for found in scores.values())
+        kl = sum(found.kl.sum().item() for found in scores.values()) / tokens
+        evidence = Evidence(
+            rows_from=self.rows_from,
+            rows=len(self.rows),
+            # It is never below 0; its float32 sum may be, by rounding.
+            mean_kl=None if before is None else 0.0 if kl < 0 else kl,
+            shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
+            margin=self._module.margin(self._config, scores, self.rows),
+            samples=self._samples(model, before) if self.prompts else None,
+        )
+        return effect.judge(evidence, self._bounds)
+
+    def _samples(self, model: Any, before: Any) -> effect.Samples:
+        after, earlier = self._answers(model), self._answers_before
+        if before is not None:
+            with side_of(before):
+                earlier = self._answers(model_of(before))
+        prompts = [_text(prompt) for prompt in self.prompts]
+        return effect.compared(prompts, _answers(earlier), _answers(after), self._wanted())
+
+    def _wanted(self) -> Answers:
+        """What the measured rows teach."""
+        name = "chosen" if "chosen" in self.rows[0] else "completion"
+        wanted = [row for row in self.rows if row.get("label", True)]
+        return Answers([_text(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
+
+    def _scores(self, model: Any, start: Any) -> dict[str, Scores]:
+        names = [name for name in self._module.ANSWERS if name != _MISMATCHED]
+        answers = {name: [row[f"{name}_ids"] for row in self.rows] for name in names}
+        prompts = [row["prompt_ids"] for row in self.rows]
+        size = self._config.per_device_eval_batch_size
+        return score(model, start, prompts, answers, size, on_batch=self._observer.alive)
+
+    def _answers(self, model: Any) -> list[Sample]:
+        if not self.prompts:
+            return []
+        found = answer(model, self._data.renderer, self.prompts, self._config.sample_max_length)
+        self._observer.alive()
+        return found
+
+    def _measured_prompts(self) -> list[Any]:
+        """Distinct prompts of the rows that are short enough to be answered whole; none where no samples are wanted."""
+        if not self._config.sample_generations:
+            return []
+        distinct = {comparable(row["prompt"]): row["prompt"] for row in self.rows}
+        longest = self._config.max_prompt_length
+        fitting = (one for one in distinct.values() if len(self._data.renderer.prompt_ids(one)) <= longest)
+        return [prompt for prompt, _ in zip(fitting, range(MAX_PROMPTS), strict=False)]
+
+
+def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]:
+    """At most `MAX_ROWS` rows, drawn by seed, that training never saw; of the training rows where there are no others."""
+    sources: dict[RowsFrom, Sequence[Row]] = {
+        "validation": data.validation,
+        "held_back": data.held_back,
+        "training": data.train,
+    }
+    rows_from: RowsFrom = next(name for name, rows in sources.items() if rows)
+    rows = sources[rows_from]
+    chosen = random.Random(seed).sample(range(len(rows)), min(MAX_ROWS, len(rows)))
+    return [rows[place] for place in sorted(chosen)], rows_from
+
+
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+
+
+def _answers(samples: Sequence[Sample]) -> Answers:
+    ids = [sample.response_ids for sample in samples]
+    return Answers([sample.response for sample in samples], [len(one) for one in ids], [repetition(one) for one in ids])
