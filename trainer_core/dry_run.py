@@ -61,7 +61,8 @@ def dry_run(
 
     Returns:
         `data` (as in the metadata file, with all rows that are cut or dropped up to 1000), `lengths` (rows by their tokens),
-        `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends), `samples`.
+        `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends) and
+        `samples`.
 
     Raises:
         DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: what the training itself would fail with.
