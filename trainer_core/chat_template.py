@@ -145,7 +145,8 @@ class ChatTemplate:
             )
         except Exception as error:
             # A template is a program of the model's author and raises what it likes.
-            raise TemplateFault(f"the chat template fails: {type(error).__name__}: {str(error)[:_SHOWN]}") from error
+            reason = f"{type(error).__name__}: {str(error)[:_SHOWN]}".rstrip(".")
+            raise TemplateFault(f"the chat template fails: {reason}") from error
 
     def _blame_options(self, refused: ModelRefused) -> None:
         """Raises `SpecInvalid` when the template works without an option of this run."""
