@@ -122,7 +122,7 @@ def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]
 
 
 def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content") or "") for message in prompt)
 
 
 def _answers(samples: Sequence[Sample]) -> Answers:

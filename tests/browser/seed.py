@@ -35,6 +35,10 @@ PART = {
     "first_rows_cut": [3, 7],
     "rows_dropped": 0,
     "first_rows_dropped": [],
+    "findings": [
+        {"code": "answers_equal", "rows": 2, "first_rows": [11, 12], "dropped": True},
+        {"code": "special_tokens_in_text", "rows": 1, "first_rows": [40], "dropped": False},
+    ],
 }
 
 
