@@ -148,6 +148,9 @@ def test_the_whole_road(client: Client, method: str) -> None:
 
     done = client.job(job["id"])
     assert (done["step"], done["total_steps"], done["percent"], done["attempt"]) == (10, 10, 100, 1)
+    (effect,) = [event["data"] for event in events if event["event"] == "effect"]
+    assert said["forecast"]["effect"] == effect["effect"] == done["effect"] == "changed"
+    assert client.metadata(job["id"])["effect_evidence"] == effect["evidence"]
     series = client.metrics(job["id"])
     assert [point["step"] for point in series["loss"]] == [1, 5, 10]
     assert [point["step"] for point in series["eval_loss"]] == [0, 10]
@@ -213,8 +216,10 @@ def test_bad_rows_fail_the_job_with_their_lines(client: Client, stack: StackUnde
 def test_a_warning_reaches_the_job(client: Client) -> None:
     job_id = client.submit(spec(learning_rate=1e-3, learning_rate_cap=5e-7, max_steps=2))["id"]
     job = client.wait(job_id, 60)
-    assert [warning["code"] for warning in job["warnings"]] == ["learning_rate_clamped"]
+    assert [warning["code"] for warning in job["warnings"]] == ["learning_rate_clamped", "hardly_changes"]
     assert "5e-07" in job["warnings"][0]["message"]
+    assert "this will hardly change the model" in job["warnings"][1]["message"]
+    assert job["effect"] == "hardly_changed"
 
 
 def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> None:
