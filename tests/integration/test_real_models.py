@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
@@ -176,6 +178,25 @@ def test_control_tokens_never_reach_a_prompt_from_outside(tmp_path: Path) -> Non
     refusing = config("ipo", tmp_path / "out", dataset_path=settings.dataset_path, special_tokens_in_text="refuse")
     with pytest.raises(DataInvalid, match="the first is row 1"):
         dry_run(refusing)
+
+
+# -- tokenizers
+
+
+def test_a_tokenizer_of_another_kind_than_its_configuration_says_is_refused(tmp_path: Path) -> None:
+    """`AutoTokenizer` makes a Qwen2 tokenizer of these files, which encodes every text to nothing."""
+    model = copy_model(tmp_path / "model")
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    words = Tokenizer(WordLevel({token: number for number, token in enumerate([*special, "<unk>"])}, unk_token="<unk>"))
+    words.add_special_tokens(special)
+    words.save(f"{model}/tokenizer.json")
+    settings = config("ipo", tmp_path / "out", model_name=model)
+    with pytest.raises(ModelRefused, match="its tokenizer loses 100% of the text"):
+        dry_run(settings)
+    observer = RecordingObserver()
+    with pytest.raises(ModelRefused, match="its tokenizer loses 100% of the text"):
+        PreferenceTrainer(settings, observer=observer).load()
+    assert observer.phases == ["preparing"]
 
 
 # -- blame
