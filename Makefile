@@ -27,7 +27,7 @@ serve: .venv/run.stamp
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What the tests show on a few runs, on many.
+# Tests that repeat others on many more runs.
 long: .venv/dev.stamp
 	$(BIN)/python -m pytest -m long
 

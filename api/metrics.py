@@ -57,7 +57,7 @@ class ServiceCollector(Collector):
             ended.add_metric([outcome], count)
         yield ended
         succeeded = CounterMetricFamily(
-            "tafdil_jobs_succeeded", "Jobs that succeeded, by what they did to their model", labels=["effect"]
+            "tafdil_jobs_succeeded", "Succeeded jobs by their effect on the model", labels=["effect"]
         )
         for effect in get_args(Verdict):
             succeeded.add_metric([effect], found.effects.get(effect, 0))

@@ -62,8 +62,8 @@ class Job(BaseModel):
     start_from: str | None = Field(description="The job whose newest checkpoint this one started from.")
     warnings: list[dict[str, Any]]
     effect: Verdict | None = Field(
-        description="What the run did to the model, measured on held-out rows; the event `effect` and the metadata's "
-        "`effect_evidence` have the numbers. Null unless the job succeeded, and for jobs of before it was measured."
+        description="What the run did to the model, measured on held-out rows where there are any. The event `effect` and "
+        "the metadata's `effect_evidence` have the numbers. Null unless the job succeeded, and for jobs of earlier versions."
     )
     error: dict[str, Any] | None
     spec: dict[str, Any] = Field(description="The spec with every default filled in.")
@@ -262,7 +262,7 @@ class RenderedRow(BaseModel):
     answers: dict[str, list[Token]] = Field(description="`completion`, or `chosen` and `rejected`.")
     dropped_because: str | None = Field(
         None,
-        description="Why a run would drop it: `answers_equal`, `answer_empty` or `prompt_lost`; null when it would not.",
+        description="Why a run would drop this row: `answers_equal`, `answer_empty` or `prompt_lost`; null if it would not.",
     )
 
 
@@ -271,7 +271,7 @@ class StopToken(BaseModel):
 
     id: int
     token: str
-    named_by: list[str] = Field(description="Who names it: `template`, `tokenizer`, `generation_config`.")
+    named_by: list[str] = Field(description="Where it is named: `template`, `tokenizer`, `generation_config`.")
 
 
 class DryRunPlan(BaseModel):
@@ -288,11 +288,11 @@ class DryRunPlan(BaseModel):
 class EffectForecast(BaseModel):
     """What the run will probably do to the model, from its learning rates alone."""
 
-    effect: Verdict | None = Field(description="Null where nothing is known.")
-    learning_rate_sum: float = Field(description="Of the learning rates of all steps, after the cap.")
-    lora_scaling: float = Field(description="What that sum counts for: `lora_alpha / lora_r`; 1 where all weights train.")
-    hardly_below: float = Field(description="Below it, sum times scaling hardly changes the model.")
-    collapsed_above: float = Field(description="Above it, sum times scaling breaks the model.")
+    effect: Verdict | None = Field(description="Null if it cannot be forecast, as with `adapter_name`.")
+    learning_rate_sum: float = Field(description="Sum of the learning rates of all steps, after the cap.")
+    lora_scaling: float = Field(description="LoRA's factor on that sum: `lora_alpha / lora_r`; 1 if all weights train.")
+    hardly_below: float = Field(description="Below this, sum times scaling hardly changes the model.")
+    collapsed_above: float = Field(description="Above this, sum times scaling breaks the model.")
     basis: str = Field(description="The runs that the bounds come from.")
 
 
@@ -326,15 +326,15 @@ class DryRunResult(BaseModel):
 
     spec: dict[str, Any] = Field(description="With every default filled in.")
     data: dict[str, Any] = Field(
-        description="Rows and tokens, rows cut and dropped by number, what was found in them, KTO's labels and weights."
+        description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights."
     )
     lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
     plan: DryRunPlan
-    forecast: EffectForecast | None = Field(None, description="Null in dry runs of versions that made none.")
+    forecast: EffectForecast | None = Field(None, description="Null in dry runs of earlier versions.")
     warnings: list[dict[str, str]]
     memory: MemoryEstimate | None
     time: TimeEstimate | None
-    stop_tokens: list[StopToken] = Field([], description="Where a turn ends, in training rows and in generation.")
+    stop_tokens: list[StopToken] = Field([], description="Tokens that end a turn, in training rows and in generation.")
     samples: list[RenderedRow]
 
 

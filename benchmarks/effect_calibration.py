@@ -1,4 +1,4 @@
-"""Measured runs of the shipped model, from which the bounds of `trainer_core.effect` and of its forecast come.
+"""Trains the shipped model many times, to set the bounds of `trainer_core.effect` and `trainer_core.forecast`.
 
 python -m benchmarks.effect_calibration --out build/effect.json     # trains (about 20 minutes on two cores), and prints
 python -m benchmarks.effect_calibration --read build/effect.json    # prints again
@@ -46,7 +46,7 @@ MAX_BASE_NLL = 4.0
 
 @dataclass(frozen=True)
 class Run:
-    """A run, what its effect was measured as, and what its model says; NaN where it failed."""
+    """A run, its measured effect, and what its model says; NaN if it failed."""
 
     method: str
     use_lora: bool
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def label(self) -> str | None:
-        """By what the model says; None where the run failed."""
+        """By what the model says; None if the run failed."""
         if math.isnan(self.differing):
             return None
         if self.broken >= MIN_COLLAPSED_BROKEN:
@@ -80,7 +80,7 @@ class Silent(Observer):
 
 
 def settings() -> Iterator[Any]:
-    """The configs, without their place."""
+    """Each run's method and the fields of its config."""
     for method in METHODS:
         for use_lora in (True, False):
             for steps, seed, beta, rates in ((4, 1, 0.1, RATES), (20, 2, 0.1, RATES), (60, 3, 0.5, LONG_RATES)):
@@ -164,10 +164,10 @@ def _is_broken(sample: Sample, base_nll: float, known: set[str]) -> bool:
 
 
 def bound(below: Sequence[float], above: Sequence[float]) -> tuple[float, int]:
-    """Where two classes part: the geometric midpoint of the widest gap that leaves the fewest values on the wrong side.
+    """The value between two classes: the geometric midpoint of the widest gap with the fewest values on the wrong side.
 
     Returns:
-        The bound, and how many are on the wrong side of it.
+        The bound, and the number of values on the wrong side of it.
     """
     values = sorted(value for value in {*below, *above} if value > 0 and math.isfinite(value))
     candidates: list[tuple[int, float, float]] = []
@@ -216,8 +216,8 @@ def report(runs: Sequence[Run]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="where the runs are kept, as JSON")
-    parser.add_argument("--read", type=Path, help="print runs that were kept")
+    parser.add_argument("--out", type=Path, help="file in which to keep the runs, as JSON")
+    parser.add_argument("--read", type=Path, help="print the runs in such a file")
     options = parser.parse_args()
     if options.read:
         report([Run(**run) for run in json.loads(options.read.read_text(encoding="utf-8"))])

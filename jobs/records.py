@@ -57,7 +57,7 @@ class JobRecord(Record):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON)
     effect: Mapped[str | None] = mapped_column(String(16))
-    """What the run did to its model, a `Verdict`; set when the job succeeded. NULL for jobs of before it was measured."""
+    """What the run did to its model, a `Verdict`; set when the job succeeded. NULL for jobs of earlier versions."""
     artifact_path: Mapped[str | None] = mapped_column(Text)
     """Relative to the runs directory; set when the job succeeded."""
 
@@ -143,7 +143,7 @@ class PastAttemptRecord(Record):
     outcome: Mapped[str] = mapped_column(String(16))
     """The `Cause` that ended it."""
     effect: Mapped[str | None] = mapped_column(String(16))
-    """Of its job, where this attempt ended it well."""
+    """The effect of its job, if this attempt completed it."""
     steps: Mapped[int] = mapped_column(BigInteger)
     tokens: Mapped[int] = mapped_column(BigInteger)
 

@@ -27,7 +27,7 @@ def _storable(text: str) -> str:
 
 
 def _flat(value: Any) -> list[Any]:
-    """A field's value as the list of what it holds."""
+    """A field's value as a list of the values in it."""
     if isinstance(value, dict):
         held = cast("dict[str, Any]", value)
         return [*held, *held.values()]

@@ -1,7 +1,8 @@
-"""Adapters: one is loaded whole, or refused.
+"""Adapters: each loads completely or is refused.
 
-peft only warns when an adapter's file lacks tensors or has others: what is missing stays as it was drawn, and a run would
-start from nothing. `check_file` finds that before weights load, `check_loaded` compares what was loaded with the file.
+peft only warns when an adapter's file has missing or unknown tensors. Missing tensors keep their random values, so a run
+would start from scratch. `check_file` finds this before the weights load; `check_loaded` compares the loaded tensors with
+the file.
 """
 
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -22,52 +23,53 @@ from trainer_core.loading import loading
 _FIELD = "adapter_name"
 _PREFIX = "base_model.model."
 _MARK = "lora_"
-"""In the name of every tensor of a LoRA adapter, and of no base's."""
+"""Part of the name of every LoRA tensor, and of no base tensor."""
 
 
 def tensors(policy: Any, name: str) -> dict[str, Tensor]:
-    """An adapter's live tensors, under the names that its file has."""
+    """An adapter's live tensors, under the names used in its file."""
     own = {key: tensor for key, tensor in policy.named_parameters() if _MARK in key}
     return get_peft_model_state_dict(policy, state_dict=own, adapter_name=name, save_embedding_layers=False)
 
 
 def check_file(path: str, skeleton: Any, base_path: str) -> None:
-    """Raises `ModelRefused` unless an adapter's file holds what its config asks for on a base model.
+    """Raises `ModelRefused` unless an adapter's file holds what its config asks for on this base model.
 
-    Embeddings that were saved with it must be the base's own, but for the rounding of a dtype: trained ones would be part of
-    every answer, and no reference could leave them out.
+    Embeddings saved with the adapter must equal the base's, up to rounding to a dtype. Trained embeddings would take part in
+    every answer, and the reference could not switch them off.
 
     Args:
-        path: directory or hub name of the adapter; `base_path`: of its base.
-        skeleton: the base without weights. It is adapted, and of no other use afterwards.
+        path: directory or hub name of the adapter.
+        skeleton: the base without weights. This call modifies it, so do not use it afterwards.
+        base_path: directory or hub name of the base.
     """
     with loading(path, _FIELD):
         stored = _read(path)
         _check_embeddings(path, stored, skeleton, lambda name: _in_files(base_path, name, skeleton))
         config = PeftConfig.from_pretrained(path)
-        # It warns when this differs from the base's place, which is no fault.
+        # peft warns when this differs from the base's path, which is harmless.
         config.base_model_name_or_path = None
-        # Some ways of drawing the first values need the base's weights.
+        # Some initialisations need the base's weights.
         config.init_lora_weights = False  # pyright: ignore[reportAttributeAccessIssue]  # LoRA's
         with torch.device("meta"):
             adapted = get_peft_model(skeleton, config)
         base: Any = adapted.get_base_model()
         if hasattr(base.get_output_embeddings(), "lora_A"):
-            raise _refused(path, "adapts lm_head, which the fused loss would ignore")
+            raise _refused(path, "adapts lm_head, which the fused loss would ignore; use an adapter without it")
         _check_names(path, _without_embeddings(stored, adapted), tensors(adapted, "default"))
 
 
 def load(model: Any, path: str, name: str, *, is_trainable: bool = False) -> Any:
-    """A model with an adapter under a name, all of it. Raises `ModelNotFound` or `ModelRefused`.
+    """Loads a complete adapter into a model under a name, and returns the model. Raises `ModelNotFound` or `ModelRefused`.
 
     Args:
-        model: a base, or a LoRA model that has other adapters. One that is refused leaves no trace in the latter.
+        model: a base, or a LoRA model that has other adapters. A refused adapter leaves no trace in the latter.
     """
     with loading(path, _FIELD):
         stored = _read(path)
         _check_embeddings(path, stored, model, lambda key: _live(model, key))
         own = _without_embeddings(stored, model)
-        # peft would write any other tensor over the base's.
+        # peft would overwrite the base's weights with any tensor that is not LoRA's.
         _check_names(path, {key: tensor for key, tensor in own.items() if _MARK not in key}, {})
         with _kept(_live(model, _base_name(key)) for key in stored.keys() - own):
             if not isinstance(model, PeftModel):
@@ -86,7 +88,7 @@ def load(model: Any, path: str, name: str, *, is_trainable: bool = False) -> Any
 
 @contextmanager
 def _kept(weights: Iterable[Tensor]) -> Generator[None]:
-    """Gives the base's weights their own values back: an adapter's file may hold them rounded."""
+    """Restores the base's weights afterwards: an adapter's file may hold rounded copies of them."""
     before = [(tensor, tensor.detach().clone()) for tensor in weights]
     yield
     with torch.no_grad():
@@ -95,24 +97,24 @@ def _kept(weights: Iterable[Tensor]) -> Generator[None]:
 
 
 def check_loaded(policy: Any, path: str, name: str) -> None:
-    """Raises `ModelRefused` unless an adapter's live tensors are those of its file, at their own dtype."""
+    """Raises `ModelRefused` unless an adapter's live tensors equal those in its file, compared in the live dtype."""
     with loading(path, _FIELD):
         _check_live(path, _without_embeddings(_read(path), policy), tensors(policy, name))
 
 
 def _read(path: str) -> dict[str, Tensor]:
-    """All tensors of an adapter's file. Raises `ModelRefused` for one that is not finite."""
+    """All tensors in an adapter's file. Raises `ModelRefused` if any value is not finite."""
     found: dict[str, Tensor] = {}
     for file in model_files.weight_files(path, model_files.ADAPTER_WEIGHTS):
         try:
             found |= load_file(file)
         except SafetensorError as error:
-            raise ValueError(f"{file.name} is not a whole safetensors file ({error}); copy it again") from error
+            raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
     for name, tensor in found.items():
         values = tensor if tensor.element_size() > 1 else tensor.float()
         if not torch.isfinite(values).all():
             what = "NaN" if values.isnan().any() else "infinity"
-            raise _refused(path, f"holds {what} in {name}; train or save it again")
+            raise _refused(path, f"contains {what} in {name}; train or save it again")
     return found
 
 
@@ -123,17 +125,17 @@ def _check_names(path: str, stored: Mapping[str, Tensor], wanted: Mapping[str, T
         return
     reasons: list[str] = []
     if missing:
-        reasons.append(f"{len(missing)} are missing, the first is {missing[0]}")
+        reasons.append(f"{len(missing)} missing, starting with {missing[0]}")
     if unknown:
-        reasons.append(f"{len(unknown)} belong to no layer that it adapts, the first is {unknown[0]}")
+        reasons.append(f"{len(unknown)} in layers that it does not adapt, starting with {unknown[0]}")
     if others:
-        shapes = f"{tuple(stored[others[0]].shape)}, and the model needs {tuple(wanted[others[0]].shape)}"
-        reasons.append(f"{len(others)} have another shape, the first is {others[0]}: it is {shapes}")
+        shapes = f"{tuple(stored[others[0]].shape)}, but the model needs {tuple(wanted[others[0]].shape)}"
+        reasons.append(f"{len(others)} of the wrong shape, starting with {others[0]}: it is {shapes}")
     count = len(missing) + len(unknown) + len(others)
     raise _refused(
         path,
-        f"does not fit: {count} of its tensors do not match the model and adapter_config.json; {'; '.join(reasons)}. "
-        "Name the base that it was trained on, or save it again with peft",
+        f"does not fit the model and its adapter_config.json. Mismatched tensors: {count} ({'; '.join(reasons)}). "
+        "Set model_name to the base that it was trained on, or save it again with peft",
     )
 
 
@@ -143,8 +145,8 @@ def _check_live(path: str, stored: Mapping[str, Tensor], live: Mapping[str, Tens
     if different:
         raise _refused(
             path,
-            f"was not loaded whole: {len(different)} tensors differ from its file, the first is {sorted(different)[0]}; "
-            "save it again with peft",
+            f"did not load correctly: {len(different)} of its tensors differ from its file, starting with "
+            f"{sorted(different)[0]}; save it again with peft",
         )
 
 
@@ -152,7 +154,7 @@ def _is_same(stored: Tensor, live: Tensor) -> bool:
     return torch.equal(stored.to(live.device, live.dtype), live.detach())
 
 
-# -- embeddings that were saved with an adapter
+# -- embeddings saved with an adapter
 
 
 def _check_embeddings(path: str, stored: Mapping[str, Tensor], model: Any, of_base: Callable[[str], Tensor | None]) -> None:
@@ -164,14 +166,14 @@ def _check_embeddings(path: str, stored: Mapping[str, Tensor], model: Any, of_ba
         if len(stored[name]) != len(base):
             raise _refused(
                 path,
-                f"does not fit: its embeddings ({name}) have {len(stored[name])} rows, the vocabulary of the model has "
-                f"{len(base)}. Name the base that it was trained on",
+                f"does not fit the model: its embeddings ({name}) have {len(stored[name])} rows, but the model's vocabulary "
+                f"has {len(base)}. Set model_name to the base that it was trained on",
             )
         if not torch.equal(stored[name].to(base.device, coarser), base.detach().to(coarser)):
             raise _refused(
                 path,
-                f"holds embeddings ({name}) other than the model's: trained embeddings, which no reference could leave out. "
-                "Merge it into its base and name the result as model_name",
+                f"contains trained embeddings ({name}), which differ from the model's; the reference could not switch them "
+                "off. Merge the adapter into its base and set model_name to the result",
             )
 
 
@@ -181,7 +183,7 @@ def _without_embeddings(stored: Mapping[str, Tensor], model: Any) -> dict[str, T
 
 
 def _embeddings(model: Any) -> set[str]:
-    """The names that a base's embeddings may have in an adapter's file."""
+    """The names that the base's embeddings can have in an adapter's file."""
     causal = _causal(model)
     ends = causal.get_input_embeddings(), causal.get_output_embeddings()
     places = [name for name, module in causal.named_modules(remove_duplicate=False) if any(module is end for end in ends)]
@@ -198,7 +200,7 @@ def _live(model: Any, name: str) -> Tensor:
 
 
 def _in_files(base_path: str, name: str, skeleton: Any) -> Tensor | None:
-    """A base's tensor; None where its files are elsewhere, or hold it in another form."""
+    """A base tensor read from its files; None if they are elsewhere or hold it in another form."""
     source = skeleton.all_tied_weights_keys.get(name, name)
     for file in model_files.weight_files(base_path):
         with safe_open(Path(file), "pt") as held:

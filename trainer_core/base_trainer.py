@@ -40,7 +40,7 @@ class BaseTrainer(ABC):
         model: the model in training, None until `load`.
         tokenizer, data_loader: likewise.
         trainer: the TRL trainer, None until `train` or the first evaluation.
-        effect: what the run did to the model, None until it has trained.
+        effect: what the run did to the model, None until training ends.
     """
 
     nullable_metrics: tuple[str, ...] = ()
@@ -84,11 +84,11 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def note_start(self) -> None:
-        """Before the first step: keeps what `measure_effect` compares with and could not have later."""
+        """Called before the first step: keeps what `measure_effect` compares with and could not get later."""
 
     @abstractmethod
     def measure_effect(self) -> Effect:
-        """What the run did to the model."""
+        """Measures what the run did to the model."""
 
     @abstractmethod
     def method_metadata(self) -> dict[str, Any]:
@@ -176,9 +176,9 @@ class BaseTrainer(ABC):
         try:
             self.effect = self.measure_effect()
         except torch.OutOfMemoryError as error:
-            # No trained model is given up for a number about it.
+            # A failed measurement must not cost the trained model.
             self.observer.warning(
-                "effect_not_measured", f"there was no memory to measure the effect: {error}".splitlines()[0]
+                "effect_not_measured", f"the effect was not measured, for lack of memory: {error}".splitlines()[0]
             )
             return
         self.observer.effect(self.effect.verdict, self.effect.as_dict())
@@ -223,7 +223,7 @@ class BaseTrainer(ABC):
         identity = self.trainer.read_identity(checkpoint)
         is_earlier = "warm-up" not in identity
         if is_earlier:
-            # The run keeps the schedule that it began with, and the checkpoints that it writes say so.
+            # The run keeps its original schedule, and its new checkpoints record that.
             self.trainer.identity.pop("warm-up", None)
             self.trainer.warms_up_from_zero = True
         for name, value in self.trainer.identity.items():
@@ -238,7 +238,7 @@ class BaseTrainer(ABC):
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _steps(self) -> tuple[int, int]:
-        """Optimizer steps that the config asks for, and of an epoch."""
+        """Optimizer steps of the run, as the config asks, and of one epoch."""
         batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
         return planned_steps(self.config, batches), steps_an_epoch(self.config, batches)
 

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: renders conversations as text, and knows what it writes around them.
+"""A tokenizer's chat template: renders conversations as text, and knows what the template writes around them.
 
 Knows messages and text. Knows nothing of token ids, length limits or files.
 """
@@ -16,13 +16,13 @@ from trainer_core.errors import DataInvalid, Detail, ModelRefused, SpecInvalid
 Messages = Sequence[Mapping[str, Any]]
 
 _QUESTION, _ANSWER = "سؤال", "جواب"
-# How a plain conversation may open: some templates refuse one without a system message, others one with it.
+# Ways to open a plain conversation: some templates require a system message, others refuse one.
 _OPENINGS: tuple[list[dict[str, str]], ...] = ([], [{"role": "system", "content": "تعليمات"}])
 _THOUGHTFUL: list[dict[str, str]] = [
     {"content": f"<think>\n{_QUESTION}\n</think>\n\n{_ANSWER}"},
     {"content": _ANSWER, "reasoning_content": _QUESTION},
 ]
-# An answer's own thoughts, and the empty block that a template writes for an answer without any.
+# An answer's own thoughts, and the empty block that a template writes for an answer without thoughts.
 _THOUGHTS = re.compile(r"\s*<(\w+)>(.*?)</\1>\s*", re.DOTALL)
 _EMPTY_THOUGHTS = re.compile(r"\s*<(\w+)>\s*</\1>\s*")
 _OPEN_THOUGHTS = re.compile(r"<(\w+)>\s*$")
@@ -30,7 +30,7 @@ _SHOWN = 300
 
 
 class TemplateFault(DataInvalid):
-    """The template fails on these messages, or renders them so that training and generation would disagree."""
+    """The template fails on these messages, or renders them in a way that makes training and generation disagree."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Shape:
 
     Attributes:
         after_prompt: from the end of the question to where the answer begins.
-        opening: of that, what asks for the answer, as `<|im_start|>assistant` with its line break.
+        opening: the part of it that asks for the answer, such as `<|im_start|>assistant` and its line break.
         after_answer: from the end of the answer to the end of the text.
-        thoughts: the tag of the block in which the model thinks, as `think`.
+        thoughts: the tag of the block that holds the model's thoughts, such as `think`.
     """
 
     after_prompt: str
@@ -54,14 +54,14 @@ class ChatTemplate:
     """The chat template of a tokenizer, with the options of a run.
 
     Args:
-        system_prompt: opens each conversation that has no system message of its own.
-        variables: what the template can read beside the messages, as `enable_thinking`.
+        system_prompt: opens every conversation without a system message of its own.
+        variables: values that the template can read besides the messages, such as `enable_thinking`.
         model: the model's name, for errors.
 
     Raises:
         ModelRefused: the template fails on a plain question and answer, leaves one of them out, or renders the question
-            differently once an answer follows it.
-        SpecInvalid: it does so with these options only.
+            differently when an answer follows it.
+        SpecInvalid: it does so only with these options.
     """
 
     def __init__(
@@ -82,14 +82,14 @@ class ChatTemplate:
     def answer(self, messages: Messages, before: str, answer: Messages) -> str:
         """The text of an answer, from the end of its prompt.
 
-        An empty block of thoughts that the template writes for an answer without any is left out, since no prompt opened
-        it; an answer's own block is rendered once.
+        For an answer without thoughts some templates write an empty block. It is left out, since the prompt did not open
+        it. An answer's own block is rendered once.
 
         Args:
             before: `prompt(messages)`.
 
         Raises:
-            TemplateFault: also when the template renders the prompt differently once an answer follows it.
+            TemplateFault: also if the template renders the prompt differently when an answer follows it.
         """
         found = self._after(before, [*messages, *answer])
         last, tag = answer[-1], self.shape.thoughts
@@ -103,7 +103,7 @@ class ChatTemplate:
         if self._count(opening, found) == content.count(opening) and not last.get("reasoning_content"):
             return found
         if last.get("reasoning_content"):
-            raise TemplateFault("the answer has thoughts in its content and in reasoning_content")
+            raise TemplateFault("the answer has thoughts both in its content and in reasoning_content; remove one of them")
         apart = {**last, "content": content[own.end() :], "reasoning_content": own[2].strip("\n")}
         found = self._after(before, [*messages, *answer[:-1], apart])
         if self._count(opening, found) != content.count(opening):
@@ -112,28 +112,28 @@ class ChatTemplate:
 
     @property
     def unread(self) -> list[str]:
-        """Names among its variables that the template never reads."""
+        """Names of the variables that the template never reads."""
         if not self._variables:
             return []
         environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
-        # Tags that transformers adds, which read nothing.
+        # transformers adds these tags; they read no variables.
         text = re.sub(r"{%[-+]?\s*(end)?generation\s*[-+]?%}", "", self._tokenizer.get_chat_template())
         try:
             read = meta.find_undeclared_variables(environment.parse(text))
         except TemplateError:
-            return []  # a tag that is unknown here; rendering has shown that it works
+            return []  # an unknown tag; rendering has shown that the template works
         return sorted(self._variables.keys() - read)
 
     def _count(self, tag: str, answer: str) -> int:
-        """How often a tag stands in the assistant's turn."""
+        """How often a tag occurs in the assistant's turn."""
         return (self.shape.opening + answer).count(tag)
 
     def _after(self, before: str, messages: Messages) -> str:
         whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(before):
-            raise TemplateFault("the chat template renders the prompt differently once an answer follows it")
-        # Tokenised apart, as generation sees it: jointly, an answer that opens with a line break would merge with the
-        # prompt's last token, and the model would train on a prompt that it never gets.
+            raise TemplateFault("the chat template renders the prompt differently when an answer follows it")
+        # The answer is tokenised separately, as in generation. Tokenised together, an answer that starts with a line break
+        # would merge with the prompt's last token, and the model would train on a prompt that it never sees.
         return whole[len(before) :]
 
     def _render(self, messages: Messages, *, add_generation_prompt: bool) -> str:
@@ -144,7 +144,7 @@ class ChatTemplate:
                 list(messages), tokenize=False, add_generation_prompt=add_generation_prompt, **self._variables
             )
         except Exception as error:
-            # A template is a program of the model's author and raises what it likes.
+            # A template is code by the model's author and can raise anything.
             reason = f"{type(error).__name__}: {str(error)[:_SHOWN]}".rstrip(".")
             raise TemplateFault(f"the chat template fails: {reason}") from error
 
@@ -161,7 +161,7 @@ class ChatTemplate:
             except (ModelRefused, SpecInvalid):
                 continue
             raise SpecInvalid(
-                f"{name} does not suit the chat template of the model: {refused.details[0].reason}",
+                f"{name} does not work with the model's chat template: {refused.details[0].reason}; change or remove it",
                 [Detail(name, refused.details[0].reason)],
             ) from refused
 
@@ -185,14 +185,14 @@ class ChatTemplate:
         for text, rendered, name in ((_QUESTION, before, "prompt"), (_ANSWER, whole, "answer")):
             if text not in rendered:
                 raise self.refusal(
-                    f"the chat template leaves out the text of the {name}; templates of vision models, for example, read "
-                    "parts and no text"
+                    f"the chat template leaves out the text of the {name}, as templates of vision models do when they "
+                    "expect a list of parts"
                 )
         if not whole.startswith(before) and not self._renders_thoughts(question, before):
             same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
             raise self.refusal(
-                f"the chat template asks for an answer with {before[same:]!r}, which it leaves out before a finished "
-                "answer: the run would train on another prompt than the model gets"
+                f"the chat template asks for an answer with {before[same:]!r} but leaves that out before a finished answer, "
+                "so the run would train on a different prompt from the one that the model gets"
             )
         tag = _EMPTY_THOUGHTS.match(whole.removeprefix(before)) or _OPEN_THOUGHTS.search(before)
         return Shape(
@@ -203,7 +203,7 @@ class ChatTemplate:
         )
 
     def _renders_thoughts(self, question: Messages, before: str) -> bool:
-        """Whether an answer with thoughts follows the prompt, where one without does not."""
+        """Whether the template keeps the prompt unchanged before an answer with thoughts, if not before one without."""
         for answer in _THOUGHTFUL:
             try:
                 self._after(before, [*question, {"role": "assistant", **answer}])
@@ -220,9 +220,9 @@ class ChatTemplate:
         return before[len(closed) :] if closed and before.startswith(closed) else before.rpartition(_QUESTION)[2]
 
     def refusal(self, reason: str) -> ModelRefused:
-        """What `reason` makes of the model: refused, with its template to blame."""
+        """The error that blames the model's chat template, for a reason."""
         place = f"the model {self._model!r} cannot be used: " if self._model else ""
         return ModelRefused(
-            f"{place}{reason}. Correct its chat template, or set apply_chat_template to false",
+            f"{place}{reason}. Fix its chat template, or set apply_chat_template to false",
             [Detail("model_name", reason)],
         )

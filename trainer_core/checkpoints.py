@@ -19,9 +19,9 @@ MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
 PENDING = "pending_metrics.json"
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", PENDING)
-"""What every checkpoint holds beside its weights: without one of them a run cannot be resumed exactly."""
+"""Files that every checkpoint has besides its weights. Without any one of them a run cannot be resumed exactly."""
 WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-"""The weights: one of these; the last lists shards beside it."""
+"""A checkpoint keeps its weights in one of these files. The last one lists shards in the same directory."""
 _TOO_LITTLE_BYTES = 2**16
 _RESULTS = ("checkpoint-*", "*_metadata.json", "adapter_*", "model*.safetensors*", "ref", f"{STAGING_PREFIX}*")
 
@@ -30,11 +30,11 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
     """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once.
 
     Raises:
-        RuntimeError: it lacks a part that resuming needs.
+        RuntimeError: it lacks a file that resuming needs.
     """
     if lacking := _lacking(staged):
         raise RuntimeError(
-            f"the checkpoint of step {step} is not published: it lacks {', '.join(lacking)}; resume from the one before"
+            f"the checkpoint of step {step} was not published: it lacks {', '.join(lacking)}; resume from the previous one"
         )
     files = {name: _sha256(staged / name) for name in sorted(_names(staged))}
     (staged / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
@@ -49,7 +49,7 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
 
 
 def verified_step(checkpoint: Path) -> int | None:
-    """The step of a checkpoint that holds all that resuming needs, every file as it was written and no other; else None."""
+    """The step of a complete checkpoint whose files are exactly those that were written, unchanged; else None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if _lacking(checkpoint) or _names(checkpoint) != set(manifest["files"]):
@@ -172,7 +172,7 @@ def is_disk_full(error: BaseException, place: Path) -> bool:
 
 
 def _lacking(checkpoint: Path) -> list[str]:
-    """What resuming needs and a checkpoint does not have."""
+    """Files that resuming needs and a checkpoint does not have."""
     found = _names(checkpoint)
     lacking = [name for name in STATE_FILES if name not in found]
     weights = [name for name in WEIGHT_FILES if name in found]

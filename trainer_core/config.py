@@ -14,7 +14,7 @@ from trainer_core.file_cache import FileCache
 Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
 
-# What `apply_chat_template` takes beside the template's own options.
+# Arguments of `apply_chat_template` other than the template's own options.
 _TEMPLATE_INPUTS = {
     "self",
     "messages",
@@ -80,17 +80,17 @@ class TrainingSettings(BaseModel):
         None,
         min_length=1,
         max_length=20_000,
-        description="System message of each conversation that has none of its own; `null`: what the template puts there.",
+        description="System message of every conversation without one of its own; `null` leaves it to the template.",
     )
     chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict,
         max_length=20,
-        description='Options of the chat template, as `{"enable_thinking": false}` for Qwen3.',
+        description='Options of the chat template, such as `{"enable_thinking": false}` for Qwen3.',
     )
     special_tokens_in_text: Literal["split", "refuse", "allow"] = Field(
         "split",
-        description="Control tokens inside the text of rows and prompts: `split` encodes them as plain text, `refuse` "
-        "fails before training, `allow` encodes them as control tokens. The rows are reported.",
+        description="Control tokens in the text of rows and prompts: `split` encodes them as plain text, `refuse` fails "
+        "before training, `allow` encodes them as control tokens. The affected rows are reported.",
     )
 
     use_lora: bool = Field(True, description="Train LoRA adapters; `false` trains all weights.")
@@ -227,7 +227,7 @@ class TrainingSettings(BaseModel):
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
             raise ValueError("lora_target_modules must not name lm_head: the fused loss would ignore its adapter")
         if taken := _TEMPLATE_INPUTS & self.chat_template_kwargs.keys():
-            raise ValueError(f"chat_template_kwargs must not name {', '.join(sorted(taken))}: Tafdil passes these itself")
+            raise ValueError(f"chat_template_kwargs must not set {', '.join(sorted(taken))}: Tafdil sets that itself")
         if self.adapter_name and not self.use_lora:
             raise ValueError("adapter_name needs use_lora=true: full fine-tuning trains no adapter")
         if self.early_stopping_metric not in self.early_stopping_metrics:

@@ -24,7 +24,7 @@ from trainer_core.tokens import Renderer
 # A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
 _FALLBACK_SHARE = 0.05
 _FALLBACK_MIN_ROWS = 40
-# All rows of a prompt go to one side, which may take it up to this share of the rows, or to twice what was asked for.
+# All rows of a prompt go to one side. That may raise the share set apart to this, or to twice the requested share.
 _MOST_APART = 0.25
 # How far the weighted ratio of the labels may lie outside of the paper's range before it is worth a warning.
 _RATIO_TOLERANCE = 1.25
@@ -125,7 +125,7 @@ class PreferenceData:
         return {name: [row.get(name) for row in encoded] for name in names}
 
     def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> list[Row]:
-        """Rows with their token ids. Warns of all that was cut, dropped or found; raises when none is left."""
+        """Rows with their token ids. Warns of everything cut, dropped or found; raises if no row is left."""
         self._check_confidence(rows)
         encoded, report = encode_rows(rows, self.renderer, self.config, cache)
         self._warn(part, len(rows), report)
@@ -153,25 +153,25 @@ class PreferenceData:
             end = self.renderer.tokenizer.decode(list(self.renderer.stop.template))
             self._observer.warning(
                 "base_model_with_template",
-                f"the chat template ends turns with {end}, which neither the tokenizer nor the generation configuration of "
-                f"{self.config.model_name!r} knows as an end: it is probably a base model, which has never seen that token. "
-                "Answers end there all the same. Train the instruction-tuned model instead, or set apply_chat_template to "
-                "false for plain text.",
+                f"the chat template ends turns with {end}, but neither the tokenizer nor the generation configuration of "
+                f"{self.config.model_name!r} lists it as an end token. This is probably a base model that has never seen "
+                "the token. Answers still end there. Train the instruction-tuned model instead, or set apply_chat_template "
+                "to false to train on plain text.",
             )
         if self.renderer.template and (unread := self.renderer.template.unread):
             self._observer.warning(
                 "template_option_unread",
-                f"chat_template_kwargs: the chat template of the model reads no {', '.join(unread)}",
+                f"chat_template_kwargs: the model's chat template does not read {', '.join(unread)}; check the spelling",
             )
 
     def _check_overlap(self, train: list[Row]) -> None:
-        """Warns of prompts on both sides: what was trained on is no test."""
+        """Warns of prompts on both sides: a prompt that was trained on tests nothing."""
         seen = {comparable(row["prompt"]) for row in train}
         both = {prompt for row in self.validation or self.held_back if (prompt := comparable(row["prompt"])) in seen}
         if both:
             self._observer.warning(
                 "validation_overlaps",
-                f"validation and training rows share {len(both)} of their prompts: what is measured on them says little "
+                f"training and validation rows have prompts in common ({len(both)}): metrics measured on these say little "
                 "about new prompts",
             )
 
@@ -190,10 +190,10 @@ class PreferenceData:
         return self._module.arrange(rows, self.config)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-        """Sets a seeded share apart, by prompt, so that none is on both sides.
+        """Sets a seeded share apart by prompt, so that no prompt is on both sides.
 
-        Where no whole prompt fits into the share, the one with the fewest rows is taken. Where that is far more than the
-        share, or all rows have one prompt, rows are drawn one by one.
+        If no prompt's rows fit into the share, the prompt with the fewest rows is taken. If even that is far more than the
+        share, or all rows have the same prompt, rows are drawn one by one.
         """
         keys: list[Any] = [comparable(row["prompt"]) for row in rows]
         apart = self._drawn(keys, share) or self._smallest(keys, share)
@@ -247,17 +247,17 @@ class PreferenceData:
 
 
 def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
-    """Why no row is left."""
+    """The error when no row is left, with the reasons."""
     if not rows:
         return DataInvalid(f"{part}: there are no rows")
     if not report.findings.dropped:
         return DataOverlong("every row is longer than the limits, so none is left")
     reasons = "; ".join(message for code, message in report.findings.messages("split") if code in DROPPED)
     if report.rows_dropped:
-        reasons += f"; {len(report.rows_dropped)} more are longer than the limits"
+        reasons += f"; rows longer than the limits: {len(report.rows_dropped)}"
     details = [Detail("row", DROPPED[code], number) for code in DROPPED for number in report.findings.rows.get(code, [])]
     error = DataOverlong if report.rows_cut else DataInvalid
-    return error(f"{part}: no row is left that teaches anything: {reasons}", details[:MAX_ERRORS])
+    return error(f"{part}: no usable row is left: {reasons}", details[:MAX_ERRORS])
 
 
 def _is_share(value: Any) -> bool:

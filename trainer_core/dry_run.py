@@ -144,8 +144,8 @@ def _precision(config: PreferenceConfig, machine: Machine) -> Precision:
 
 
 def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = same_name) -> list[dict[str, Any]]:
-    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out; one that a run would
-    drop because it teaches nothing says so.
+    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out; a row
+    that a run would drop for having no training signal says so.
 
     Returns:
         As `rendered`.
@@ -163,7 +163,7 @@ def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = s
 
 
 def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
-    """Of each tokenised row its number, its label or none, its prompt and answers as tokens, and why a run would drop it.
+    """For each tokenised row: its number, its label or none, its prompt and answers as tokens, and why a run would drop it.
 
     A token has its `id`, its `text` and whether the loss is taken of it (`trained`): of every answer's and no prompt's. A
     token that ends within a letter has no text; the one that completes it has the letter.

@@ -14,39 +14,39 @@ from typing import Any, Literal
 Verdict = Literal["changed", "hardly_changed", "collapsed"]
 RowsFrom = Literal["validation", "held_back", "training"]
 
-# Of a normal distribution: 95 % lie within so many standard errors.
+# 95 % of a normal distribution lies within this many standard errors of its mean.
 _STANDARD_ERRORS = 1.96
-# Ratios of lengths below this say nothing: one word more is twice as long.
+# Below this, length ratios mean nothing: one more word can double the length.
 _MIN_TOKENS = 4.0
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Between the verdicts. A value at a bound has not passed it."""
+    """Bounds between the verdicts. A value equal to a bound has not passed it."""
 
     hardly_kl: float = 3.2e-5
     """Below it the model hardly changed; nats per token."""
     collapsed_kl: float = 6.8
     """Above it the model collapsed; nats per token."""
     hardly_shift: float = 1.8e-3
-    """As `hardly_kl`, of the shift, where no KL divergence could be measured; nats per token."""
+    """Like `hardly_kl`, for the shift; used if no KL divergence could be measured. Nats per token."""
     collapsed_shift: float = 4.7
     repetition: float = 0.5
-    """Of the answers' runs of four tokens, beyond what the model repeated before."""
+    """Share of the answers' runs of four tokens, above the share before the run."""
     foreign_script: float = 0.2
     """Share of letters."""
     length_ratio: float = 3.0
-    """Times as long, or as short."""
+    """Longer or shorter by this factor."""
 
 
 BOUNDS = Bounds()
 HALF_BOUNDS = replace(BOUNDS, hardly_kl=3.2e-4, hardly_shift=5.6e-3)
-"""In bf16 and fp16, where rounding alone moves a model that nothing trained."""
+"""For bf16 and fp16, where rounding alone moves even an untrained model."""
 
 
 @dataclass(frozen=True)
 class Margin:
-    """A mean reward margin with its 95 % interval; None where there are too few rows for one."""
+    """A mean reward margin and its 95 % interval, whose ends are None if there are too few rows."""
 
     mean: float
     low: float | None
@@ -54,7 +54,7 @@ class Margin:
 
 
 def paired_margin(margins: Sequence[float]) -> Margin | None:
-    """Of pairs: the mean of their margins. The interval takes the mean as normally distributed."""
+    """The mean margin of pairs. The interval assumes that the mean is normally distributed."""
     if not margins or not all(map(math.isfinite, margins)):
         return None
     error = math.sqrt(variance(margins) / len(margins)) if len(margins) > 1 else None
@@ -62,7 +62,7 @@ def paired_margin(margins: Sequence[float]) -> Margin | None:
 
 
 def unpaired_margin(desirable: Sequence[float], undesirable: Sequence[float]) -> Margin | None:
-    """Of rewards of two kinds of rows: the difference of their means, with Welch's standard error; None without either."""
+    """The difference between the mean rewards of two kinds of rows, with Welch's standard error; None if one has no rows."""
     if not desirable or not undesirable or not all(map(math.isfinite, [*desirable, *undesirable])):
         return None
     error = None
@@ -79,7 +79,7 @@ def _margin(mean: float, error: float | None) -> Margin:
 
 @dataclass(frozen=True)
 class Answers:
-    """Greedy answers of one model to some prompts: texts, tokens of each, and the share of it that repeats itself."""
+    """One model's greedy answers to some prompts: their texts, lengths in tokens and shares of repetition."""
 
     texts: Sequence[str]
     tokens: Sequence[int]
@@ -88,16 +88,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class Samples:
-    """The answers after the run next to those before it.
+    """The answers after the run, compared with those before it.
 
     Attributes:
         prompts: how many were answered.
-        differing: share of the answers whose text is another.
+        differing: share of the answers whose text changed.
         repetition, repetition_before: mean share of an answer's runs of four tokens that occurred in it before.
-        foreign_script: share of the letters that are of a script which neither the prompts, nor the answers before, nor the
-            wanted answers of the rows use.
-        length_ratio: mean length in tokens, divided by that before or by that of the wanted answers, whichever is nearer; 1
-            between them.
+        foreign_script: share of the letters in scripts that neither the prompts, nor the answers before, nor the wanted
+            answers of the rows use.
+        length_ratio: mean length in tokens, divided by that of the answers before or of the wanted answers, whichever is
+            nearer; 1 if it lies between them.
     """
 
     prompts: int
@@ -109,7 +109,7 @@ class Samples:
 
 
 def compared(prompts: Sequence[str], before: Answers, after: Answers, wanted: Answers) -> Samples:
-    """Compares the answers to at least one prompt. `wanted`: the answers that the rows teach, of which there may be none."""
+    """Compares the answers to at least one prompt. `wanted` are the answers that the rows teach; there may be none."""
     known = _scripts_of([*prompts, *before.texts, *wanted.texts])
     found = _scripts_of(after.texts)
     foreign = sum(count for script, count in found.items() if script not in known)
@@ -134,24 +134,24 @@ def _scripts_of(texts: Sequence[str]) -> Counter[str]:
 
 
 def scripts(text: str) -> Counter[str]:
-    """Letters of a text by their script; a byte sequence that is no character counts as a script of its own."""
+    """Counts the letters of a text by script. U+FFFD, for bytes that are not a character, counts as a script of its own."""
     return Counter(_script(letter) for letter in text if unicodedata.category(letter)[0] == "L" or letter == "\ufffd")
 
 
 def _script(letter: str) -> str:
-    # Names begin with the script: ARABIC LETTER BEH, CJK UNIFIED IDEOGRAPH-9F8D.
+    # Unicode names begin with the script: ARABIC LETTER BEH, CJK UNIFIED IDEOGRAPH-9F8D.
     return unicodedata.name(letter, "UNKNOWN").split()[0].split("-")[0]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict is taken from. What could not be measured is None; in a collapsed model it may not be finite.
+    """What a verdict is based on. Numbers that could not be measured are None; those of a collapsed model may not be finite.
 
     "Before" is the model before the run: the reference, unless the config names another one.
 
     Attributes:
         rows_from, rows: which rows were measured, and how many of them.
-        mean_kl: KL(model ‖ model before) per token of the rows' answers, in nats; None where no copy of it was held.
+        mean_kl: KL(model ‖ model before) per token of the rows' answers, in nats; None if no copy of the latter was kept.
         shift: mean of |log π(y|x) − log π_before(y|x)| per token of the rows' answers, in nats.
         margin: the held-out reward margin.
         samples: answers to some of the rows' prompts.
@@ -167,14 +167,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Effect:
-    """A verdict with what it was taken from. `decided_by`: names of the numbers that passed a bound; none for `changed`."""
+    """A verdict and its evidence. `decided_by` names the numbers that passed a bound; it is empty for `changed`."""
 
     verdict: Verdict
     decided_by: tuple[str, ...]
     evidence: Evidence
 
     def as_dict(self) -> dict[str, Any]:
-        """The evidence as JSON holds it: what is not finite is None."""
+        """The evidence for JSON: numbers that are not finite become None."""
         return {**_finite(asdict(self.evidence)), "decided_by": list(self.decided_by)}
 
 
@@ -185,7 +185,7 @@ def _finite(value: Any) -> Any:
 
 
 def judge(evidence: Evidence, bounds: Bounds = BOUNDS) -> Effect:
-    """The verdict. A model that hardly moved is not taken for collapsed, whatever its answers look like."""
+    """Judges the evidence. A model that hardly moved never counts as collapsed, whatever its answers look like."""
     if evidence.mean_kl is None:
         name, moved, hardly, most = "shift", evidence.shift, bounds.hardly_shift, bounds.collapsed_shift
     else:
@@ -202,7 +202,7 @@ def judge(evidence: Evidence, bounds: Bounds = BOUNDS) -> Effect:
 
 
 def _signs(samples: Samples, bounds: Bounds) -> list[str]:
-    """Names of the signs in answers that passed their bound."""
+    """Names of the signs in the answers that passed their bounds."""
     found = {
         "repetition": samples.repetition - samples.repetition_before > bounds.repetition,
         "foreign_script": samples.foreign_script > bounds.foreign_script,
@@ -219,7 +219,7 @@ _SENTENCES: dict[Verdict, str] = {
 
 
 def describe(verdict: Verdict, evidence: dict[str, Any]) -> str:
-    """The verdict in words, with the numbers that decided. `evidence` is as `Effect.as_dict` gives it."""
+    """The verdict in words, with the numbers that decided it. `evidence` comes from `Effect.as_dict`."""
     reasons = ", ".join(_reason(name, evidence) for name in evidence["decided_by"])
     return _SENTENCES[verdict] + (f": {reasons}" if reasons else "")
 
@@ -227,11 +227,11 @@ def describe(verdict: Verdict, evidence: dict[str, Any]) -> str:
 def _reason(name: str, evidence: dict[str, Any]) -> str:
     samples = evidence["samples"] or {}
     if name == "repetition":
-        return f"{samples[name]:.0%} of its sampled answers repeats itself ({samples['repetition_before']:.0%} before)"
+        return f"{samples[name]:.0%} of its sampled answers is repetition ({samples['repetition_before']:.0%} before)"
     if name == "foreign_script":
-        return f"{samples[name]:.0%} of the letters of its sampled answers are of a script foreign to them"
+        return f"{samples[name]:.0%} of the letters in its sampled answers are in a foreign script"
     if name == "length_ratio":
-        return f"its sampled answers are {samples[name]:.2g} times as long as before"
-    what = "KL divergence from the model before the run" if name == "mean_kl" else "shift of log-probabilities"
+        return f"the length of its sampled answers is {samples[name]:.2g} times what was expected"
+    what = "the KL divergence from the model before the run" if name == "mean_kl" else "the shift of log-probabilities"
     value = "not finite" if evidence[name] is None else f"{evidence[name]:.2g} nats per token"
-    return f"{what} {value}"
+    return f"{what} is {value}"

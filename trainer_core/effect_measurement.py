@@ -1,6 +1,6 @@
-"""Measures what a run did to its model: scores some held-out rows and answers some of their prompts, before and after.
+"""Measures what a run did to its model: scores held-out rows and answers some of their prompts, before and after.
 
-Draws no random number and leaves the model's mode as it was, so that a resumed run still ends as an unbroken one.
+Draws no random numbers and restores the model's mode, so a resumed run still ends exactly like an uninterrupted one.
 """
 
 import random
@@ -20,16 +20,16 @@ from trainer_core.scoring import Scores, score
 
 MAX_ROWS = 64
 MAX_PROMPTS = 4
-# A row's answer that the model never trains on as such: it belongs to another row's prompt.
+# Belongs to another row's prompt; the model never trains on it as an answer.
 _MISMATCHED = "KL_completion"
 
 
 class EffectMeasurement:
-    """Of one run.
+    """The measurement for one run.
 
     Args:
-        module: of the method (`trainer_core.methods`).
-        data: loaded.
+        module: the method's module (`trainer_core.methods`).
+        data: the loaded data.
         is_half: whether the model computes in bf16 or fp16.
     """
 
@@ -45,14 +45,14 @@ class EffectMeasurement:
         self._answers_before: list[Sample] = []
 
     def note_start(self, model: Any) -> None:
-        """Before the first step, where nothing will answer as the model did then: keeps how it scores and answers."""
+        """Called before the first step if no copy of the model will be kept: records its scores and answers."""
         self._scores_before, self._answers_before = self._scores(model, None), self._answers(model)
 
     def measure(self, model: Any, before: Any) -> Effect:
-        """After the last step.
+        """Called after the last step.
 
         Args:
-            before: what answers as the model did before the run (see `reference.model_of`); None: `note_start` was called.
+            before: answers as the model did before the run (see `reference.model_of`); None if `note_start` was called.
         """
         scores = self._scores(model, before)
         if before is None:
@@ -62,7 +62,7 @@ class EffectMeasurement:
         evidence = Evidence(
             rows_from=self.rows_from,
             rows=len(self.rows),
-            # It is never below 0; its float32 sum may be, by rounding.
+            # A KL divergence is never negative, but its float32 sum may be, by rounding.
             mean_kl=None if before is None else 0.0 if kl < 0 else kl,
             shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
             margin=self._module.margin(self._config, scores, self.rows),
@@ -79,7 +79,7 @@ class EffectMeasurement:
         return effect.compared(prompts, _answers(earlier), _answers(after), self._wanted())
 
     def _wanted(self) -> Answers:
-        """What the measured rows teach."""
+        """The wanted answers of the measured rows."""
         name = "chosen" if "chosen" in self.rows[0] else "completion"
         wanted = [row for row in self.rows if row.get("label", True)]
         return Answers([_text(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
@@ -99,7 +99,7 @@ class EffectMeasurement:
         return found
 
     def _measured_prompts(self) -> list[Any]:
-        """Distinct prompts of the rows that are short enough to be answered whole; none where no samples are wanted."""
+        """Distinct prompts of the rows that fit `max_prompt_length`; none if no samples are wanted."""
         if not self._config.sample_generations:
             return []
         distinct = {comparable(row["prompt"]): row["prompt"] for row in self.rows}
@@ -109,7 +109,7 @@ class EffectMeasurement:
 
 
 def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]:
-    """At most `MAX_ROWS` rows, drawn by seed, that training never saw; of the training rows where there are no others."""
+    """At most `MAX_ROWS` rows, drawn by seed, that training never saw; training rows if there are no others."""
     sources: dict[RowsFrom, Sequence[Row]] = {
         "validation": data.validation,
         "held_back": data.held_back,

@@ -39,7 +39,7 @@ CODES: dict[str, ErrorCode] = {
     "model_refused": ErrorCode(
         False,
         True,
-        "Correct what the message names, or use another model: a causal language model with safetensors weights and no "
+        "Fix the problem that the message names, or use another causal language model with safetensors weights and no "
         "remote code.",
     ),
     "reference_mismatch": ErrorCode(False, True, "Check ref_model_name and the model files; they must be what they say."),

@@ -123,7 +123,7 @@ def planned_steps(settings: TrainingSettings, batches: int) -> int:
 
 
 def steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
-    """Optimizer steps of an epoch of so many batches."""
+    """Optimizer steps of an epoch with this many batches."""
     # The last step of an epoch takes the batches that are left.
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 

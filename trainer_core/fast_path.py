@@ -41,8 +41,8 @@ class FastPath:
     def metadata(self) -> dict[str, Any]:
         """Which path ran, why, and the tokens that the layers computed next to those of the plain path.
 
-        `path` is read from the counts in `batches`: None before the first step, `mixed` when both ran, as after a resume on
-        another path.
+        `path` comes from the counts in `batches`: None before the first step, `mixed` if both ran, for example after a
+        resume on another path.
         """
         savings = self._savings or Savings()
         ran = [path for path, count in savings.batches.items() if count]

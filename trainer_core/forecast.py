@@ -1,8 +1,8 @@
 """What a run will probably do to its model, from its learning rates alone. Torch-free.
 
-AdamW moves each weight by about the learning rate at each step, whatever the gradient, so that the sum of the learning rates
-over the steps, times LoRA's scaling, says how far a model can move. The bounds come from measured runs of the shipped model
-(`docs/metrics.md`): for another model it is a guess.
+AdamW moves each weight by about the learning rate per step, whatever the gradient. The sum of the learning rates over all
+steps, times LoRA's scaling, therefore says how far a model can move. The bounds come from measured runs of the shipped model
+(`docs/metrics.md`); for other models they are a guess.
 """
 
 import math
@@ -15,21 +15,21 @@ from trainer_core.effect import Verdict
 from trainer_core.observer import Observer
 from trainer_core.schedule import learning_rate_sum
 
-# By whether LoRA trains: sums below the first hardly change the shipped model, sums above the second break it.
+# By `use_lora`: sums below the first bound hardly change the shipped model, sums above the second break it.
 _BOUNDS = {True: (3.2e-3, 0.32), False: (5.1e-5, 0.098)}
 _MOST_EPOCHS = 1000
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """A forecast. Rates and bounds are sums over the steps.
+    """A forecast of a run's effect.
 
     Attributes:
-        effect: None where nothing is known.
-        learning_rate_sum: of the learning rates of all steps, after the cap.
-        lora_scaling: what it counts for; 1 where all weights train.
-        hardly_below, collapsed_above: bounds of their product.
-        basis: what the bounds come from.
+        effect: None if it cannot be forecast.
+        learning_rate_sum: sum of the learning rates of all steps, after the cap.
+        lora_scaling: LoRA's factor on that sum; 1 if all weights train.
+        hardly_below, collapsed_above: bounds on their product.
+        basis: the runs that the bounds come from.
     """
 
     effect: Verdict | None
@@ -41,7 +41,7 @@ class Forecast:
 
     @property
     def movement(self) -> float:
-        """What the bounds are about."""
+        """What the bounds apply to."""
         return self.learning_rate_sum * self.lora_scaling
 
     def as_dict(self) -> dict[str, Any]:
@@ -49,7 +49,7 @@ class Forecast:
 
 
 def forecast(settings: TrainingSettings, steps: int) -> Forecast:
-    """The forecast of a run of so many optimizer steps."""
+    """The forecast for a run of this many optimizer steps."""
     hardly, collapsed = _BOUNDS[settings.use_lora]
     scaling = settings.lora_alpha / settings.lora_r if settings.use_lora else 1.0
     total = learning_rate_sum(settings, steps)
@@ -58,13 +58,13 @@ def forecast(settings: TrainingSettings, steps: int) -> Forecast:
         effect = "hardly_changed"
     elif total * scaling > collapsed:
         effect = "collapsed"
-    # An adapter that trains on has its own scaling, and weights that make the same step matter more.
+    # A continued adapter has its own scaling, and its weights make the same step matter more.
     known = None if settings.adapter_name else effect
     return Forecast(known, total, scaling, hardly, collapsed, "runs of tafdil/tiny-arabic-qwen")
 
 
 def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: Observer) -> None:
-    """Says so when a run will hardly change the model, or break it, and names what would change that.
+    """Warns if a run will hardly change the model, or will probably break it, and names a remedy.
 
     Args:
         steps, steps_an_epoch: optimizer steps.
@@ -75,20 +75,20 @@ def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: 
     if found.effect == "hardly_changed":
         observer.warning(
             "hardly_changes",
-            f"this will hardly change the model: {total}, and it takes about {found.hardly_below:g}. "
+            f"this run will hardly change the model: {total}, but about {found.hardly_below:g} is needed. "
             + _more(settings, found, steps, steps_an_epoch),
         )
     elif found.effect == "collapsed":
         rate = _rounded(settings.effective_learning_rate * found.collapsed_above / found.movement, up=False)
         observer.warning(
             "may_collapse",
-            f"this will probably break the model: {total}, and the shipped model broke above {found.collapsed_above:g}. Set "
-            f"learning_rate to {rate:g} or less, or train for fewer steps.",
+            f"this run will probably break the model: {total}, and the shipped model breaks above "
+            f"{found.collapsed_above:g}. Set learning_rate to {rate:g} or less, or train for fewer steps.",
         )
 
 
 def _more(settings: TrainingSettings, found: Forecast, steps: int, steps_an_epoch: int) -> str:
-    """What would change the model: more steps, or a higher rate."""
+    """The remedies: more steps, or a higher learning rate."""
     ways: list[str] = []
     most = _MOST_EPOCHS * steps_an_epoch
     needed = bisect_left(
@@ -102,14 +102,14 @@ def _more(settings: TrainingSettings, found: Forecast, steps: int, steps_an_epoc
     rate = _rounded(settings.effective_learning_rate * found.hardly_below / found.movement, up=True)
     if rate <= 1:
         cap = settings.learning_rate_cap
-        lifted = " with learning_rate_cap: null" if cap is not None and rate > cap else ""
+        lifted = " and learning_rate_cap to null" if cap is not None and rate > cap else ""
         ways.append(f"set learning_rate to {rate:g} or more{lifted}")
-    text = ", or ".join(ways) or "it takes more steps"
+    text = ", or ".join(ways) or "train for more steps"
     return f"{text[0].upper()}{text[1:]}."
 
 
 def _rounded(value: float, *, up: bool) -> float:
-    """To one digit, so that a rate is one that people write."""
+    """Rounds to one digit, as people write learning rates."""
     size = 10.0 ** math.floor(math.log10(value))
     # Divided first: 3e-05 / 1e-05 is not quite 3.
     digits = round(value / size, 9)

@@ -84,13 +84,14 @@ def _length_drift(history: History) -> Iterator[Sign]:
 
 
 def _no_gradient(history: History) -> Iterator[Sign]:
-    """Nothing is learnt: the loss has no slope in any weight that trains."""
+    """The model learns nothing: the loss is flat in every weight that trains."""
     last = _series(history, "grad_norm")[-_STILL_ENTRIES:]
     if len(last) == _STILL_ENTRIES and all(norm == 0 for _, norm in last):
         steps = ", ".join(str(step) for step, _ in last)
         yield Sign(
             "no_gradient",
-            f"at step {last[-1][0]} the gradient is exactly 0, as it was in the log of steps {steps}: nothing is learnt. "
-            "Look at the dry run's rows as the model sees them: answers that are equal after cutting (max_length) teach "
-            "nothing. With CPO's hinge loss, or a large beta, the loss may also be as low as it can be: lower beta.",
+            f"at step {last[-1][0]} the gradient is exactly 0, as at all of the logged steps {steps}: the model learns "
+            "nothing. In the dry run, look at the rows as the model sees them: answers that are equal after a cut "
+            "(max_length) give no gradient. With CPO's hinge loss, or a large beta, the loss may also be at its minimum: "
+            "lower beta.",
         )

@@ -1,4 +1,4 @@
-"""Around every load of a model's files: what a person reads when they cannot be loaded."""
+"""Wraps every load of a model's files, so that a failed load has a readable error."""
 
 import errno
 from pathlib import Path
@@ -11,20 +11,20 @@ from trainer_core.errors import Detail, ModelNotFound, ModelRefused, TafdilError
 
 _REASON_CHARACTERS = 500
 _KINDS = {"adapter_name": "adapter", "resume_from_checkpoint": "checkpoint"}
-# Their text alone says what happened; of others the type says it too: `KeyError: 'gelu_12'`.
+# The text of these says what happened. Others need their type as well: `KeyError: 'gelu_12'`.
 _PLAIN_ERRORS = (OSError, ValueError, RuntimeError)
 _MACHINE_ERRNOS = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
 
 class loading:  # noqa: N801  # reads as a function: `with loading(path):`
-    """Looks at the files first, and turns whatever the libraries raise for missing or unsuitable ones into our errors.
+    """Checks the files first, then turns whatever the libraries raise for missing or unsuitable files into our errors.
 
-    A lack of memory, of disk space or of a device is not the files' fault and passes through.
+    Errors about memory, disk space or a device are not the files' fault, and pass through.
 
     Args:
         path: a directory, or a name on the hub.
-        field: that named it.
-        needs_weights: as `model_files.check` takes it.
+        field: the config field that named it.
+        needs_weights: see `model_files.check`.
     """
 
     def __init__(self, path: str, field: str = "model_name", needs_weights: bool = True) -> None:
@@ -40,10 +40,12 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
         if "DefaultCPUAllocator" in reason:
             raise MemoryError(reason) from error
         what = _KINDS.get(self._field, "model")
-        # peft says so with a ValueError.
+        # peft raises a ValueError for this.
         is_absent = isinstance(error, OSError) or "Can't find" in reason
         if is_absent and not Path(self._path).is_dir():
-            raise ModelNotFound(f"no {what} {self._path!r} here: {reason}", [Detail(self._field, "is not found")]) from error
+            raise ModelNotFound(
+                f"found no {what} {self._path!r}: {reason}", [Detail(self._field, "is not found")]
+            ) from error
         raise ModelRefused(
             f"the {what} {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]
         ) from error
@@ -56,7 +58,7 @@ def _is_of_the_machine(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """What an error says, in one line of bounded length."""
+    """An error's text, on one line of bounded length."""
     text = " ".join(str(error).split())
     if not isinstance(error, _PLAIN_ERRORS) or not text:
         text = f"{type(error).__name__}: {text}".removesuffix(": ")

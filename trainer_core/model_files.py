@@ -23,7 +23,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _CODE = frozenset({"auto_map", "trust_remote_code", "custom_generate", "megatron_config"})
 _ATTENTION = frozenset({"_attn_implementation", "_attn_implementation_internal", "attn_implementation"})
 _KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
-# Counts of modules, for each of which transformers makes objects before it looks at a weight.
+# Numbers of modules: transformers creates all of them before it reads any weights.
 _COUNTS = re.compile(r"(num|n)_([a-z_]+_)?(layers?|experts|blocks|labels)")
 _MOST_MODULES = 2048
 # Files that a file names in its place.
@@ -71,7 +71,7 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
 def weight_files(path: str, name: str = WEIGHTS) -> list[Path]:
     """The safetensors files of a model or adapter on this machine: one, or the shards that an index lists.
 
-    Nothing is downloaded: for a name on the hub whose files are not all in the cache, there are none.
+    Nothing is downloaded: if a hub model is not completely in the cache, the list is empty.
 
     Args:
         path: a directory, or a name on the hub.
@@ -132,7 +132,7 @@ def _faults(value: Any) -> Iterator[str]:
         elif name in _ATTENTION and not (isinstance(inner, str | None) and inner in _KNOWN_ATTENTION):
             yield f"has {name}={inner!r}, which is none that is known"
         elif _COUNTS.fullmatch(name) and isinstance(inner, int | float) and inner > _MOST_MODULES:
-            yield f"has {name}={inner}, more than the {_MOST_MODULES} that are allowed"
+            yield f"has {name}={inner}, above the limit of {_MOST_MODULES}"
         elif name in _FILES and not (isinstance(inner, list) and all(_is_plain(file) for file in inner)):
             yield f"has {name} outside of the model"
         else:

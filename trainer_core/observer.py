@@ -38,7 +38,7 @@ class Observer:
         warnings.warn(message, stacklevel=2)
 
     def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
-        """What the run did to the model, once it has trained; `evidence` is as in the metadata file."""
+        """Reports, after training, what the run did to the model. `evidence` is the same as in the metadata file."""
         if verdict != "changed":
             warnings.warn(describe(verdict, evidence), stacklevel=2)
 

@@ -375,7 +375,7 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _keeps_start(self) -> bool:
-        """Whether the model as it was before the run stays at hand: with the adapter off, or as a reference that is held."""
+        """Whether the model before the run stays available: with the adapter off, or as a reference held in memory."""
         if self.config.use_lora:
             return not self.config.adapter_name or self.config.reference_kind == "adapter"
         is_reference_held = not self._holds_no_copy and (self._loss_needs_reference or bool(self.data_loader.validation))

@@ -28,7 +28,7 @@ _REPORTERS = {
     "wandb": (("wandb",), "wandb"),
     "mlflow": (("mlflow",), "mlflow-skinny"),
 }
-# Where accelerate reads how many processes there are.
+# Where accelerate reads the number of processes.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
 
@@ -128,25 +128,25 @@ def check_tokenizer(tokenizer: Any, path: str) -> None:
 
 
 def _check_processes() -> None:
-    """Every process would train on its own and write to the same output_dir, over the others' checkpoints."""
+    """Each process would train on its own and overwrite the others' checkpoints in the same output_dir."""
     for name in _WORLD_SIZES:
         value = os.environ.get(name, "")
         if value.strip() not in ("", "0", "1"):
             raise SpecInvalid(
-                f"a run takes one process, but {name} is {value}; start it with python, not with torchrun, accelerate "
+                f"a run uses one process, but {name} is {value}; start it with python, not with torchrun, accelerate "
                 f"launch or mpirun, or unset {name}"
             )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         count = torch.distributed.get_world_size()
         if count > 1:
-            raise SpecInvalid(f"a run takes one process, but torch.distributed has {count} processes; start one with python")
+            raise SpecInvalid(f"a run uses one process, but torch.distributed has {count} processes; start it with python")
 
 
 def _check_devices() -> None:
     """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
     count = torch.cuda.device_count()
     if count > 1:
-        raise SpecInvalid(f"a run takes one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
+        raise SpecInvalid(f"a run uses one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
 
 
 def _check_reporters(config: TrainingSettings) -> None:
@@ -204,18 +204,18 @@ def _model_config(path: str, field: str) -> Any:
 def _vocabulary(config: Any, path: str) -> int:
     found = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(found, int):
-        raise ModelRefused(f"the config.json of the model {path!r} names no vocab_size; it is not a language model's")
+        raise ModelRefused(f"the config.json of the model {path!r} has no vocab_size; use a language model")
     return found
 
 
 def _skeleton(config: Any, path: str, field: str) -> Any:
-    """The model of a configuration, without weights."""
+    """The model that a configuration describes, without weights."""
     with loading(path, field), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def _checked_skeleton(config: Any, path: str, field: str) -> Any:
-    """As `_skeleton`. Raises `ModelRefused` when the files do not hold the weights that the configuration asks for."""
+    """As `_skeleton`, but raises `ModelRefused` if the files lack weights that the configuration asks for."""
     skeleton = _skeleton(config, path, field)
     weight_headers.check(skeleton, path, field)
     return skeleton
@@ -234,7 +234,7 @@ def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
             )
     if getattr(found, "layer_replication", None):
         raise ModelRefused(
-            f"the adapter {path!r} has layer_replication: it repeats layers of the base, which no reference could leave out",
+            f"the adapter {path!r} has layer_replication: it repeats layers of the base, which the reference could not undo",
             [Detail("adapter_name", "has layer_replication")],
         )
     if getattr(found, "alora_invocation_tokens", None):

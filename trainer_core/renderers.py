@@ -1,4 +1,4 @@
-"""Renderers of models on disk: of one that a run starts from, and of one that a run saved."""
+"""Renderers for models on disk: for the model that a run starts from, and for one that a run saved."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from trainer_core.tokens import Renderer
 
 
 def load_renderer(settings: TrainingSettings, path: str) -> Renderer:
-    """The renderer of a run.
+    """The renderer for a run.
 
     Args:
         path: directory or hub name of the model.
 
     Raises:
-        ModelNotFound, ModelRefused, SpecInvalid: also when its chat template or an option of it cannot be used.
+        ModelNotFound, ModelRefused, SpecInvalid: also if its chat template, or an option for it, cannot be used.
     """
     tokenizer = load_tokenizer(path)
     return Renderer(
@@ -34,8 +34,8 @@ def load_saved_renderer(directory: Path, metadata: dict[str, Any], path: str) ->
     """The renderer that a saved model was trained with.
 
     Args:
-        metadata: of its metadata file; one that an earlier version wrote has fewer fields.
-        path: of the model whose generation configuration it has, where the metadata names no stop tokens.
+        metadata: the content of its metadata file. Earlier versions wrote fewer fields.
+        path: the model whose generation configuration is read if the metadata has no stop tokens.
     """
     stop: list[dict[str, Any]] | None = metadata.get("stop_tokens")
     if stop is None:
@@ -54,7 +54,7 @@ def load_saved_renderer(directory: Path, metadata: dict[str, Any], path: str) ->
 
 
 def renderer_metadata(renderer: Renderer) -> dict[str, Any]:
-    """What the metadata file says of it; `load_saved_renderer` reads it."""
+    """What the metadata file says about a renderer; `load_saved_renderer` reads it."""
     return {
         "uses_chat_template": renderer.uses_template,
         "template_sha256": renderer.fingerprint,

@@ -1,4 +1,4 @@
-"""Rows as token ids: tokenised once, limited in length, and looked at for what they still teach.
+"""Rows as token ids: tokenised once, limited in length, and checked for what is left to learn from.
 
 Knows rows, the renderer and the length limits. Knows nothing of models, losses or order.
 """
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 # Rows that are tokenised at once: enough for every core, little in memory.
 _ROWS_AT_ONCE = 1000
-# Of how rows become ids; what was kept under another number is tokenised again.
+# Version of the rules that turn rows into ids; rows cached under another version are tokenised again.
 _RULES = 2
 
 
 @dataclass
 class TokenReport:
-    """Lengths of the rows, what the limits did to them, and what was found in them. Rows have their number in the file.
+    """Lengths of the rows, what the limits did to them, and what was found in them. Row numbers are those in the file.
 
     `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
     """
@@ -44,7 +44,7 @@ class TokenReport:
     completions_cut: int = 0
     rows_cut: list[int] = field(default_factory=list)
     rows_dropped: list[int] = field(default_factory=list)
-    """By `on_overlong`; `findings` has the rows that were dropped because they teach nothing."""
+    """Dropped by `on_overlong`; `findings` has the rows that were dropped for having no training signal."""
     findings: Findings = field(default_factory=Findings)
 
     def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
@@ -80,11 +80,11 @@ def encode_rows(
     """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
 
     Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
-    end of the turn. Rows that teach nothing after that are dropped.
+    end of the turn. Rows without a training signal after that are dropped.
 
     Args:
-        cache: of tokenised rows, for runs with other limits as well.
-        keep_all: keep rows that teach nothing, with the reason as `dropped_because`.
+        cache: of tokenised rows, shared by runs with other limits.
+        keep_all: keep rows without a training signal, with the reason as `dropped_because`.
 
     Raises:
         DataInvalid: some rows cannot be rendered; every such row is named, up to `MAX_ERRORS`.
@@ -125,10 +125,10 @@ def encode_rows(
 
 
 class _Limits:
-    """The length limits of a run, as they meet its rows.
+    """Applies the length limits of a run to its rows.
 
     Args:
-        ends: ids that end an answer, which a cut keeps.
+        ends: number of ids that end an answer; a cut keeps them.
     """
 
     def __init__(self, settings: "TrainingSettings", report: TokenReport, ends: int) -> None:
@@ -136,7 +136,7 @@ class _Limits:
         self._overlong: list[Detail] = []
 
     def apply(self, number: int, ids: Encoded) -> Encoded | None:
-        """A row within the limits; None for one that `on_overlong` drops or rejects."""
+        """The row within the limits; None if `on_overlong` drops or rejects it."""
         settings, report = self._settings, self._report
         longest_answer = max(len(answer) for answer in ids.answers_ids)
         report.prompt_tokens.append(len(ids.prompt_ids))
@@ -154,7 +154,7 @@ class _Limits:
         return self._cut(ids)
 
     def check(self) -> None:
-        """Raises `DataOverlong` when a row was rejected."""
+        """Raises `DataOverlong` if any row was rejected."""
         if self._overlong:
             first = self._overlong[0]
             raise DataOverlong(
@@ -174,7 +174,7 @@ class _Limits:
 
 
 def _undoes(row: Row, before: Row) -> bool:
-    """Whether two labelled rows are of one pair, whose answers are the same token ids."""
+    """Whether two labelled rows come from one pair whose answers are the same token ids."""
     same = ("row", "prompt_ids", "completion_ids")
     return "label" in row and row["label"] != before["label"] and all(row[name] == before[name] for name in same)
 
@@ -216,7 +216,7 @@ def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> 
 
 
 def _identity(rows: list[Row], renderer: Renderer) -> dict[str, Any] | None:
-    """All that decides the ids of rows; None where something else may, as a template that asks for the date."""
+    """Everything that determines the ids of rows; None if something else may, such as a template that asks for the date."""
     tokenizer = renderer.tokenizer
     if not getattr(tokenizer, "is_fast", False) or "strftime_now" in str(tokenizer.chat_template):
         return None

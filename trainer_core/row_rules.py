@@ -17,7 +17,7 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "pairs": ("prompt", "chosen", "rejected"),
 }
 _ROLES = ("system", "user", "assistant")
-# What templates render of a message beside its role and content.
+# Fields of a message that templates render besides its role and content.
 _RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 # The shape of the hosted vendors' DPO files, and where its parts go.
 _HOSTED = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
@@ -31,7 +31,7 @@ def comparable(value: Any) -> str:
 
 
 def _parts(message: dict[str, Any]) -> list[Any]:
-    """Role and content, and what else of a message templates render."""
+    """A message's role and content, and the other fields that templates render."""
     more = {name: message[name] for name in _RENDERED if message.get(name) is not None}
     return [message.get("role"), message.get("content"), *([more] if more else [])]
 

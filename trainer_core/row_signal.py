@@ -1,7 +1,7 @@
-"""What a row still teaches once it is token ids: which rows are dropped for saying nothing, and which look like mistakes.
+"""Checks on tokenised rows: which have no training signal and are dropped, and which look like mistakes.
 
-Whether two answers are equal, empty or cut away is decided on ids, since that is what trains. Only what is invisible, or
-rendered twice, is looked for in the text.
+Whether answers are equal, empty or cut away is decided on token ids, since the model trains on those. The text is searched
+only for what ids do not show, such as invisible characters or a template applied twice.
 """
 
 import json
@@ -14,35 +14,35 @@ from typing import Any
 from trainer_core.row_rules import Row, comparable
 from trainer_core.tokens import Messages, Renderer
 
-# Why rows are dropped: nothing in them can be learnt.
+# Why rows are dropped: there is nothing to learn from them.
 DROPPED = {
-    "answers_equal": "the two answers are the same token ids",
-    "answer_empty": "an answer has no token of its own, only those that end it",
+    "answers_equal": "both answers have the same token ids",
+    "answer_empty": "an answer has no tokens besides those that end it",
     "prompt_lost": "nothing is left of the prompt",
 }
-# What is reported of rows that train all the same.
+# What is reported about rows that are still trained on.
 NOTED = {
-    "contradictory_rows": "these rows contradict others: the same prompt and answers, preferred the other way round",
-    "invisible_text": "a prompt or answer consists of characters that nobody sees",
-    "invisible_difference": "chosen and rejected differ in characters that nobody sees",
-    "special_tokens_in_text": "the text holds control tokens of the model",
-    "prompt_already_rendered": "the prompt already holds the turns of a chat template",
-    "answer_is_messages": "an answer is a list of messages, written as JSON text",
+    "contradictory_rows": "these rows contradict others: the same prompt and answers with the opposite preference",
+    "invisible_text": "a prompt or answer contains only invisible characters",
+    "invisible_difference": "chosen and rejected differ only in invisible characters",
+    "special_tokens_in_text": "the text contains control tokens of the model",
+    "prompt_already_rendered": "a chat template has already been applied to the prompt",
+    "answer_is_messages": "an answer is a list of messages written as JSON text",
 }
-# How to go on from there, for what has more than one way.
+# What to do about them, where that is not obvious.
 _ADVICE = {
-    "answers_equal": "raise max_length if they were cut; the template may also leave out what tells them apart",
-    "answer_empty": "raise max_length, or lower max_prompt_length, if they were cut",
+    "answers_equal": "if they were cut, raise max_length; the template may also leave out what tells them apart",
+    "answer_empty": "if it was cut, raise max_length or lower max_prompt_length",
     "prompt_lost": "raise max_prompt_length",
-    "contradictory_rows": "remove one of each",
+    "contradictory_rows": "keep one row of each contradiction",
     "prompt_already_rendered": "upload the plain text or a list of messages; to train on it as it is, set "
     "apply_chat_template to false and special_tokens_in_text to allow",
-    "answer_is_messages": "upload a list of messages instead of its JSON text",
+    "answer_is_messages": "upload the list itself instead of its JSON text",
 }
 _SHOWN_ROWS = 10
-# How text begins that a well-known template has rendered.
+# How text rendered by well-known templates begins.
 _TURNS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|START_OF_TURN_TOKEN|>", "[INST]", "<|assistant|>")
-# Controls of direction, joiners, variation selectors, fillers, tags; and tatweel, which only stretches a word.
+# Direction controls, joiners, variation selectors, fillers, tags; and tatweel, which only stretches a word.
 _UNSEEN = re.compile(
     "[\u00ad\u034f\u0640\u061c\u115f\u1160\u180b-\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
     "\ufff9-\ufffb\U000e0000-\U000e0fff]"
@@ -51,14 +51,14 @@ _UNSEEN = re.compile(
 
 @dataclass
 class Findings:
-    """Rows by what was found in them, under the codes of `DROPPED` and `NOTED`, with their numbers in the file."""
+    """What was found in the rows: their numbers in the file, by the codes of `DROPPED` and `NOTED`."""
 
     rows: dict[str, list[int]] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
-    """Control tokens in the text, each with how many rows hold it."""
+    """Control tokens in the text, each with the number of rows that contain it."""
 
     def add(self, code: str, number: int) -> None:
-        """Notes a row once: KTO makes two of each pair, with the number of the pair."""
+        """Notes a row once: KTO makes two rows of each pair, both with the pair's number."""
         numbers = self.rows.setdefault(code, [])
         if not numbers or numbers[-1] != number:
             numbers.append(number)
@@ -87,7 +87,7 @@ class Findings:
         if code == "special_tokens_in_text":
             what += f" ({', '.join(list(self.tokens)[:3])})"
             encoded = "control tokens" if mode == "allow" else "plain text"
-            advice = f"they are encoded as {encoded}, as special_tokens_in_text={mode} says"
+            advice = f"they are encoded as {encoded} (special_tokens_in_text={mode})"
         first = ", ".join(map(str, numbers[:_SHOWN_ROWS])) + (", …" if len(numbers) > _SHOWN_ROWS else "")
         count = f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} {'dropped ' if code in DROPPED else ''}({first})"
         return f"{count}: {what}" + (f"; {advice}" if advice else "")
@@ -96,7 +96,7 @@ class Findings:
 def loss_of_signal(
     prompt: Sequence[int], answers: Sequence[Sequence[int]], renderer: Renderer, *, is_cut: bool
 ) -> str | None:
-    """Why a row has nothing to teach, a code of `DROPPED`; None when it has.
+    """Why a row has no training signal, as a code of `DROPPED`; None if it has one.
 
     Args:
         prompt, answers: token ids after any cut.
@@ -113,7 +113,7 @@ def loss_of_signal(
 
 
 def note_text(row: Row, names: Sequence[str], renderer: Renderer, findings: Findings) -> None:
-    """Notes what a row's text shows: control tokens, turns that are rendered already, characters that nobody sees."""
+    """Notes what a row's text shows: control tokens, a template applied already, messages as JSON, invisible characters."""
     number = row["row"]
     answers = [row[name] for name in names]
     controls = renderer.control_tokens(row["prompt"], *answers)
@@ -167,7 +167,7 @@ def _text(value: str | Messages) -> str:
 
 
 def _whole(value: str | Messages) -> Any:
-    """What of an answer is more than its text, as tool calls."""
+    """The parts of an answer other than its text, such as tool calls."""
     return "" if isinstance(value, str) else comparable([{**message, "content": ""} for message in value])
 
 
@@ -176,7 +176,7 @@ def _has_calls(value: str | Messages) -> bool:
 
 
 def _seen(text: str) -> str:
-    """A text without what nobody sees, and without the space around it. Joiners stay: they change how letters look."""
+    """A text without invisible characters or surrounding whitespace. Joiners stay: they change how letters look."""
     return _UNSEEN.sub("", unicodedata.normalize("NFC", text)).strip()
 
 

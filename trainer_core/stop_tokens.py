@@ -1,7 +1,7 @@
 """Where a model's turn ends: the one set of tokens at which every generation stops.
 
-Three places name an end, and models disagree in them: `Qwen/Qwen2.5-7B` has the `eos_token` `<|endoftext|>` and a template
-that ends turns with `<|im_end|>`, and generation configurations of chat models hold lists.
+Three places name an end token, and they can disagree: `Qwen/Qwen2.5-7B` has the `eos_token` `<|endoftext|>` and a template
+that ends turns with `<|im_end|>`, and the generation configurations of chat models hold lists.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from trainer_core.loading import loading
 
 @dataclass(frozen=True)
 class StopTokens:
-    """Token ids that end a turn, by who names them.
+    """Token ids that end a turn, by where they are named.
 
     Attributes:
-        template: what the chat template writes after an answer; empty without a template, or when that is plain text.
+        template: what the chat template writes after an answer; empty without a template, or if that is plain text.
         tokenizer: the `eos_token`.
         generation_config: `eos_token_id` of the model's generation configuration.
     """
@@ -34,11 +34,11 @@ class StopTokens:
 
     @property
     def is_model_unaware(self) -> bool:
-        """Whether neither the tokenizer nor the generation configuration knows the template's end: a base model, mostly."""
+        """Whether neither the tokenizer nor the generation configuration names the template's end: often a base model."""
         return bool(self.template) and not set(self.template) & {*self.tokenizer, *self.generation_config}
 
     def up_to_end(self, ids: Sequence[int]) -> list[int]:
-        """Ids up to the first stop token, with it."""
+        """Ids up to and including the first stop token."""
         ends = set(self.ids)
         return list(ids[: next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))])
 
@@ -48,7 +48,7 @@ class StopTokens:
         return found[:-1] if found and found[-1] in self.ids else found
 
     def as_dicts(self, tokenizer: Any) -> list[dict[str, Any]]:
-        """Each token's `id`, `token` (its text) and `named_by`, for people."""
+        """Each token's `id`, `token` (its text) and `named_by`, for display."""
         by_name = vars(self)
         return [
             {"id": token, "token": tokenizer.decode([token]), "named_by": [n for n, ids in by_name.items() if token in ids]}
@@ -57,13 +57,13 @@ class StopTokens:
 
 
 def generation_end(path: str) -> tuple[int, ...]:
-    """The `eos_token_id` of a model's generation configuration, a number or a list there; else of its configuration.
+    """The `eos_token_id` of a model's generation configuration, or else of its configuration: a number or a list.
 
     Args:
         path: a model's directory or hub name.
 
     Raises:
-        ModelNotFound, ModelRefused: also when it is neither.
+        ModelNotFound, ModelRefused: also if it is neither.
     """
     with loading(path):
         try:
@@ -72,5 +72,5 @@ def generation_end(path: str) -> tuple[int, ...]:
             named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
         listed = named if isinstance(named, list) else [] if named is None else [named]
         if not all(type(token) is int for token in listed):
-            raise ValueError(f"eos_token_id of its generation configuration is {named!r}, not a token id or a list of them")
+            raise ValueError(f"eos_token_id of its generation configuration must be a token id or a list, not {named!r}")
         return tuple(listed)

@@ -1,7 +1,7 @@
-"""Whether a tokenizer gives back the text that it was given.
+"""Checks that a tokenizer gives back the text that it was given.
 
-A tokenizer of the wrong class can encode every text to nothing, and one without Arabic letters to unknowns: the run would
-train on that without an error.
+A tokenizer of the wrong class can encode every text to nothing, and one without Arabic letters encodes them as unknown
+tokens. A run would train on that without an error.
 """
 
 import unicodedata
@@ -21,7 +21,7 @@ def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
     """Encodes and decodes texts of the first rows.
 
     Returns:
-        What is lost, with its share and first place; None when nothing is. Spaces and Unicode's composed forms may differ.
+        What is lost, with its share and first occurrence; None if nothing is. Spaces and Unicode composition may differ.
 
     Raises:
         ModelRefused: more than half of the letters are lost, or no ids come out at all.
@@ -35,7 +35,7 @@ def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
         after = _letters(tokenizer.decode(ids, skip_special_tokens=True))
         missing = (Counter(before) - Counter(after)).total()
         letters, lost = letters + len(before), lost + missing
-        # A tokenizer that knows no capital letters keeps what they say.
+        # A tokenizer that lowercases text keeps its meaning.
         lost_for_good += (Counter(before.casefold()) - Counter(after.casefold())).total()
         if missing and not first:
             place = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
@@ -44,8 +44,8 @@ def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
         share = lost_for_good / letters
         reason = f"its tokenizer loses {share:.0%} of the text: {first}"
         raise ModelRefused(
-            f"the model {model!r} cannot be trained on these rows: {reason}. Its tokenizer files may be of another kind "
-            "than its configuration says",
+            f"the model {model!r} cannot be trained on these rows: {reason}. Its tokenizer files may not match "
+            "its configuration; copy the model again, or use another one",
             [Detail("model_name", reason)],
         )
     return f"the tokenizer of {model!r} loses {lost / letters:.2%} of the text: {first}" if lost else None

@@ -21,14 +21,14 @@ from trainer_core.stop_tokens import StopTokens
 Messages = list[dict[str, Any]]
 
 _HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
-# Fields of a message that a template reads as words of its own.
+# Fields of a message that a template reads as keywords, not as users' text.
 _NOT_TEXT = ("role", "type")
 _PLAIN = "prompt + completion + end token"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt and its answers as token ids. Each answer ends as a turn of the model does."""
+    """A prompt and its answers as token ids. Each answer ends as the model's turns do."""
 
     prompt_ids: list[int]
     answers_ids: list[list[int]]
@@ -36,7 +36,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Texts:
-    """The text before an answer, then each answer's; with their ids, where users' control tokens are plain text in them."""
+    """The text before an answer, then each answer's. `ids` is set if users' control tokens are plain text in them."""
 
     texts: list[str]
     ids: list[list[int]] | None = None
@@ -46,10 +46,10 @@ class Renderer:
     """Renders prompts and answers with one tokenizer and one choice of template.
 
     Args:
-        apply_chat_template: `auto`: when the tokenizer has a template.
-        system_prompt: opens each conversation that has no system message of its own.
-        chat_template_kwargs: what the template can read beside the messages, as `enable_thinking`.
-        special_tokens_in_text: control tokens inside users' text are encoded as plain text (`split`), refused, or encoded
+        apply_chat_template: `auto`: if the tokenizer has a template.
+        system_prompt: opens every conversation without a system message of its own.
+        chat_template_kwargs: values that the template can read besides the messages, such as `enable_thinking`.
+        special_tokens_in_text: control tokens in users' text are encoded as plain text (`split`), refused, or encoded
             as control tokens (`allow`).
         generation_end: `eos_token_id` of the model's generation configuration.
         model: the model's name, for errors.
@@ -80,14 +80,14 @@ class Renderer:
         if not self.uses_template:
             for name, value in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
                 if value:
-                    raise SpecInvalid(f"{name} needs a chat template, which this run does not use")
+                    raise SpecInvalid(f"{name} needs a chat template, but this run does not use one; remove {name}")
         if not is_text(system_prompt or ""):
             raise SpecInvalid(f"system_prompt: {_HALF_A_CHARACTER}")
         if special_tokens_in_text != "allow" and (
             found := self.control_tokens(system_prompt or "", [self.chat_template_kwargs])
         ):
             raise SpecInvalid(
-                f"system_prompt or chat_template_kwargs holds the control token {found[0]}; remove it, or set "
+                f"system_prompt or chat_template_kwargs contains the control token {found[0]}; remove it, or set "
                 "special_tokens_in_text to allow"
             )
         self.template = ChatTemplate(tokenizer, system_prompt, chat_template_kwargs, model) if self.uses_template else None
@@ -119,11 +119,11 @@ class Renderer:
 
     @cached_property
     def after_prompt_tokens(self) -> int:
-        """Tokens that the template writes between a prompt's text and its answer."""
+        """Number of tokens that the template writes between a prompt's text and its answer."""
         return len(self._encode(self.template.shape.after_prompt)) if self.template else 0
 
     def control_tokens(self, *values: str | Messages) -> list[str]:
-        """The control tokens that stand in users' text, each once."""
+        """The control tokens that occur in users' text, each once."""
         found = (match for value in values for text in _strings(value) for match in self._controls.findall(text))
         return list(dict.fromkeys(found))
 
@@ -142,8 +142,8 @@ class Renderer:
         """Ids of a prompt and of each answer after it, which begins where the prompt ends.
 
         Raises:
-            DataInvalid: the text holds what `special_tokens_in_text` refuses, or half of a character; as `TemplateFault`,
-                the template refuses the messages or renders the prompt differently once an answer follows.
+            DataInvalid: the text contains a control token that `special_tokens_in_text` refuses, or half of a character.
+            TemplateFault: the template refuses the messages, or renders the prompt differently when an answer follows.
         """
         return self.encode_texts([self.texts(prompt, answers)])[0]
 
@@ -183,14 +183,14 @@ class Renderer:
             return _plain(answer)
         text = self.template.answer(_as_messages(prompt, "user"), before, _as_messages(answer, "assistant"))
         after = self.template.shape.after_answer
-        # What the template writes after the end of a turn, as a line break: generation has stopped by then.
+        # Leave out what the template writes after the end of a turn, such as a line break: generation has stopped by then.
         return text[: len(text) - len(after)] + self._kept_end if self._kept_end and text.endswith(after) else text
 
     def _find_end(self) -> tuple[str, tuple[int, ...]]:
-        """What of the text after an answer is kept, up to where the turn ends, and the ids that end it.
+        """The part of the text after an answer that is kept, up to the end of the turn, and the ids that end it.
 
-        Without a template, or where it ends turns with plain text that no single token stands for, answers end with the
-        tokenizer's end token, and nothing is cut.
+        Without a template, or if it ends turns in plain text that has no token of its own, answers end with the tokenizer's
+        end token, and nothing is cut.
         """
         after = self.template.shape.after_answer if self.template else ""
         start = len(after) - len(after.lstrip())
@@ -206,7 +206,7 @@ class Renderer:
         return after[: start + len(end)], tuple(ids)
 
     def _ended(self, ids: list[int]) -> list[int]:
-        """Ids with the end of a turn, once: rendered text that `allow` lets through brings one of its own."""
+        """Ids with exactly one end of turn: with `allow`, text that was rendered before may already have one."""
         count = len(self.end_ids)
         end = list(self.end_ids)
         kept = len(ids)
@@ -217,19 +217,22 @@ class Renderer:
             while ids[-2 * count :] == end * 2:
                 ids = ids[:-count]
             return ids
-        # A template may end a turn that calls a tool in another way.
+        # A template may end tool calls differently.
         return ids if self.template and ids and ids[-1] in self.control_ids else [*ids, *end]
 
     def _refuse(self, controls: list[str], *values: str | Messages) -> None:
-        """Raises `DataInvalid` where users' control tokens may not, or cannot, become plain text."""
+        """Raises `DataInvalid` if users' control tokens must not, or cannot, become plain text."""
         if controls and self.special_tokens_in_text == "refuse":
-            raise DataInvalid(f"the text holds the control token {controls[0]}, which special_tokens_in_text=refuse forbids")
+            raise DataInvalid(
+                f"the text contains the control token {controls[0]}, which special_tokens_in_text=refuse forbids; remove "
+                "it, or set special_tokens_in_text to split"
+            )
         for name in (name for value in values for name in _names(value)):
             if found := self._controls.search(name):
-                raise DataInvalid(f"the name of a field holds the control token {found[0]}; rename the field")
+                raise DataInvalid(f"a field name contains the control token {found[0]}; rename the field")
 
     def _marked(self, value: Any) -> Any:
-        """A value whose users' texts have their control tokens marked."""
+        """The value, with the control tokens in users' text marked."""
         if isinstance(value, dict):
             return {name: inner if name in _NOT_TEXT else self._marked(inner) for name, inner in value.items()}
         if isinstance(value, list):
@@ -237,13 +240,13 @@ class Renderer:
         return mark_control_tokens(value, self._controls)
 
     def _plain_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts with marks, in which marked control tokens are plain text. Raises `DataInvalid`."""
+        """Ids of marked texts, with the marked control tokens encoded as plain text. Raises `DataInvalid`."""
         try:
             return [encode_marked_chat(self.tokenizer, text) for text in texts]
         except ValueError as error:
             raise DataInvalid(
-                f"the text holds a control token that this tokenizer makes of plain text as well ({error}); remove it from "
-                "the text, or set special_tokens_in_text to allow"
+                f"the text contains a control token that this tokenizer also makes from plain text ({error}); remove it "
+                "from the text, or set special_tokens_in_text to allow"
             ) from error
 
     def _encode(self, text: str) -> list[int]:
@@ -269,7 +272,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _names(value: Any) -> Iterator[str]:
-    """Every name of a field in a value, at any depth."""
+    """Every field name in a value, at any depth."""
     if isinstance(value, Mapping):
         yield from map(str, value)
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():

@@ -1,4 +1,4 @@
-"""What the headers of a model's safetensors files hold, against what its configuration asks for. Reads no weights."""
+"""Compares the headers of a model's safetensors files with what its configuration asks for. Reads no weights."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]
 
 
 def lacks(path: str, missing: Iterable[str], field: str = "model_name") -> ModelRefused:
-    """The error for weights that the files do not hold: transformers would draw them at random."""
+    """The error for weights that the files lack: transformers would initialise them at random."""
     names = sorted(missing)
     return ModelRefused(
         f"the files of the model {path!r} lack {len(names)} weights, the first is {names[0]}; copy the model again",
@@ -26,7 +26,7 @@ def lacks(path: str, missing: Iterable[str], field: str = "model_name") -> Model
 
 
 def shapes(files: Iterable[Path]) -> dict[str, Shape]:
-    """The shape of every tensor in safetensors files. Raises `ValueError` for one that is not whole."""
+    """The shape of every tensor in safetensors files. Raises `ValueError` for an incomplete file."""
     found: dict[str, Shape] = {}
     for file in files:
         try:
@@ -34,19 +34,19 @@ def shapes(files: Iterable[Path]) -> dict[str, Shape]:
                 for name in stored.keys():  # noqa: SIM118  # not a dict
                     found[name] = tuple(stored.get_slice(name).get_shape())
         except SafetensorError as error:
-            raise ValueError(f"{file.name} is not a whole safetensors file ({error}); copy it again") from error
+            raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
     return found
 
 
 def check(skeleton: Any, path: str, field: str) -> None:
-    """Raises `ModelRefused` unless the files hold every weight of a model, in its shape.
+    """Raises `ModelRefused` unless the files hold every weight of a model, in the right shape.
 
-    Of weights that transformers converts while it loads, as packed or merged ones, only the headers are read.
+    If transformers converts weights while loading, such as packed or merged ones, the headers are read but not compared.
 
     Args:
-        skeleton: the model of the configuration, on any device.
+        skeleton: the model that the configuration describes, on any device.
         path: a directory, or a name on the hub.
-        field: that named it.
+        field: the config field that named it.
     """
     with loading(path, field):
         files = model_files.weight_files(path)
@@ -60,7 +60,7 @@ def check(skeleton: Any, path: str, field: str) -> None:
 
 
 def check_names(model: Any, found: dict[str, Shape], path: str, field: str) -> None:
-    """Raises `ModelRefused` unless weights by name are all that a model has, each in its shape."""
+    """Raises `ModelRefused` unless the named weights include all of a model's, each in the right shape."""
     wanted: dict[str, Shape] = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if missing := _missing(model, wanted, found):
         raise lacks(path, missing, field)
@@ -68,14 +68,15 @@ def check_names(model: Any, found: dict[str, Shape], path: str, field: str) -> N
     if others:
         first = others[0]
         raise ModelRefused(
-            f"the weights of the model {path!r} do not fit its config.json: {first} has the shape {found[first]}, the "
-            f"configuration asks for {wanted[first]} ({len(others)} weights in all); use the config.json of these weights",
-            [Detail(field, f"has another shape of {first}")],
+            f"the weights of the model {path!r} do not fit its config.json: {first} has the shape {found[first]}, but the "
+            f"configuration asks for {wanted[first]} (mismatched weights: {len(others)}); use the config.json that belongs "
+            "to these weights",
+            [Detail(field, f"has another shape for {first}")],
         )
 
 
 def _renamed(found: dict[str, Shape], skeleton: Any, renamings: list[Any]) -> dict[str, Shape]:
-    """Under the names that transformers gives them while it loads."""
+    """The shapes under the names that transformers uses while loading."""
     names, prefix = skeleton.state_dict(), skeleton.base_model_prefix
     return {rename_source_key(name, renamings, [], prefix, names)[0]: shape for name, shape in found.items()}
 
@@ -83,7 +84,7 @@ def _renamed(found: dict[str, Shape], skeleton: Any, renamings: list[Any]) -> di
 def _missing(model: Any, wanted: Iterable[str], found: dict[str, Shape]) -> set[str]:
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     present = set(found)
-    # One name of weights that are tied is enough.
+    # Of tied weights, one name is enough.
     present |= {source for target, source in tied.items() if target in found}
     present |= {target for target, source in tied.items() if source in present}
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()

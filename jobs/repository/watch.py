@@ -44,7 +44,7 @@ class Numbers:
     attempts: dict[str, int]
     """Ended attempts by how they ended."""
     effects: dict[str | None, int]
-    """Jobs that succeeded by what they did to their model; None for those of before it was measured."""
+    """Succeeded jobs by their effect on the model; None for jobs of earlier versions."""
 
 
 def numbers(session: Session, lease_s: float) -> Numbers:
@@ -82,7 +82,7 @@ def numbers(session: Session, lease_s: float) -> Numbers:
 
 
 def effects(session: Session) -> dict[str | None, int]:
-    """Jobs that succeeded, those that were deleted since included, by what they did to their model."""
+    """Succeeded jobs by their effect on the model, including jobs that were deleted since."""
     kept = select(JobRecord.effect, func.count()).where(JobRecord.state == JobState.SUCCEEDED)
     gone = select(PastAttemptRecord.effect, func.count()).where(PastAttemptRecord.outcome == Cause.FINISH.value)
     found = Counter[str | None]()

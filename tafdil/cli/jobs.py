@@ -102,7 +102,7 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
         spans = [_span(result["time"][name]) for name in ("seconds", "low_seconds", "high_seconds")]
         say("time about {} ({} to {}), by {}".format(*spans, told(result["time"]["basis"])))
     if (forecast := result.get("forecast")) and forecast["effect"]:
-        say(f"{FORECASTS.get(forecast['effect'], forecast['effect'])}, by {told(forecast['basis'])}")
+        say(f"{FORECASTS.get(forecast['effect'], forecast['effect'])}, judging by {told(forecast['basis'])}")
     for warning in result["warnings"]:
         say(f"warning: {told(warning['message'])}", "yellow")
     say("Nothing was queued.", "dim")

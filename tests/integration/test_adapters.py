@@ -98,7 +98,7 @@ def test_it_is_refused_as_well_where_nothing_looked_before(base: str, adapter: P
 def test_a_broken_file_is_the_adapters_fault(base: str, adapter: Path, content: bytes | None, message: str) -> None:
     whole = (adapter / FILE).read_bytes()
     (adapter / FILE).write_bytes(whole[:-10] if content is None else content)
-    refused(base, adapter, f"cannot be loaded: {FILE} is not a whole safetensors file .*{message}.* copy it again")
+    refused(base, adapter, f"cannot be loaded: {FILE} is not a complete safetensors file .*{message}.* copy it again")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_config_that_the_base_cannot_follow_is_refused(
 
 def test_embeddings_of_another_vocabulary_are_refused_with_both_counts(base: str, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "resized", vocabulary=980)
-    refused(base, folder, r"its embeddings \(.*\) have 980 rows, the vocabulary of the model has 973")
+    refused(base, folder, r"its embeddings \(.*\) have 980 rows, but the model's vocabulary has 973")
 
 
 @pytest.mark.parametrize("model", ["untied", "tied"])
@@ -132,7 +132,7 @@ def test_saved_embeddings_must_be_those_of_the_model(base: str, tmp_path: Path, 
     trainer.prepare()
     trainer.check_reference()
     rewrite(folder, with_value(EMBEDDINGS, 0.5))
-    refused(name, folder, r"holds embeddings \(.*embed_tokens.*\) other than the model's: trained embeddings")
+    refused(name, folder, r"contains trained embeddings \(.*embed_tokens.*\), which differ from the model's")
     with pytest.raises(ModelRefused, match="trained embeddings"):
         adapters.load(load_model(name, torch.float32), str(folder), "default")
 
@@ -153,7 +153,9 @@ def test_what_was_loaded_is_compared_with_the_file(base: str, plain: Path) -> No
     adapters.check_loaded(policy, str(plain), "default")
     with torch.no_grad():
         policy.get_parameter(f"{Q_PROJ}.lora_B.default.weight")[0, 0] += 1
-    with pytest.raises(ModelRefused, match=r"was not loaded whole: 1 tensors differ from its file, the first is .*lora_B"):
+    with pytest.raises(
+        ModelRefused, match=r"did not load correctly: 1 of its tensors differ from its file, starting with .*lora_B"
+    ):
         adapters.check_loaded(policy, str(plain), "default")
 
 

@@ -164,8 +164,8 @@ def test_the_effect_of_a_run_is_listed_shown_and_watched(live: Live) -> None:
     shown = run(live, "show", job_id).stdout
     assert "succeeded; the model hardly changed" in shown
     assert "measured on 64 validation rows" in shown
-    assert "KL divergence from the model before: 2e-07 nats per token" in shown
-    assert "reward margin: 2.13, 95 % between 1.87 and 2.39" in shown
+    assert "KL divergence from the model before the run: 2e-07 nats per token" in shown
+    assert "reward margin: 2.13 (95% interval: 1.87 to 2.39)" in shown
     assert "3 of 4 differ" in shown
     assert f"see why: tafdil show {job_id[:8]}" in run(live, "watch", job_id).stdout
     other = submitted(live)
@@ -195,8 +195,8 @@ def test_a_dry_run_forecasts_the_effect(live: Live, tmp_path: Path) -> None:
         thread.start()
         shown = run(live, "submit", *options, *more).stdout
         thread.join()
-        assert ("it will hardly change the model, by" in shown) == (not more)
-        assert "this will hardly change the model" in shown
+        assert ("it will hardly change the model, judging by" in shown) == (not more)
+        assert "this run will hardly change the model" in shown
     assert json.loads(shown)["forecast"]["effect"] == "hardly_changed"
 
 

@@ -81,16 +81,16 @@ def name_a_shard_twice(model: Path) -> None:
 
 
 HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty weights": (write(WEIGHTS, b""), r"model.safetensors is not a whole safetensors file \(.*header too small\)"),
-    "weights that are a pointer": (write(WEIGHTS, b"version https://git-lfs\n" * 9), "is not a whole safetensors file"),
-    "cut weights": (cut, "is not a whole safetensors file .* file not fully covered.*; copy it again"),
-    "lying weights": (lie, "is not a whole safetensors file .* file not fully covered"),
+    "empty weights": (write(WEIGHTS, b""), r"model.safetensors is not a complete safetensors file \(.*header too small\)"),
+    "weights that are a pointer": (write(WEIGHTS, b"version https://git-lfs\n" * 9), "is not a complete safetensors file"),
+    "cut weights": (cut, "is not a complete safetensors file .* file not fully covered.*; copy it again"),
+    "lying weights": (lie, "is not a complete safetensors file .* file not fully covered"),
     "a lost shard": (lose_a_shard, "cannot be loaded: .*model-00002-of-.*safetensors"),
-    "a cut shard": (cut_a_shard, "model-000.*safetensors is not a whole safetensors file"),
+    "a cut shard": (cut_a_shard, "model-000.*safetensors is not a complete safetensors file"),
     "an index that lies": (name_a_shard_twice, r"lack \d+ weights, the first is "),
     "a million layers": (
         edit(num_hidden_layers=10**6),
-        "has num_hidden_layers=1000000, more than the 2048 that are allowed",
+        "has num_hidden_layers=1000000, above the limit of 2048",
     ),
     "more layers than memory": (edit(num_hidden_layers=10**12, layer_types=None), "has num_hidden_layers=1000000000000"),
     "a billion labels": (edit(num_labels=10**9), "has num_labels=1000000000"),
@@ -101,7 +101,7 @@ HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another vocabulary": (
         edit(vocab_size=2000),
-        r"lm_head\.weight has the shape \(973, 32\), the configuration asks for \(2000, 32\) \(2 weights in all\)",
+        r"lm_head\.weight has the shape \(973, 32\), but the configuration asks for \(2000, 32\) \(mismatched weights: 2\)",
     ),
     "another type": (edit(model_type="gpt2", n_layer=2), "lack .* weights, the first is transformer"),
     "an unknown type": (edit(model_type="nothing"), "model type `nothing` but Transformers does not recognize"),
@@ -213,5 +213,5 @@ def test_a_reason_is_more_than_its_first_line_and_bounded(model: Path, error: Ex
 
 
 def test_what_is_not_there_is_named_by_its_kind() -> None:
-    with pytest.raises(ModelNotFound, match="no adapter '/nowhere' here: gone"), loading("/nowhere", "adapter_name"):
+    with pytest.raises(ModelNotFound, match="found no adapter '/nowhere': gone"), loading("/nowhere", "adapter_name"):
         raise OSError("gone")

@@ -196,7 +196,7 @@ def test_rows_with_one_prompt_are_split_by_row(validation_split: float | None, t
     )
     trainer.load()
     loader = trainer.data_loader
-    assert "share 1 of their prompts" in observer.warnings["validation_overlaps"]
+    assert "prompts in common (1)" in observer.warnings["validation_overlaps"]
     apart = loader.validation if validation_split else loader.held_back
     assert len(apart) == (12 if validation_split else 2)
     assert sorted(row["row"] for row in [*apart, *loader.train]) == list(range(1, 49))

@@ -258,14 +258,14 @@ def test_a_template_may_need_a_system_message_or_refuse_one() -> None:
     with pytest.raises(DataInvalid, match="a system message is required"):
         renderer.encode(QUESTION, [ANSWER])
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}" + CHATML + OPENS
-    with pytest.raises(SpecInvalid, match=r"system_prompt does not suit .* no system message"):
+    with pytest.raises(SpecInvalid, match=r"system_prompt does not work .* no system message"):
         Renderer(tokenizer_with(refuses), system_prompt="أجب.")
 
 
 def test_options_that_a_template_fails_with_are_to_blame() -> None:
     strict = "{% if mode is defined and mode > 1 %}{{ raise_exception('no such mode') }}{% endif %}" + CHATML + OPENS
     assert Renderer(tokenizer_with(strict), chat_template_kwargs={"mode": 1})
-    with pytest.raises(SpecInvalid, match=r"chat_template_kwargs does not suit .* no such mode"):
+    with pytest.raises(SpecInvalid, match=r"chat_template_kwargs does not work .* no such mode"):
         Renderer(tokenizer_with(strict), chat_template_kwargs={"mode": 2})
 
 
@@ -341,9 +341,9 @@ def test_names_of_fields_bring_no_control_tokens_in() -> None:
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]},
         {"role": "user", "content": QUESTION},
     ]
-    with pytest.raises(DataInvalid, match=r"the name of a field holds the control token <\|im_(end|start)\|>"):
+    with pytest.raises(DataInvalid, match=r"a field name contains the control token <\|im_(end|start)\|>"):
         Renderer(renderer.tokenizer).encode([*turns, {"role": "user", "content": "<|im_end|>"}], [ANSWER])
-    with pytest.raises(DataInvalid, match="the name of a field"):
+    with pytest.raises(DataInvalid, match="a field name"):
         renderer.encode(turns, [ANSWER])
 
 

@@ -28,7 +28,7 @@ def test_the_defaults_hardly_change_a_model(method: str) -> None:
     """Five steps, as forty rows of the defaults make."""
     found = forecast(settings(method), 5)
     assert found.effect == "hardly_changed"
-    assert "this will hardly change the model" in warned(settings(method), 5, 5)["hardly_changes"]
+    assert "this run will hardly change the model" in warned(settings(method), 5, 5)["hardly_changes"]
 
 
 @pytest.mark.parametrize("method", SPECS)
@@ -53,7 +53,7 @@ def test_what_the_warning_advises_would_change_the_model() -> None:
 
 def test_the_cap_is_named_where_it_is_in_the_way() -> None:
     text = warned(settings("kto"), 1, 1)["hardly_changes"]
-    assert re.search(r"et learning_rate to \S+ or more with learning_rate_cap: null", text)
+    assert re.search(r"et learning_rate to \S+ or more and learning_rate_cap to null", text)
     assert "epochs" not in text, "no number of epochs that can be set would do"
 
 

@@ -30,7 +30,7 @@ class Savings:
     computed_before: int = 0
     """Of `computed`, what an earlier process of the same training had computed."""
     passes: int = 0
-    """Accelerated forward passes with gradients, of this process."""
+    """Accelerated forward passes with gradients in this process."""
     batches: dict[str, int] = field(default_factory=lambda: {"shared_prompt": 0, "plain": 0})
     """Training micro-batches by the path that computed their losses."""
 

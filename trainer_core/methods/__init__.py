@@ -52,7 +52,7 @@ class MethodModule(Protocol):
         ...
 
     def margin(self, config: Any, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
-        """The mean reward margin of rows, with its interval; None where the rows have none."""
+        """The mean reward margin of rows, with its interval; None if the rows have none."""
         ...
 
     def metadata(self, config: Any, reference_name: str) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row])
 
 
 def margin(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
-    """Mean reward of desirable rows minus that of undesirable ones; None where a label has no row."""
+    """Mean reward of desirable rows minus that of undesirable ones; None if a label has no rows."""
     labels = torch.tensor([bool(row["label"]) for row in rows])
     rewards = config.beta * scores["completion"].ratios
     return unpaired_margin(rewards[labels].tolist(), rewards[~labels].tolist())

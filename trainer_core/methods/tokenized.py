@@ -44,7 +44,7 @@ class TokenizedTrainer(StagedCheckpoints):
     savings: Savings
     """Counts the tokens that acceleration saves."""
     warms_up_from_zero = False
-    """As transformers does it: for runs that began so, in an earlier version."""
+    """Warm up as transformers does, for runs that an earlier version began."""
     _rows: Any = ()
     _partners: Any = ()
 
@@ -132,7 +132,7 @@ class TokenizedTrainer(StagedCheckpoints):
         warm_up_steps = trainer.args.get_warmup_steps(num_training_steps)
         if is_new and warm_up_steps and not self.warms_up_from_zero and trainer.args.lr_scheduler_type != "constant":
             courses = [above_zero(course, warm_up_steps) for course in scheduler.lr_lambdas]
-            # Made anew, as the rate of the first step is set when a schedule is made.
+            # Created again, because creating a schedule sets the first step's rate.
             trainer.lr_scheduler = LambdaLR(scheduler.optimizer, courses)
         return trainer.lr_scheduler
 
@@ -148,7 +148,7 @@ class TokenizedTrainer(StagedCheckpoints):
         passes = self.savings.passes
         result = super().compute_loss(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
         if self.model.training:
-            # A wrapper around the model can hide that it is accelerated: what counts is that our forward pass ran.
+            # A wrapper can hide that the model is accelerated, so check whether our forward pass ran.
             self.savings.batches["shared_prompt" if self.savings.passes > passes else "plain"] += 1
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
@@ -156,7 +156,7 @@ class TokenizedTrainer(StagedCheckpoints):
         return result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As transformers does, which warns when a part is missing. Raises `ModelRefused` instead."""
+        """Loads as transformers does, but raises `ModelRefused` where it only warns of missing parts."""
         checkpoint, trained = Path(resume_from_checkpoint), model if model is not None else self.model
         with loading(resume_from_checkpoint, "resume_from_checkpoint"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]

@@ -47,7 +47,7 @@ export function number(value, digits = 6) {
   return new Intl.NumberFormat(LOCALES[language], options).format(value);
 }
 
-/** The same within a sentence, where an exponent would be a foreign word: written out. */
+/** The same for use in a sentence: written out, without an exponent. */
 export const decimal = (value, digits) =>
   new Intl.NumberFormat(LOCALES[language], { maximumSignificantDigits: digits }).format(value);
 

@@ -18,7 +18,7 @@ export const State = ({ state }) =>
 
 const EFFECT_MARKS = { changed: "●", hardly_changed: "○", collapsed: "✗" };
 
-/** What a run did to its model as a mark, a word and a colour; nothing where it was not measured. */
+/** What a run did to its model as a mark, a word and a colour; nothing if it was not measured. */
 export const Effect = ({ effect }) =>
   effect &&
   html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`effect.${effect}`)}</span>`;

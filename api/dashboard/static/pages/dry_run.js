@@ -49,7 +49,7 @@ export function DryRun({ result }) {
   `;
 }
 
-/** What it will probably do to the model, from its learning rates. */
+/** What the run will probably do to the model, judging by its learning rates. */
 const Forecast = ({ of }) =>
   of?.effect
     ? html`<section class="box plain" aria-label=${t("dry.forecast")} data-effect=${of.effect}>

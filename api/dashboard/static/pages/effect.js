@@ -1,4 +1,4 @@
-// What a run did to its model, with the numbers that it was judged by, in words.
+// What a run did to its model, and the evidence for that, in words.
 
 import { html } from "../vendor/preact-htm.js";
 import { decimal, t } from "../language.js";
@@ -6,7 +6,7 @@ import { Effect } from "../parts.js";
 
 const percent = (share) => decimal(Math.round(100 * share), 3);
 
-/** Sentences about the evidence: where it was measured, and what was found. */
+/** Sentences about the evidence: which rows were measured, and the results. */
 function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples, decided_by: by }) {
   const found = [t(`measured.${from}`, { n: rows })];
   const isBroken = (by.includes("mean_kl") && kl === null) || (by.includes("shift") && shift === null);
@@ -30,7 +30,7 @@ function sentences({ rows, rows_from: from, mean_kl: kl, shift, margin, samples,
   return found;
 }
 
-/** A box below the head of a job that succeeded. `event`: its last one of the type `effect`, once it is there. */
+/** A box below the header of a succeeded job. `event`: its last event of the type `effect`, once loaded. */
 export const EffectBox = ({ effect, event }) =>
   effect &&
   html`<section class="box plain" aria-label=${t("effect.title")}>
