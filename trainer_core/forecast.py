@@ -97,7 +97,9 @@ def _more(settings: TrainingSettings, found: Forecast, steps: int, steps_an_epoc
     if needed <= most:
         epochs = math.ceil(needed / steps_an_epoch)
         ways.append(
-            f"train for about {epochs} epochs at this rate" if settings.max_steps is None else f"set max_steps to {needed}"
+            f"train for about {epochs} epoch{'s' if epochs > 1 else ''} at this rate"
+            if settings.max_steps is None
+            else f"set max_steps to {needed}"
         )
     rate = _rounded(settings.effective_learning_rate * found.hardly_below / found.movement, up=True)
     if rate <= 1:

@@ -17,7 +17,7 @@ from trainer_core.tokens import Messages, Renderer
 # Why rows are dropped: there is nothing to learn from them.
 DROPPED = {
     "answers_equal": "both answers have the same token ids",
-    "answer_empty": "an answer has no tokens besides those that end it",
+    "answer_empty": "an answer has no tokens besides control tokens",
     "prompt_lost": "nothing is left of the prompt",
 }
 # What is reported about rows that are still trained on.
