@@ -288,7 +288,9 @@ class DryRunPlan(BaseModel):
 class EffectForecast(BaseModel):
     """What the run will probably do to the model, from its learning rates alone."""
 
-    effect: Verdict | None = Field(description="Null if it cannot be forecast, as with `adapter_name`.")
+    effect: Verdict | None = Field(
+        description="Null if it cannot be forecast, as with `adapter_name` or a few LoRA modules."
+    )
     learning_rate_sum: float = Field(description="Sum of the learning rates of all steps, after the cap.")
     lora_scaling: float = Field(description="LoRA's factor on that sum: `lora_alpha / lora_r`; 1 if all weights train.")
     hardly_below: float = Field(description="Below this, sum times scaling hardly changes the model.")

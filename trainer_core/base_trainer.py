@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
@@ -22,9 +21,10 @@ from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Effect
-from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped
+from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped, TafdilError
 from trainer_core.estimates import Load, Size, planned_steps, steps_an_epoch
 from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
+from trainer_core.loading import reason_of
 from trainer_core.models import Locate, load_policy, resolve_precision, same_name
 from trainer_core.observer import Observer
 from trainer_core.reference import TRAINED_ADAPTER
@@ -116,7 +116,7 @@ class BaseTrainer(ABC):
         self.data_loader = PreferenceData(self.config, renderer, self.observer)
         self.data_loader.load()
         preflight.check_validation(self.config, has_validation=bool(self.data_loader.validation), observer=self.observer)
-        forecast.warn(self.config, *self._steps(), self.observer)
+        forecast.warn(self.config, *self._steps(), self.observer, is_half=self.precision != "fp32")
         self.observer.data(self.data_loader.report())
         self.observer.phase("loading")
         self.model = load_policy(self.config, self.places.model, self.places.adapter, self.precision)
@@ -175,11 +175,11 @@ class BaseTrainer(ABC):
         self.observer.phase("evaluating")
         try:
             self.effect = self.measure_effect()
-        except torch.OutOfMemoryError as error:
-            # A failed measurement must not cost the trained model.
-            self.observer.warning(
-                "effect_not_measured", f"the effect was not measured, for lack of memory: {error}".splitlines()[0]
-            )
+        except TafdilError:
+            raise
+        except Exception as error:
+            # No failure to measure a trained model may cost the model.
+            self.observer.warning("effect_not_measured", f"the effect could not be measured: {reason_of(error)}")
             return
         self.observer.effect(self.effect.verdict, self.effect.as_dict())
 
@@ -200,6 +200,7 @@ class BaseTrainer(ABC):
         # All steps are done: what a kill interrupted was the end. transformers would train one step more.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
+        trainer.read_counts(checkpoint)
         self.observer.progress(state.global_step, state.max_steps)
         return {}
 
@@ -221,6 +222,8 @@ class BaseTrainer(ABC):
         if verified_step(checkpoint) is None:
             raise refuse("is missing, or not as it was written; checkpoints.newest_verified finds the newest whole one")
         identity = self.trainer.read_identity(checkpoint)
+        if not isinstance(identity, dict):
+            raise refuse("does not say which run it belongs to")
         is_earlier = "warm-up" not in identity
         if is_earlier:
             # The run keeps its original schedule, and its new checkpoints record that.

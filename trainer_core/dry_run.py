@@ -78,7 +78,8 @@ def dry_run(
     preflight.warn_of_clamp(config, notes)
     load = Load.of(data.train, data.validation, config)
     steps = estimates.planned_steps(config, load.batches)
-    forecast.warn(config, steps, estimates.steps_an_epoch(config, load.batches), notes)
+    is_half = _precision(config, machine) != "fp32"
+    forecast.warn(config, steps, estimates.steps_an_epoch(config, load.batches), notes, is_half=is_half)
     result: dict[str, Any] = {
         "data": data.report(shown_rows=_SHOWN_ROWS),
         "lengths": histogram([row_tokens(row) for row in data.train]),
@@ -90,7 +91,7 @@ def dry_run(
             "tokens_an_epoch": load.tokens,
             "learning_rate": config.effective_learning_rate,
         },
-        "forecast": forecast.forecast(config, steps).as_dict(),
+        "forecast": forecast.forecast(config, steps, is_half=is_half).as_dict(),
         "warnings": notes.warnings,
         "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
         "samples": rendered(data.train[:samples], renderer),

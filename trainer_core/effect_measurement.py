@@ -5,8 +5,11 @@ Draws no random numbers and restores the model's mode, so a resumed run still en
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from trainer_core import effect
 from trainer_core.config import PreferenceConfig
@@ -30,12 +33,22 @@ class EffectMeasurement:
     Args:
         module: the method's module (`trainer_core.methods`).
         data: the loaded data.
-        is_half: whether the model computes in bf16 or fp16.
+        is_half: whether the model's weights are bf16 or fp16, so that scores round.
+        autocast: the dtype in which a model of float32 weights generates; None: float32. Training puts the model under
+            autocast, and answers before and after must be made alike.
     """
 
     def __init__(
-        self, config: PreferenceConfig, module: Any, data: PreferenceData, observer: Observer, *, is_half: bool
+        self,
+        config: PreferenceConfig,
+        module: Any,
+        data: PreferenceData,
+        observer: Observer,
+        *,
+        is_half: bool,
+        autocast: torch.dtype | None = None,
     ) -> None:
+        self._autocast = autocast
         self._bounds = effect.HALF_BOUNDS if is_half else effect.BOUNDS
         self._config, self._module, self._data, self._observer = config, module, data, observer
         self.rows_from: RowsFrom
@@ -94,7 +107,9 @@ class EffectMeasurement:
     def _answers(self, model: Any) -> list[Sample]:
         if not self.prompts:
             return []
-        found = answer(model, self._data.renderer, self.prompts, self._config.sample_max_length)
+        half = torch.autocast(model.device.type, self._autocast) if self._autocast else nullcontext()
+        with half:
+            found = answer(model, self._data.renderer, self.prompts, self._config.sample_max_length)
         self._observer.alive()
         return found
 

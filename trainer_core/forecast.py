@@ -11,12 +11,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer_core.config import TrainingSettings
-from trainer_core.effect import Verdict
+from trainer_core.effect import BOUNDS, HALF_BOUNDS, Verdict
 from trainer_core.observer import Observer
 from trainer_core.schedule import learning_rate_sum
 
-# By `use_lora`: sums below the first bound hardly change the shipped model, sums above the second break it.
-_BOUNDS = {True: (3.2e-3, 0.32), False: (5.1e-5, 0.098)}
+# By `use_lora`: sums below the first bound hardly change the shipped model, sums above the second break it, and so does a
+# single step above the third, times LoRA's scaling each.
+_BOUNDS = {True: (3.2e-3, 0.32, 0.03), False: (5.1e-5, 0.098, 0.008)}
+# KL grows as the square of the movement.
+_HALF = math.sqrt(HALF_BOUNDS.hardly_kl / BOUNDS.hardly_kl)
+# Fewer weights than those of the measured runs move a model less than their learning rates say.
+_LEAST_RANK = 4
 _MOST_EPOCHS = 1000
 
 
@@ -48,28 +53,42 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(settings: TrainingSettings, steps: int) -> Forecast:
-    """The forecast for a run of this many optimizer steps."""
-    hardly, collapsed = _BOUNDS[settings.use_lora]
+def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -> Forecast:
+    """The forecast for a run of this many optimizer steps.
+
+    Args:
+        is_half: whether the run computes in bf16 or fp16.
+    """
+    hardly, collapsed, single = _BOUNDS[settings.use_lora]
     scaling = settings.lora_alpha / settings.lora_r if settings.use_lora else 1.0
     total = learning_rate_sum(settings, steps)
+    # At the learning rate at which one step is as large as a model bears.
+    collapsed = min(collapsed, single * total / settings.effective_learning_rate)
+    if is_half and settings.use_lora:
+        hardly *= _HALF
     effect: Verdict = "changed"
     if total * scaling < hardly:
         effect = "hardly_changed"
     elif total * scaling > collapsed:
         effect = "collapsed"
     # A continued adapter has its own scaling, and its weights make the same step matter more.
-    known = None if settings.adapter_name else effect
+    is_known = not settings.adapter_name and (effect == "hardly_changed" or not _is_narrow(settings))
+    known = effect if is_known else None
     return Forecast(known, total, scaling, hardly, collapsed, "runs of tafdil/tiny-arabic-qwen")
 
 
-def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: Observer) -> None:
+def _is_narrow(settings: TrainingSettings) -> bool:
+    return settings.use_lora and (settings.lora_r < _LEAST_RANK or settings.lora_target_modules != "all-linear")
+
+
+def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: Observer, *, is_half: bool = False) -> None:
     """Warns if a run will hardly change the model, or will probably break it, and names a remedy.
 
     Args:
         steps, steps_an_epoch: optimizer steps.
+        is_half: whether the run computes in bf16 or fp16.
     """
-    found = forecast(settings, steps)
+    found = forecast(settings, steps, is_half=is_half)
     scaled = f" (times LoRA's scaling: {found.movement:.2g})" if settings.use_lora else ""
     total = f"the learning rates of its {steps} steps add up to {found.learning_rate_sum:.2g}{scaled}"
     if found.effect == "hardly_changed":

@@ -18,7 +18,7 @@ from trainer_core.errors import ReferenceMismatch
 from trainer_core.fast_path import FastPath
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint, side_fingerprint
 from trainer_core.methods import MODULES
-from trainer_core.models import Locate, load_reference, same_name, weights_dtype
+from trainer_core.models import DTYPES, Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
 from trainer_core.plan import fingerprint as fingerprint_of_plan
 from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files, settings_of
@@ -382,8 +382,14 @@ class PreferenceTrainer(BaseTrainer):
         return is_reference_held and not self._starts_elsewhere
 
     def note_start(self) -> None:
+        dtype = DTYPES[self.precision]
         self._effect_measurement = EffectMeasurement(
-            self.config, self._module, self.data_loader, self.observer, is_half=self.precision != "fp32"
+            self.config,
+            self._module,
+            self.data_loader,
+            self.observer,
+            is_half=weights_dtype(self.config.use_lora, self.precision) != torch.float32,
+            autocast=None if self.config.use_lora or dtype == torch.float32 else dtype,
         )
         if not self._keeps_start:
             self._effect_measurement.note_start(self.model)

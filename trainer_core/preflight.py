@@ -3,6 +3,7 @@
 Each check raises one of the product's errors, which names the field and the fix. Nothing here reads weights.
 """
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _REPORTERS = {
 # Where accelerate reads the number of processes.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
+# Ways of drawing an adapter that leave the base as it is; the others move a part of it into the adapter.
+_PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
@@ -243,9 +246,27 @@ def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
             "prompt cannot follow",
             [Detail("adapter_name", "has alora_invocation_tokens")],
         )
+    alpha = getattr(found, "lora_alpha", None)
+    if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
+        raise ModelRefused(
+            f"the adapter {path!r} has lora_alpha={alpha}: it scales the adapter and must be a number above 0",
+            [Detail("adapter_name", f"has lora_alpha={alpha}")],
+        )
+    drawn = getattr(found, "init_lora_weights", True)
+    if isinstance(drawn, str) and drawn not in _PLAIN_STARTS:
+        raise ModelRefused(
+            f"the adapter {path!r} has init_lora_weights={drawn!r}: it belongs to a base whose own weights that method "
+            "changed. Convert it to a plain LoRA adapter with peft, or merge it into its base",
+            [Detail("adapter_name", f"has init_lora_weights={drawn!r}")],
+        )
     if getattr(found, "bias", "none") != "none":
         raise ModelRefused(f"the adapter {path!r} trains biases", [Detail("adapter_name", "trains biases")])
     targets: Any = getattr(found, "target_modules", None) or ()
+    if not isinstance(targets, str | list | tuple | set):
+        raise ModelRefused(
+            f"the adapter {path!r} has target_modules={targets!r}, which is neither a name nor a list of names",
+            [Detail("adapter_name", "has target_modules of another type")],
+        )
     if not isinstance(targets, str) and any(str(target).split(".")[-1] == "lm_head" for target in targets):
         raise ModelRefused(
             f"the adapter {path!r} adapts lm_head, which the fused loss would ignore",

@@ -16,7 +16,7 @@ from trl.trainer.utils import use_adapter
 
 from trainer_core import adapters, model_files
 from trainer_core.acceleration import causal_of
-from trainer_core.errors import ReferenceMismatch
+from trainer_core.errors import Detail, ModelRefused, ReferenceMismatch
 from trainer_core.fingerprints import adapter_tensors, base_tensors, is_quantized
 
 TRAINED_ADAPTER = "default"
@@ -137,6 +137,7 @@ def check_files(reference: Any, path: str, adapter_path: str | None) -> int:
 
     Raises:
         ReferenceMismatch: a tensor is not what its file holds.
+        ModelRefused: a file holds NaN or infinity.
     """
     model = model_of(reference)
     compared = _compare(dict(base_tensors(model)), model_files.weight_files(path))
@@ -155,6 +156,12 @@ def _compare(live: dict[str, Tensor], files: list[Path]) -> int:
                 if name not in live or name in quantized:
                     continue
                 compared += 1
-                if not torch.equal(stored.get_tensor(name).to(live[name].dtype), live[name].detach().cpu()):
+                weights = stored.get_tensor(name)
+                if not torch.isfinite(weights if weights.element_size() > 1 else weights.float()).all():
+                    raise ModelRefused(
+                        f"the weights in {file.name} hold NaN or infinity in {name}; copy or save the model again",
+                        [Detail("model_name", f"holds NaN or infinity in {name}")],
+                    )
+                if not torch.equal(weights.to(live[name].dtype), live[name].detach().cpu()):
                     raise ReferenceMismatch(f"the reference's tensor {name} is not what {file.name} holds")
     return compared

@@ -1,11 +1,15 @@
 """What the model answers to fixed prompts while it trains, and how such answers drift."""
 
 from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import GenerationConfig
 
+from trainer_core.acceleration import causal_of
 from trainer_core.tokens import Messages, Renderer
 
 _REPEATED_TOKENS = 4
@@ -37,20 +41,34 @@ def answer(model: Any, renderer: Renderer, prompts: list[str | Messages], max_ne
     was_training = model.training
     model.eval()
     try:
-        output = model.generate(
-            input_ids=inputs.to(model.device),
-            attention_mask=attention.to(model.device),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=renderer.stop.ids,
-        )
+        with _greedy(model):
+            output = model.generate(
+                input_ids=inputs.to(model.device),
+                attention_mask=attention.to(model.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=tokenizer.pad_token_id,
+                eos_token_id=renderer.stop.ids,
+            )
     finally:
         model.train(was_training)
     found: list[Sample] = []
     for prompt, row in zip(prompts, output[:, width:].tolist(), strict=True):
         found.append(Sample(prompt, renderer.response(row), renderer.stop.up_to_end(row)))
     return found
+
+
+@contextmanager
+def _greedy(model: Any) -> Generator[None]:
+    """Sets the model's own generation configuration aside: beams, penalties or stop strings in it would not be greedy."""
+    held = [(one, one.generation_config) for one in (model, causal_of(model))]
+    for one, _ in held:
+        one.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for one, config in held:
+            one.generation_config = config
 
 
 def repetition(ids: list[int]) -> float:

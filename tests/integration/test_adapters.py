@@ -118,6 +118,36 @@ def test_a_config_that_the_base_cannot_follow_is_refused(
     refused(base, adapter, message)
 
 
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
+        ({"lora_alpha": 0}, "lora_alpha=0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
+        ({"target_modules": 5}, "target_modules=5"),
+    ],
+)
+def test_settings_that_would_train_nothing_or_another_base_are_refused(
+    base: str, adapter: Path, setting: dict[str, Any], message: str
+) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **setting}), encoding="utf-8")
+    refused(base, adapter, message)
+
+
+def test_nan_in_a_base_is_the_bases_fault(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if "q_proj.weight" in name)
+    weights[name][0, 0] = float("nan")
+    save_file(weights, file, metadata={"format": "pt"})
+    trainer = PreferenceTrainer(config("ipo", tmp_path / "out", model_name=model), observer=RecordingObserver())
+    with pytest.raises(ModelRefused, match=f"hold NaN or infinity in {name}"):
+        trainer.train()
+
+
 def test_embeddings_of_another_vocabulary_are_refused_with_both_counts(base: str, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "resized", vocabulary=980)
     refused(base, folder, r"its embeddings \(.*\) have 980 rows, but the model's vocabulary has 973")

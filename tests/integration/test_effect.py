@@ -191,3 +191,60 @@ def test_without_an_observer_python_warns(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="^the run hardly changed the model: the KL divergence") as found:
         PreferenceTrainer(chosen).train()
     assert any(str(warning.message).startswith("this run will hardly change the model") for warning in found)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"stop_strings": ["x"]},
+        {"num_beams": 2},
+        {"return_dict_in_generate": True},
+        {"forced_eos_token_id": 999_999},
+        {"repetition_penalty": 1.3},
+    ],
+)
+def test_a_models_own_generation_configuration_changes_no_sample(own: dict[str, Any], tmp_path: Path) -> None:
+    plain, other = make_model(tmp_path / "plain"), make_model(tmp_path / "other")
+    path = tmp_path / "other" / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **own}), encoding="utf-8")
+    chosen = {"learning_rate": 1e-2, "max_steps": 1}
+    first, second = (trained(settings("ipo", tmp_path, model_name=model, **chosen)) for model in (plain, other))
+    assert first.effect == second.effect
+    assert second.effect is not None
+    config = second.model.get_base_model().generation_config
+    assert {name: getattr(config, name) for name in own} == own, "what the model brings is kept with it"
+
+
+def test_a_run_whose_effect_cannot_be_measured_keeps_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any) -> Any:
+        raise RuntimeError("no answer")
+
+    monkeypatch.setattr(PreferenceTrainer, "measure_effect", fail)
+    trainer = trained(settings("ipo", tmp_path, learning_rate=1e-3, max_steps=1))
+    assert "no answer" in trainer.observer.warnings["effect_not_measured"]
+    metadata = json.loads((tmp_path / "out" / "ipo_metadata.json").read_text(encoding="utf-8"))
+    assert (metadata["effect"], metadata["effect_evidence"]) == (None, None)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("method", ["kto", "cpo"])
+def test_precision_alone_is_no_effect(method: str, tmp_path: Path) -> None:
+    """In bf16 with full fine-tuning the trainer puts the model under autocast between the answers before and after."""
+    more = {"use_ref_model": False} if method == "kto" else {}
+    fields = {"learning_rate": 1e-9, "max_steps": 2, "precision": "bf16", "use_lora": False, **more}
+    effect = trained(settings(method, tmp_path, **fields)).effect
+    assert effect is not None
+    assert effect.verdict == "hardly_changed"
+    assert effect.evidence.samples is not None
+    assert (effect.evidence.samples.differing, effect.evidence.samples.length_ratio) == (0, 1)
+
+
+def test_bounds_follow_the_precision_of_the_weights(tmp_path: Path) -> None:
+    """With full fine-tuning they are float32 whatever the precision, and no score is rounded."""
+    verdicts = {
+        precision: trained(
+            settings("ipo", tmp_path, learning_rate=5e-5, max_steps=8, use_lora=False, precision=precision)
+        ).effect
+        for precision in ("fp32", "bf16")
+    }
+    assert {found.verdict for found in verdicts.values() if found} == {"changed"}

@@ -26,6 +26,14 @@ def test_counts_go_on_when_a_training_is_resumed(tmp_path: Path) -> None:
     assert told["batches"] == {"shared_prompt": 2, "plain": 2}
 
 
+def test_counts_are_there_when_all_steps_were_done_before(tmp_path: Path) -> None:
+    whole = PreferenceTrainer(config("ipo", tmp_path / "whole", save_steps=4))
+    whole.train()
+    resumed = PreferenceTrainer(config("ipo", tmp_path / "resumed", save_steps=4))
+    resumed.train(resume_from_checkpoint=tmp_path / "whole" / "checkpoint-4")
+    assert resumed.metadata()["acceleration"] == whole.metadata()["acceleration"]
+
+
 @pytest.mark.parametrize("acceleration", ["auto", "off"])
 def test_no_path_is_named_before_a_step(acceleration: str, tmp_path: Path) -> None:
     trainer = PreferenceTrainer(config("cpo", tmp_path, acceleration=acceleration))

@@ -85,3 +85,24 @@ def test_an_adapter_that_trains_on_has_no_forecast() -> None:
     chosen = settings(adapter_name="a")
     assert forecast(chosen, 5).effect is None
     assert warned(chosen, 5, 5) == {}
+
+
+def test_a_few_large_steps_break_a_model_that_many_small_ones_would_not() -> None:
+    large, small = (settings(learning_rate=rate, learning_rate_cap=None) for rate in (0.03, 0.002))
+    assert forecast(large, 6).effect == "collapsed"
+    assert forecast(small, 90).effect == "changed"
+    assert forecast(small, 90).movement == pytest.approx(forecast(large, 6).movement, rel=0.2)
+
+
+def test_in_half_precision_it_takes_more_to_be_seen() -> None:
+    """A rate that is advised there reaches the bound of the verdict there."""
+    run = settings(learning_rate=4e-4, learning_rate_cap=None)
+    assert (forecast(run, 8).effect, forecast(run, 8, is_half=True).effect) == ("changed", "hardly_changed")
+    full = settings(learning_rate=5e-5, learning_rate_cap=None, use_lora=False)
+    assert forecast(full, 8, is_half=True) == forecast(full, 8)
+
+
+@pytest.mark.parametrize("narrow", [{"lora_r": 1, "lora_alpha": 2.0}, {"lora_target_modules": ["q_proj"]}])
+def test_little_is_known_of_a_few_weights(narrow: dict[str, Any]) -> None:
+    assert forecast(settings(learning_rate=4e-4, learning_rate_cap=None, **narrow), 8).effect is None
+    assert forecast(settings(learning_rate=1e-6, learning_rate_cap=None, **narrow), 8).effect == "hardly_changed"

@@ -106,16 +106,21 @@ class TokenizedTrainer(StagedCheckpoints):
         trainer._total_loss_scalar = -pending["loss"]
         trainer._globalstep_last_logged = pending["last_logged_step"]
         trainer._total_train_tokens = pending["tokens"]
+        self._collected().update(pending["metrics"])
+        self.read_counts(checkpoint)
+
+    def read_counts(self, checkpoint: Path) -> None:
+        """Adds what the run had computed up to a checkpoint."""
+        pending = json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))
         self.savings.computed += pending["tokens_computed"]
         self.savings.computed_before += pending["tokens_computed"]
         self.savings.plain += pending["tokens_plain"]
         for path, count in pending.get("batches", {}).items():
             self.savings.batches[path] += count
-        self._collected().update(pending["metrics"])
 
-    def read_identity(self, checkpoint: Path) -> dict[str, Any]:
+    def read_identity(self, checkpoint: Path) -> Any:
         """What a checkpoint's training was."""
-        return json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))["identity"]
+        return json.loads((checkpoint / PENDING).read_text(encoding="utf-8")).get("identity")
 
     def _collected(self) -> dict[str, list[float]]:
         """TRL's metrics of the micro-batches since the last log entry."""
