@@ -94,14 +94,14 @@ def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: 
     if found.effect == "hardly_changed":
         observer.warning(
             "hardly_changes",
-            f"this run will hardly change the model: {total}, but about {found.hardly_below:g} is needed. "
+            f"this will hardly change the model: {total}, but about {found.hardly_below:g} is needed. "
             + _more(settings, found, steps, steps_an_epoch),
         )
     elif found.effect == "collapsed":
         rate = _rounded(settings.effective_learning_rate * found.collapsed_above / found.movement, up=False)
         observer.warning(
             "may_collapse",
-            f"this run will probably break the model: {total}, and the shipped model breaks above "
+            f"this will probably break the model: {total}, and the shipped model breaks above "
             f"{found.collapsed_above:g}. Set learning_rate to {rate:g} or less, or train for fewer steps.",
         )
 

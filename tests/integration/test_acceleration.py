@@ -265,6 +265,17 @@ def losses(observer: RecordingObserver) -> list[float]:
     return [values[name] for _, values in observer.points for name in ("loss", "eval_loss") if name in values]
 
 
+def check_weights(name: str, ours: torch.Tensor, theirs: torch.Tensor, rates: float) -> None:
+    """Equal but for rounding.
+
+    AdamW divides a gradient by its own size, so a gradient that is only rounding still moves its weight by the learning rate,
+    in either direction: a few weights may differ by what the rates add up to.
+    """
+    differs = ~torch.isclose(ours, theirs, rtol=1e-3, atol=2e-5)
+    assert differs.sum() <= max(3, differs.numel() // 1000), name
+    assert (ours - theirs).abs().max() <= 2 * rates, name
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -283,8 +294,9 @@ def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any
     plain, plain_seen = trained(method, tmp_path / "plain", **fields, acceleration="off")
     assert losses(fast_seen) == pytest.approx(losses(plain_seen), rel=1e-5)
     assert len(losses(fast_seen)) >= 6
+    rates = sum(values["learning_rate"] or 0.0 for _, values in plain_seen.points if "learning_rate" in values)
     for (name, ours), (_, theirs) in zip(fast.model.named_parameters(), plain.model.named_parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
+        check_weights(name, ours, theirs, rates)
     # The metrics beside the loss, too; CPO's mean logits are over answers here, and over everything in TRL.
     for (step, ours), (_, theirs) in zip(fast_seen.points, plain_seen.points, strict=True):
         for name in ours.keys() - {name for name in ours if "runtime" in name or "per_second" in name}:

@@ -85,7 +85,8 @@ def test_texts_are_told_while_they_grow(
         texts = [each[side] for each in told]
         assert all(whole.startswith(text.strip()) for text in texts)
         assert texts == sorted(texts, key=len), "a text only grows"
-        assert texts[-1].strip() == whole
+        # A letter whose bytes have not all come is shown at the end only.
+        assert texts[-1].rstrip("\ufffd").strip() == whole.rstrip("\ufffd").strip()
 
 
 def test_an_adapter_without_effect_is_told(pair: ModelPair) -> None:
