@@ -268,8 +268,8 @@ def losses(observer: RecordingObserver) -> list[float]:
 def check_weights(name: str, ours: torch.Tensor, theirs: torch.Tensor, rates: float) -> None:
     """Equal but for rounding.
 
-    AdamW divides a gradient by its own size, so a gradient that is only rounding still moves its weight by the learning rate,
-    in either direction: a few weights may differ by what the rates add up to.
+    AdamW divides a gradient by its own size, so a gradient that is only rounding still moves its weight by the learning
+    rate, in either direction: a few weights may differ by what the rates add up to.
     """
     differs = ~torch.isclose(ours, theirs, rtol=1e-3, atol=2e-5)
     assert differs.sum() <= max(3, differs.numel() // 1000), name
