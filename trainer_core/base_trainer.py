@@ -230,7 +230,7 @@ class BaseTrainer(ABC):
             self.trainer.identity.pop("warm-up", None)
             self.trainer.warms_up_from_zero = True
         for name, value in self.trainer.identity.items():
-            if identity.get(name) == value:
+            if identity.get(name) == value or (is_earlier and name not in identity):
                 continue
             if is_earlier and name == "data plan":
                 raise refuse(

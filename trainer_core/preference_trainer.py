@@ -208,6 +208,9 @@ class PreferenceTrainer(BaseTrainer):
             "use of LoRA": self.config.use_lora,
             "batch size": self.config.per_device_train_batch_size,
             "gradient accumulation": self.config.gradient_accumulation_steps,
+            "learning rate": self.config.effective_learning_rate,
+            "schedule": self.config.lr_scheduler_type,
+            "beta": self.config.beta,
             "data plan": fingerprint_of_plan(self.data_loader.train),
             "warm-up": WARM_UP,
         }

@@ -198,6 +198,13 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
         resumed("cpo", place, kept / "checkpoint-4")
     with pytest.raises(SpecInvalid, match="another batch size: 4, here 2"):
         resumed("ipo", place, kept / "checkpoint-4", per_device_train_batch_size=2)
+    for name, fields in (
+        ("learning rate", {"learning_rate": 1e-7}),
+        ("schedule", {"lr_scheduler_type": "cosine"}),
+        ("beta", {"beta": 5.0}),
+    ):
+        with pytest.raises(SpecInvalid, match=f"another {name}: "):
+            resumed("ipo", place, kept / "checkpoint-4", **fields)
     with pytest.raises(SpecInvalid, match="checkpoint-9 is missing"):
         resumed("ipo", place, kept / "checkpoint-9")
     rows = some_rows("ipo", ROWS)
