@@ -57,9 +57,9 @@ class PreferenceData:
         if self.config.eval_dataset_path:
             validation = read_rows(Path(self.config.eval_dataset_path), method)["train"]
         self._check_tokenizer(train)
-        encoded = self._checked("train", train, self._cache)
+        encoded = self._encode("train", train)
         if validation:
-            self.validation = self._arranged(self._checked("validation", validation, self._cache))
+            self.validation = self._arranged(self._encode("validation", validation))
         elif self.config.validation_split:
             encoded, apart = self._split(encoded, self.config.validation_split)
             self.validation = self._arranged(apart)
@@ -77,7 +77,7 @@ class PreferenceData:
 
     def encoded(self, rows: Iterable[Row]) -> list[Row]:
         """Raw rows with their token ids, in their order. Raises as `load` does."""
-        return self._checked("rows", check_rows(rows, self.config.preference_method))
+        return self._checked("rows", check_rows(rows, self.config.preference_method))[0]
 
     def dataset(self, rows: list[Row]) -> Dataset:
         """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
@@ -124,15 +124,19 @@ class PreferenceData:
         names = dict.fromkeys([*batch, "prompt_ids", *answers, *(f"{name}_ids" for name in answers if name != "label")])
         return {name: [row.get(name) for row in encoded] for name in names}
 
-    def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> list[Row]:
+    def _encode(self, part: str, rows: list[Row]) -> list[Row]:
+        """Rows of the files with their token ids; `report` includes them."""
+        encoded, self._reports[part] = self._checked(part, rows, self._cache)
+        return encoded
+
+    def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> tuple[list[Row], TokenReport]:
         """Rows with their token ids. Warns of everything cut, dropped or found; raises if no row is left."""
         self._check_confidence(rows)
         encoded, report = encode_rows(rows, self.renderer, self.config, cache)
         self._warn(part, len(rows), report)
         if not encoded:
             raise _none_left(part, rows, report)
-        self._reports[part] = report
-        return encoded
+        return encoded, report
 
     def _warn(self, part: str, rows: int, report: TokenReport) -> None:
         if report.rows_cut or report.rows_dropped:

@@ -17,7 +17,7 @@ from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Answers, Effect, Evidence, RowsFrom
 from trainer_core.observer import Observer
 from trainer_core.reference import model_of, side_of
-from trainer_core.row_rules import Row, comparable
+from trainer_core.row_rules import Row, comparable, text_of
 from trainer_core.samples import Sample, answer, repetition
 from trainer_core.scoring import Scores, score
 
@@ -88,14 +88,14 @@ class EffectMeasurement:
         if before is not None:
             with side_of(before):
                 earlier = self._answers(model_of(before))
-        prompts = [_text(prompt) for prompt in self.prompts]
+        prompts = [text_of(prompt) for prompt in self.prompts]
         return effect.compared(prompts, _answers(earlier), _answers(after), self._wanted())
 
     def _wanted(self) -> Answers:
         """The wanted answers of the measured rows."""
         name = "chosen" if "chosen" in self.rows[0] else "completion"
         wanted = [row for row in self.rows if row.get("label", True)]
-        return Answers([_text(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
+        return Answers([text_of(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
 
     def _scores(self, model: Any, start: Any) -> dict[str, Scores]:
         names = [name for name in self._module.ANSWERS if name != _MISMATCHED]
@@ -134,10 +134,6 @@ def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]
     rows = sources[rows_from]
     chosen = random.Random(seed).sample(range(len(rows)), min(MAX_ROWS, len(rows)))
     return [rows[place] for place in sorted(chosen)], rows_from
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else "\n".join(str(message.get("content") or "") for message in prompt)
 
 
 def _answers(samples: Sequence[Sample]) -> Answers:

@@ -30,6 +30,11 @@ def comparable(value: Any) -> str:
     return unicodedata.normalize("NFC", value)
 
 
+def text_of(value: Any) -> str:
+    """A text, or a list of messages as lines without their roles."""
+    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
+
+
 def _parts(message: dict[str, Any]) -> list[Any]:
     """A message's role and content, and the other fields that templates render."""
     more = {name: message[name] for name in _RENDERED if message.get(name) is not None}

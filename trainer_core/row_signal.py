@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer_core.row_rules import Row, comparable
+from trainer_core.row_rules import Row, comparable, text_of
 from trainer_core.tokens import Messages, Renderer
 
 # Why rows are dropped: there is nothing to learn from them.
@@ -121,13 +121,13 @@ def note_text(row: Row, names: Sequence[str], renderer: Renderer, findings: Find
         findings.add("special_tokens_in_text", number)
         for token in controls:
             findings.tokens[token] = findings.tokens.get(token, 0) + 1
-    prompt_text = _text(row["prompt"])
+    prompt_text = text_of(row["prompt"])
     opening = renderer.template.shape.opening.strip() if renderer.template else ""
     if prompt_text.lstrip().startswith(_TURNS) or (opening and opening in prompt_text):
         findings.add("prompt_already_rendered", number)
     if any(isinstance(answer, str) and _is_messages(answer) for answer in answers):
         findings.add("answer_is_messages", number)
-    texts = [prompt_text, *(_text(answer) for answer in answers)]
+    texts = [prompt_text, *(text_of(answer) for answer in answers)]
     seen = [_seen(text) for text in texts]
     if not all(text.strip("\u200c\u200d") for text in seen) and not any(_has_calls(answer) for answer in answers):
         findings.add("invisible_text", number)
@@ -160,10 +160,6 @@ class Contradictions:
         """Notes all rows that contradict another."""
         if self._found:
             findings.rows["contradictory_rows"] = sorted({row for key in self._found for row in self._seen[key]})
-
-
-def _text(value: str | Messages) -> str:
-    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
 
 
 def _whole(value: str | Messages) -> Any:

@@ -15,7 +15,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from trainer_core.chat_template import ChatTemplate
 from trainer_core.errors import DataInvalid, SpecInvalid
-from trainer_core.row_rules import is_text
+from trainer_core.row_rules import is_text, text_of
 from trainer_core.stop_tokens import StopTokens
 
 Messages = list[dict[str, Any]]
@@ -130,7 +130,7 @@ class Renderer:
     def prompt_text(self, prompt: str | Messages) -> str:
         """The text that the model sees before it answers."""
         if self.template is None:
-            return _plain(prompt)
+            return text_of(prompt)
         return self.template.prompt(_as_messages(prompt, "user"))
 
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
@@ -180,7 +180,7 @@ class Renderer:
 
     def _answer_text(self, prompt: str | Messages, before: str, answer: str | Messages) -> str:
         if self.template is None:
-            return _plain(answer)
+            return text_of(answer)
         text = self.template.answer(_as_messages(prompt, "user"), before, _as_messages(answer, "assistant"))
         after = self.template.shape.after_answer
         # Leave out what the template writes after the end of a turn, such as a line break: generation has stopped by then.
@@ -251,11 +251,6 @@ class Renderer:
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _plain(value: str | Messages) -> str:
-    """A text, or messages as lines without their roles."""
-    return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -196,6 +196,13 @@ def test_rows_that_are_dropped_on_the_way_to_a_dataset_are_warned_of(tmp_path: P
     assert "1 row dropped (1)" in observer.warnings["answers_equal"]
 
 
+def test_rows_that_are_evaluated_later_are_no_part_of_the_report(tmp_path: Path) -> None:
+    data, _ = load(tmp_path, [GOOD, {**GOOD, "prompt": "س"}])
+    before = data.report()
+    assert data.prepare([GOOD])
+    assert data.report() == before
+
+
 def test_a_split_keeps_the_rows_of_a_prompt_together(tmp_path: Path) -> None:
     """Also where each prompt has more rows than the share that is asked for."""
     rows = [{"prompt": f"سؤال {i % 8}", "completion": f"جواب {i}", "label": i % 3 > 0} for i in range(160)]
