@@ -23,9 +23,9 @@ demo: .venv/run.stamp
 serve: .venv/run.stamp
 	$(BIN)/tafdil serve
 
-# Many tests wait: two files at a time.
+# Many tests wait, so three files at a time keep two cores busy. In their own order the long ones come first.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # Tests that repeat others on many more runs.
 long: .venv/dev.stamp
@@ -34,13 +34,14 @@ long: .venv/dev.stamp
 # Hours on a small machine, one after the other; each has options (`--help`).
 bench: .venv/dev.stamp
 	$(BIN)/python -m benchmarks.train_throughput
-	$(BIN)/python -m benchmarks.submit_latency
+	$(BIN)/python -m benchmarks.first_step
 	$(BIN)/python -m benchmarks.compare_latency
 	$(BIN)/python -m benchmarks.read_latency --database sqlite
 	$(BIN)/python -m benchmarks.validate_throughput
 	$(BIN)/python -m benchmarks.tokenize_throughput
 	$(BIN)/python -m benchmarks.screens
 	$(BIN)/python -m benchmarks.effect_calibration
+	$(BIN)/python -m benchmarks.demo_proof
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check .

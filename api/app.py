@@ -11,8 +11,9 @@ from prometheus_client import CollectorRegistry
 
 from api import dashboard, description, errors
 from api.gate import Gate
+from api.head import Head
 from api.limits import BodyLimit, ReadLimit, StreamLimit
-from api.metrics import HttpMetrics, ServiceCollector
+from api.metrics import HttpMetrics, ServiceCollector, UploadMetrics
 from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
 from api.sse import Waker
 from api.traces import HttpTraces
@@ -72,8 +73,11 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
     app.add_middleware(Gate, settings=settings)
+    # Outside the gate, so that its refusals have no body either; inside the metrics, which count HEAD as HEAD.
+    app.add_middleware(Head)
     registry = CollectorRegistry()
     app.state.registry = registry
+    app.state.upload_metrics = UploadMetrics(registry)
     app.add_middleware(HttpMetrics, registry=registry)
     if tracing.configure("tafdil-api"):
         app.add_middleware(HttpTraces)

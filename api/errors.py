@@ -21,8 +21,10 @@ STATUS: dict[str, int] = {
     "spec_invalid": 422,
     "data_invalid": 422,
     "data_overlong": 422,
+    "data_unclear": 422,
     "model_not_found": 422,
     "model_refused": 422,
+    "forward_mismatch": 422,
     "cancelled": 409,
     "not_found": 404,
     "state_conflict": 409,
@@ -67,7 +69,7 @@ def install(app: FastAPI) -> None:
         methods = methods_of(request)
         if methods and request.method not in methods:
             # `GET /v1/jobs/validate` is not a job of that name.
-            return _not_allowed(methods)
+            return _not_allowed(request, methods)
         return error_response(invalid(cast("RequestValidationError", error).errors()).as_dict())
 
     @app.exception_handler(HTTPException)
@@ -75,7 +77,7 @@ def install(app: FastAPI) -> None:
         status = cast("HTTPException", error).status_code
         if status == 405:
             # The framework names the methods of the first route that has the path.
-            return _not_allowed(methods_of(request) or {"GET", "HEAD"})
+            return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
             # Its word for a body that is no JSON at all.
             return error_response(error_dict("spec_invalid", "the body is not valid JSON in UTF-8"))
@@ -95,19 +97,41 @@ def install(app: FastAPI) -> None:
 
 
 def methods_of(request: Request) -> set[str]:
-    """The methods that the API's description has for a path; one that is written out counts before one with parameters."""
+    """The methods that a path takes, by the API's description; one that is written out counts before one with parameters."""
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     path = request.url.path
     fitting = [path] if path in paths else [each for each in paths if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each), path)]
-    return {method.upper() for each in fitting for method in paths[each]}
+    found = {method.upper() for each in fitting for method in paths[each]}
+    # Answered wherever GET is (`api.head`), so the description does not list it.
+    return found | {"HEAD"} if "GET" in found else found
 
 
-def _not_allowed(methods: set[str]) -> JSONResponse:
+def _not_allowed(request: Request, methods: set[str]) -> JSONResponse:
     allowed = ", ".join(sorted(methods))
-    response = error_response(error_dict("method_not_allowed", f"here one can {allowed}"))
+    response = error_response(error_dict("method_not_allowed", f"this path takes {allowed}, not {request.method}"))
     response.headers["Allow"] = allowed
     return response
 
+
+QUESTION_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "description": "With `data_unclear`: the missing option and its likely value.",
+    "required": ["about", "choices", "guess", "rows"],
+    "properties": {
+        "about": {
+            "type": "string",
+            "enum": ["map", "encoding", "sheet", "threshold"],
+            "description": "The upload's parameter to set.",
+        },
+        "choices": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "The file's columns, sheets, likely encodings or score columns.",
+        },
+        "guess": {"description": "The likeliest value of that parameter, or null."},
+        "rows": {"type": "array", "items": {"type": "object"}, "description": "The first rows, read with the guess."},
+    },
+}
 
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -129,10 +153,22 @@ ERROR_SCHEMA: dict[str, Any] = {
                         "properties": {
                             "field": {"type": "string"},
                             "reason": {"type": "string"},
-                            "line": {"type": "integer"},
+                            "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
+                            "count": {
+                                "type": "integer",
+                                "description": "The number of rows with this error, if more than one.",
+                            },
+                            "lines": {
+                                "type": "array",
+                                "items": {"type": "integer"},
+                                "description": "The first of these rows.",
+                            },
+                            "code": {"type": "string", "description": "An identifier of the reason, for programs."},
+                            "params": {"type": "object", "description": "The values in the reason."},
                         },
                     },
                 },
+                "question": QUESTION_SCHEMA,
             },
         }
     },

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from fastapi import Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from api.errors import error_response
 from trainer_core.errors import error_dict
@@ -18,7 +19,7 @@ _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: dict[str, str | None]) -> Response:
-    """The reply to a GET of a file, which is closed at its end.
+    """The reply to a GET of a file, which is closed when the reply ends, however it ends.
 
     Args:
         size: of the file, in bytes.
@@ -42,7 +43,7 @@ def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: di
     span = _span(wanted, size) if wanted else None
     if span is None:
         whole = {**shared, "Content-Length": str(size)}
-        return StreamingResponse(_read(file, 0, size), 200, whole, "application/octet-stream")
+        return _Closing(file, _read(file, 0, size), 200, whole)
     first, last = span
     if first >= size or last < first:
         file.close()
@@ -50,7 +51,20 @@ def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: di
         response.headers.update({**shared, "Content-Range": f"bytes */{size}"})
         return response
     part = {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}
-    return StreamingResponse(_read(file, first, last - first + 1), 206, {**shared, **part}, "application/octet-stream")
+    return _Closing(file, _read(file, first, last - first + 1), 206, {**shared, **part})
+
+
+def table_response(file: BinaryIO, name: str) -> Response:
+    """The response to a GET of a CSV file. It closes the file when it ends."""
+    size = file.seek(0, 2)
+    headers = {
+        "Cache-Control": "private, no-cache",
+        "Content-Disposition": _disposition(name),
+        "Content-Length": str(size),
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return _Closing(file, _read(file, 0, size), 200, headers, "text/csv; charset=utf-8")
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:
@@ -66,12 +80,32 @@ def _span(wanted: str, size: int) -> tuple[int, int] | None:
     return int(first), min(int(last) if last else size - 1, size - 1)
 
 
+class _Closing(StreamingResponse):
+    """Closes its file also if nothing of it was asked for: the reply to a HEAD, or to a client that left."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        content: Iterator[bytes],
+        status: int,
+        headers: dict[str, str],
+        media_type: str = "application/octet-stream",
+    ) -> None:
+        super().__init__(content, status, headers, media_type)
+        self._file = file
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._file.close()
+
+
 def _read(file: BinaryIO, first: int, count: int) -> Iterator[bytes]:
-    with file:
-        file.seek(first)
-        while count > 0 and (data := file.read(min(_CHUNK_BYTES, count))):
-            count -= len(data)
-            yield data
+    file.seek(first)
+    while count > 0 and (data := file.read(min(_CHUNK_BYTES, count))):
+        count -= len(data)
+        yield data
 
 
 def _disposition(name: str) -> str:

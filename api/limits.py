@@ -13,7 +13,7 @@ from api.errors import error_response
 from jobs.errors import ClientTooSlow, RateLimited
 from trainer_core.errors import error_dict
 
-UPLOAD_PATH = "/v1/datasets"
+UPLOAD_PATHS = frozenset({"/v1/datasets", "/v1/datasets/check"})
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif scope["method"] == "POST" and scope["path"].rstrip("/") == UPLOAD_PATH:
+        elif scope["method"] == "POST" and scope["path"].rstrip("/") in UPLOAD_PATHS:
             await self._stream(scope, receive, send)
         else:
             await self._whole(scope, receive, send)

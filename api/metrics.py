@@ -73,6 +73,20 @@ def _gauges(name: str, text: str, labels: list[str], values: Mapping[Any, float]
     return family
 
 
+class UploadMetrics:
+    """Counts stored datasets by kind of file and refused uploads by error code."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._stored = Counter("tafdil_datasets_uploaded", "Datasets stored", ["file_kind"], registry=registry)
+        self._refused = Counter("tafdil_datasets_refused", "Uploads refused", ["code"], registry=registry)
+
+    def stored(self, file_kind: str | None) -> None:
+        self._stored.labels(file_kind or "unknown").inc()
+
+    def refused(self, code: str) -> None:
+        self._refused.labels(code).inc()
+
+
 class HttpMetrics:
     """ASGI middleware. Counts requests and times them to the first byte of the reply, by route, not by path."""
 

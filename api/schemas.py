@@ -23,18 +23,18 @@ def instant(seconds: float | None) -> datetime | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
-def _columns(record: Record, names: Iterable[str]) -> dict[str, Any]:
+def columns_of(record: Record, names: Iterable[str]) -> dict[str, Any]:
     """Columns of a record as they are shown: instants as times in UTC."""
     values = {name: getattr(record, name) for name in names}
     return {name: instant(value) if name.endswith("_at") else value for name, value in values.items()}
 
 
-class _Stored(BaseModel):
+class Stored(BaseModel):
     """What is shown of a record under the names of its columns."""
 
     @classmethod
     def of(cls, record: Record) -> Self:
-        return cls(**_columns(record, cls.model_fields))
+        return cls(**columns_of(record, cls.model_fields))
 
 
 class Job(BaseModel):
@@ -197,43 +197,7 @@ class Metrics(BaseModel):
         return cls(job_id=job_id, series=series)
 
 
-class Dataset(_Stored):
-    """An uploaded dataset."""
-
-    id: str
-    name: str | None
-    format: str = Field(description="`jsonl`, `json` or `parquet`.")
-    kind: str = Field(description="`kto` (prompt, completion, label) or `pairs` (prompt, chosen, rejected).")
-    train_rows: int
-    validation_rows: int
-    desirable_rows: int = Field(description="Training rows with label true; 0 for pairs.")
-    size_bytes: int
-    sha256: str
-    created_at: datetime
-
-
-class DatasetPage(BaseModel):
-    """Datasets, newest first."""
-
-    datasets: list[Dataset]
-    next_cursor: str | None
-
-
-class DatasetRemoval(BaseModel):
-    """A dataset that was deleted."""
-
-    dataset_id: str
-    freed_bytes: int
-
-
-class DatasetRows(BaseModel):
-    """Rows as they are in a dataset's file."""
-
-    dataset_id: str
-    rows: list[dict[str, Any]]
-
-
-class Task(_Stored):
+class Task(Stored):
     """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
 
     id: str
@@ -256,7 +220,7 @@ class Token(BaseModel):
 class RenderedRow(BaseModel):
     """A row as the model sees it."""
 
-    row: int | None = Field(description="Its line (JSONL) or number.")
+    row: int | str | None = Field(description="Its line (JSONL) or number; with several datasets `name:line`.")
     label: bool | None = Field(description="Of KTO's rows.")
     prompt: list[Token]
     answers: dict[str, list[Token]] = Field(description="`completion`, or `chosen` and `rejected`.")
@@ -292,7 +256,10 @@ class EffectForecast(BaseModel):
         description="Null if it cannot be forecast, as with `adapter_name` or a few LoRA modules."
     )
     learning_rate_sum: float = Field(description="Sum of the learning rates of all steps, after the cap.")
-    lora_scaling: float = Field(description="LoRA's factor on that sum: `lora_alpha / lora_r`; 1 if all weights train.")
+    lora_scaling: float = Field(
+        description="LoRA's factor on that sum: `lora_alpha / lora_r`, or `lora_alpha / sqrt(lora_r)` with `use_rslora`; 1 "
+        "if all weights train."
+    )
     hardly_below: float = Field(description="Below this, sum times scaling hardly changes the model.")
     collapsed_above: float = Field(description="Above this, sum times scaling breaks the model.")
     basis: str = Field(description="The runs that the bounds come from.")
@@ -328,7 +295,8 @@ class DryRunResult(BaseModel):
 
     spec: dict[str, Any] = Field(description="With every default filled in.")
     data: dict[str, Any] = Field(
-        description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights."
+        description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights; with several "
+        "`datasets`, what each gives."
     )
     lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
     plan: DryRunPlan
@@ -373,7 +341,7 @@ class Artifact(BaseModel):
     @classmethod
     def of(cls, record: ArtifactRecord) -> "Artifact":
         href = f"/v1/jobs/{record.job_id}/artifacts/{record.id}"
-        return cls(**_columns(record, cls.model_fields.keys() - {"href"}), href=href)
+        return cls(**columns_of(record, cls.model_fields.keys() - {"href"}), href=href)
 
 
 class ArtifactList(BaseModel):
@@ -397,7 +365,7 @@ class Removal(BaseModel):
         return cls(job_id=job_id, removed=gone, kept=kept, freed_bytes=removed.freed_bytes)
 
 
-class Key(_Stored):
+class Key(Stored):
     """An API key, without the key itself."""
 
     id: str
@@ -424,8 +392,12 @@ class KeyList(BaseModel):
     keys: list[Key]
 
 
-class Comparison(_Stored):
-    """A comparison; `result` is there once the state is `succeeded`."""
+class Comparison(Stored):
+    """A comparison; `result` is there once the state is `succeeded`.
+
+    It has both responses, the `proof` of which weights gave them, and the `dtype` that they were computed in: the one that
+    the base's config.json names.
+    """
 
     id: str
     job_id: str

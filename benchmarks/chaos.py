@@ -21,7 +21,9 @@ from typing import Any
 
 import psutil
 import redis
+from sqlalchemy import select
 
+from jobs.records import EventRecord
 from tafdil.client import Client
 from tafdil.errors import ApiError, TafdilClientError
 from tests.rig import history
@@ -29,8 +31,10 @@ from tests.rig.invariants import violations
 from tests.rig.stack import Rig, job_spec, with_rows
 from tests.stack import until
 
-# What is drawn how often. The first six are SIGKILLs and count as kills.
-KILLS = {"training": 46, "supervisor": 22, "worker": 7, "dispatcher": 5, "api": 4, "redis": 5}
+# What is drawn how often. The first seven are SIGKILLs and count as kills.
+KILLS = {"training": 46, "supervisor": 22, "worker": 7, "dispatcher": 5, "api": 4, "redis": 5, "fork_server": 8}
+# Why a run may start cold where all should be forked: its server was killed, or its worker was leaving.
+_EXCUSED = {"lost", "not_ready"}
 OTHERS = {"stop": 4, "flushall": 3, "term": 3, "database": 2}
 PEOPLE = {"pause": 5, "resume": 6, "cancel": 3, "cancel_saving": 2, "rerun": 1}
 IN_FLIGHT = 10
@@ -114,6 +118,9 @@ class Chaos:
 
     def _supervisor(self, place: float) -> None:
         os.kill(self._rig.supervisor_of(self._pick(self._trainings(), place)), signal.SIGKILL)
+
+    def _fork_server(self, place: float) -> None:
+        os.kill(self._pick(self._rig.fork_servers(), place), signal.SIGKILL)
 
     def _named(self, prefix: str, place: float, number: signal.Signals) -> None:
         names = [service.name for service in self._rig._services if service.name.startswith(prefix)]
@@ -217,13 +224,26 @@ def check(rig: Rig, jobs: list[str]) -> tuple[dict[str, list[str]], Counter[str]
     return found, states
 
 
+def starts(rig: Rig) -> Counter[str]:
+    """How the runs that came to a first step were started: `warm`, or the reason of a cold start."""
+    database = rig.database()
+    with database.transaction() as session:
+        events = session.scalars(select(EventRecord.data).where(EventRecord.type == "first_step"))
+        found = Counter(data.get("reason") or data["start"] for data in events)
+    database.dispose()
+    return found
+
+
 def run(options: argparse.Namespace, tell: Callable[[str], None] = print) -> bool:
     settings = {"TAFDIL_MAX_LOSSES": "1000", "TAFDIL_STEP_LIMIT_S": "30"}
     if options.real_lease:
         names = ("LEASE_S", "HEARTBEAT_S", "DISPATCH_S", "REPUBLISH_S", "REQUEST_POLL_S", "DRAIN_GRACE_S")
         values = ("60", "10", "5", "30", "0.5", "60")
         settings |= {f"TAFDIL_{name}": value for name, value in zip(names, values, strict=True)}
-    tell(f"seed {options.seed}, {options.kills} kills, {options.database}, {options.workers} workers")
+    settings["TAFDIL_WARM_START"] = str(options.start == "warm").lower()
+    tell(
+        f"seed {options.seed}, {options.kills} kills, {options.database}, {options.workers} workers, {options.start} starts"
+    )
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tafdil-chaos-", ignore_cleanup_errors=True) as folder:
         rig = Rig(Path(folder), options.workers, 2, options.database, settings)
@@ -234,6 +254,8 @@ def run(options: argparse.Namespace, tell: Callable[[str], None] = print) -> boo
             chaos.run(options.kills)
             until(lambda: rig.watch() or client.ready(), 60)
             found, states = check(rig, chaos.jobs)
+            started = starts(rig)
+            found["not_forked"] = [] if options.start == "cold" else _not_forked(started)
         os.environ.pop(history.VARIABLE)
         if options.keep and any(found.values()):
             rig.history_file.replace(options.keep)
@@ -245,6 +267,7 @@ def run(options: argparse.Namespace, tell: Callable[[str], None] = print) -> boo
         "faults": dict(chaos.done),
         "jobs": len(chaos.jobs),
         "ended": dict(states),
+        "starts": dict(started),
         "minutes": round((time.monotonic() - began) / 60, 1),
         **{name: len(problems) for name, problems in found.items()},
     }
@@ -255,12 +278,21 @@ def run(options: argparse.Namespace, tell: Callable[[str], None] = print) -> boo
     return not any(found.values())
 
 
+def _not_forked(started: Counter[str]) -> list[str]:
+    """What is wrong where every run should be forked, but for those whose server was killed just before."""
+    wrong = [
+        f"{count} runs started cold: {reason}" for reason, count in started.items() if reason not in {"warm", *_EXCUSED}
+    ]
+    return wrong if started["warm"] > sum(started.values()) / 2 else [*wrong, f"most runs started cold: {dict(started)}"]
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60, help="processes to kill")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="postgresql")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--start", choices=["warm", "cold"], default="warm", help="fork each run, or start it from nothing")
     parser.add_argument("--pause-s", type=float, default=0.5, help="mean time between two faults")
     parser.add_argument("--real-lease", action="store_true", help="the product's own lease times, not shortened ones")
     parser.add_argument("--keep", type=Path, help="where to put the history when something is wrong")

@@ -17,8 +17,7 @@ from statistics import median
 
 import torch
 
-from benchmarks.gpu_check import SHIPPED
-from benchmarks.train_throughput import MODELS, make_model
+from benchmarks.gpu.shapes import SHAPES, SHIPPED, make_model
 from trainer_core import IPOConfig, PreferenceTrainer
 from trainer_core.fingerprints import Remembered, base_tensors
 from trainer_core.small_batches import SmallBatches
@@ -39,7 +38,7 @@ def seconds(action: Callable[[], object], runs: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--runs", type=int, default=7)
     options = parser.parse_args()

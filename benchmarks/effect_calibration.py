@@ -3,10 +3,10 @@
 python -m benchmarks.effect_calibration --out build/effect.json     # trains (about 20 minutes on two cores), and prints
 python -m benchmarks.effect_calibration --read build/effect.json    # prints again
 
-A run is labelled by what its model says, without its KL divergence: greedy answers to the distinct held-out prompts, next to
-those of the base. `hardly_changed`: at most 1 in 10 differs. `collapsed`: at least half are broken: they do not end within
-the limit, repeat more than half of themselves, have more than a fifth of their letters in a foreign script, or cost the base
-more than 4 nats per token. `changed`: the rest.
+A run is labelled by what its model says, without its KL divergence: greedy answers to the prompts of 96 held-out pairs, next
+to those of the base. `hardly_changed`: at most 1 in 10 differs. `collapsed`: at least half are broken: they do not end
+within the limit, repeat more than half of themselves, have more than a fifth of their letters in a foreign script, or cost
+the base more than 4 nats per token. `changed`: the rest.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from trainer_core.scoring import score
 METHODS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
 LONG_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+HELD_OUT = 96
 NEW_TOKENS = 64
 MAX_UNCHANGED_DIFFERING = 0.1
 MIN_COLLAPSED_BROKEN = 0.5
@@ -96,11 +97,15 @@ def train(method: str, fields: dict[str, Any]) -> Run:
     """Trains and labels one run."""
     rows = "kto" if method == "kto" else "pairs"
     with tempfile.TemporaryDirectory() as folder:
+        held_out = Path(folder) / "held_out.jsonl"
+        # The rows of the file are in a random order.
+        pairs = (SHIPPED_DATA_DIR / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        held_out.write_text("".join(pairs[:HELD_OUT]), encoding="utf-8")
         config = METHODS[method](
-            model_name=str(SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen"),
+            model_name=str(SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"),
             dataset_path=str(SHIPPED_DATA_DIR / f"{rows}_train.jsonl"),
-            eval_dataset_path=str(SHIPPED_DATA_DIR / f"{rows}_held_out.jsonl"),
-            output_dir=folder,
+            eval_dataset_path=str(held_out),
+            output_dir=f"{folder}/output",
             learning_rate_cap=None,
             per_device_train_batch_size=8,
             per_device_eval_batch_size=32,

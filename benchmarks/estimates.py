@@ -18,8 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check import SHIPPED, TOKENIZER
-from benchmarks.train_throughput import MODELS, make_rows
+from benchmarks.gpu.shapes import SHAPES, SHIPPED, TOKENIZER, make_rows
 
 SIZES: dict[str, dict[str, Any]] = {
     "11M": {
@@ -31,8 +30,8 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2,
         "tie_word_embeddings": True,
     },
-    "100M": MODELS["small"],
-    "0.5B": MODELS["qwen2.5-0.5b"],
+    "100M": SHAPES["small"],
+    "0.5B": SHAPES["qwen2.5-0.5b"],
 }
 CASES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "tiny ipo lora": ("tiny", "ipo", "64/32", {}),
@@ -57,7 +56,7 @@ def make_model(folder: Path, name: str) -> Path:
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
     if name == "tiny":
-        return SHIPPED / "models" / "tafdil" / "tiny-arabic-qwen"
+        return SHIPPED / "models" / "tafdil" / "tiny-arabic-qwen-2"
     if not folder.exists():
         torch.manual_seed(0)
         model = Qwen2ForCausalLM(Qwen2Config(**SIZES[name], max_position_embeddings=2048))
@@ -74,7 +73,7 @@ def config_of(case: str, folder: Path, steps: int) -> Any:
     kind: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[method]
     rows = folder / f"{method}-{shape.replace('/', '-')}.jsonl"
     if not rows.exists():
-        make_rows(rows, method, shape, 4 * STEPS)
+        make_rows(rows, method, rows=4 * STEPS, prompt_tokens=prompt, answer_tokens=answer)
     fields: dict[str, Any] = {
         "model_name": str(make_model(folder / size, size)),
         "dataset_path": str(rows),

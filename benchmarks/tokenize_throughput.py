@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_check import SHIPPED
+from benchmarks.gpu.shapes import SHIPPED
 from tests.qwen import make_tokenizer
 from trainer_core.config import IPOSettings
 from trainer_core.file_cache import FileCache

@@ -14,13 +14,11 @@ import argparse
 import json
 import math
 import platform
-import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -29,90 +27,27 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.gpu_check import SHAPES, SHIPPED, TOKENIZER
+from benchmarks.gpu.shapes import SHAPES, make_model
+from benchmarks.gpu.sides import Workload, attention_by, stock
 
 METHODS = ("ipo", "cpo", "kto")
 ROW_SHAPES = ("256/128", "64/64", "512/64")
 SIDES = ("stock", "core")
-MODELS: dict[str, dict[str, Any]] = {
-    "small": {
-        "vocab_size": 151_936,
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    },
-    **SHAPES,
-}
 WARM_UP_STEPS = 1
 
 
-def make_model(folder: Path, name: str, dtype: str) -> None:
-    """Writes a model with random weights, and the tokenizer that ships."""
-    import torch
-    from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
-    model = Qwen2ForCausalLM(Qwen2Config(**MODELS[name], max_position_embeddings=2048))
-    model.save_pretrained(folder, max_shard_size="4GB")
-    AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
-
-
-def make_rows(path: Path, method: str, shape: str, rows: int) -> None:
-    """Rows of varied length, as text."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    lines = (SHIPPED / "data" / "pairs_train.jsonl").read_text(encoding="utf-8").splitlines()
-    words = [word for line in lines for word in json.loads(line)["chosen"].split()]
-    rng = random.Random(0)
-    prompt_tokens, answer_tokens = map(int, shape.split("/"))
-
-    def text(tokens: int) -> str:
-        ids = tokenizer(" ".join(rng.choices(words, k=2 * tokens)))["input_ids"]
-        return tokenizer.decode(ids[: int(tokens * rng.uniform(0.4, 1.6))])
-
-    with path.open("w", encoding="utf-8") as file:
-        for i in range(rows):
-            row: dict[str, Any] = {"prompt": text(prompt_tokens)}
-            answers = [" " + text(answer_tokens) for _ in range(2)]
-            row |= (
-                {"completion": answers[0], "label": i % 2 == 0}
-                if method == "kto"
-                else {"chosen": answers[0], "rejected": answers[1]}
-            )
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+def workload(method: str, shape: str, folder: Path, options: argparse.Namespace) -> Workload:
+    return Workload(folder / "model", folder, method, shape, options.batch, options.steps, in_4bit=options.in_4bit)
 
 
 def run_one(side: str, method: str, shape: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """One training in this process."""
     import torch
 
-    from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer
+    from trainer_core import PreferenceTrainer
     from trainer_core.observer import Observer
 
-    prompt_tokens, answer_tokens = map(int, shape.split("/"))
-    kind: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[method]
-    config = kind(
-        model_name=str(folder / "model"),
-        dataset_path=str(folder / f"{method}.jsonl"),
-        output_dir=str(folder / "out"),
-        apply_chat_template=False,
-        load_in_4bit=options.in_4bit,
-        gradient_checkpointing=False,
-        max_prompt_length=2 * prompt_tokens,
-        max_length=2 * (prompt_tokens + answer_tokens),
-        per_device_train_batch_size=options.batch,
-        gradient_accumulation_steps=1,
-        learning_rate=1e-4,
-        learning_rate_cap=None,
-        max_steps=options.steps,
-        logging_steps=1,
-        save_steps=10_000,
-    )
+    config = workload(method, shape, folder, options).config()
     losses: list[float] = []
     times: list[float] = []
 
@@ -133,11 +68,13 @@ def run_one(side: str, method: str, shape: str, folder: Path, options: argparse.
 
     trainer = PreferenceTrainer(config, observer=Clock())
     trainer.load()
+    # Loading has switched cuDNN off, which stock TRL does not.
+    attention_by(kernel=True, cudnn=side == "stock")
     report = trainer.data_loader.report()["train"]
     if side == "core":
         trainer.train()
     else:
-        losses += run_stock(trainer, config, method, folder, ended)
+        losses += run_stock(trainer, folder / "stock", ended)
     seconds = [later - earlier for earlier, later in pairwise(times)][-(options.steps - WARM_UP_STEPS) :]
     on_gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -153,64 +90,18 @@ def run_one(side: str, method: str, shape: str, folder: Path, options: argparse.
     return found
 
 
-def run_stock(ours: Any, config: Any, method: str, folder: Path, ended: Callable[[int], None]) -> list[float]:
-    """TRL's trainer on the rows that ours has planned, with the adapters that ours has drawn. The losses of its steps."""
+def run_stock(ours: Any, folder: Path, ended: Callable[[int], None]) -> list[float]:
+    """TRL's trainer on ours' rows, with ours' adapters. The losses of its steps."""
     import torch
-    from datasets import Dataset
-    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
     from transformers import TrainerCallback
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     class Clock(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             ended(state.global_step)
 
-    arguments = ours.get_training_arguments()
-    shared = [
-        "learning_rate",
-        "max_steps",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "warmup_steps",
-        "lr_scheduler_type",
-        "max_grad_norm",
-        "seed",
-        "logging_steps",
-        "bf16",
-        "use_cpu",
-        "gradient_checkpointing",
-        "beta",
-        "max_length",
-        "disable_tqdm",
-    ]
-    options = {name: getattr(arguments, name) for name in shared}
-    options |= {"output_dir": str(folder / "stock"), "save_strategy": "no", "report_to": "none"}
-    options |= {"train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
-    trainer_class, args = {
-        "kto": (KTOTrainer, lambda: KTOConfig(**options)),
-        "ipo": (DPOTrainer, lambda: DPOConfig(loss_type="ipo", **options)),
-        "cpo": (CPOTrainer, lambda: CPOConfig(**options)),
-    }[method]
-    names = ("prompt", "completion", "label") if method == "kto" else ("prompt", "chosen", "rejected")
-    adapter = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(ours.model).items()}
-    base = ours.model.unload()
-    lora = LoraConfig(
-        r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=config.lora_target_modules, task_type="CAUSAL_LM"
-    )
-    trainer = trainer_class(
-        model=base,
-        args=args(),
-        train_dataset=Dataset.from_list([{name: row[name] for name in names} for row in ours.data_loader.train]),
-        processing_class=ours.tokenizer,
-        peft_config=lora,
-        callbacks=[Clock()],
-    )
-    set_peft_model_state_dict(trainer.model, adapter)
-    torch.manual_seed(config.seed)
+    trainer = stock(ours, folder)
+    trainer.add_callback(Clock())
+    torch.manual_seed(ours.config.seed)
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -269,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--shapes", nargs="+", default=ROW_SHAPES, help="prompt/answer tokens")
-    parser.add_argument("--model", choices=MODELS, default="small")
+    parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--in-4bit", action="store_true")
     parser.add_argument("--runs", type=int, default=3, help="of each side; medians are shown")
@@ -288,7 +179,7 @@ def main() -> None:
         make_model(folder / "model", options.model, "bfloat16" if options.device == "cuda" else "float32")
         for shape in options.shapes:
             for method in options.methods:
-                make_rows(folder / f"{method}.jsonl", method, shape, options.batch * options.steps)
+                workload(method, shape, folder, options).write_rows()
                 runs: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
                 for _ in range(options.runs):
                     for side in SIDES:

@@ -16,7 +16,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.gpu_check import SHIPPED
+from benchmarks.gpu.shapes import SHIPPED
 from trainer_core.rows import RowChecker
 
 KINDS = {

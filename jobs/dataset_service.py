@@ -1,27 +1,28 @@
 """What the service does with datasets: upload, list, show, delete."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import ConfigDict, Field
 
 from jobs import quotas
-from jobs.errors import StateConflict
+from jobs.errors import NotFound, StateConflict
 from jobs.places import dataset_file, find_model
 from jobs.records import DatasetRecord, TaskRecord
 from jobs.repository import datasets, kept_jobs
 from jobs.spec import MODEL_NAME, Sent, read_spec
 from jobs.states import TaskKind
 from jobs.tenancy import TenantService, found
-from jobs.uploads import DatasetUpload
+from jobs.uploads import DatasetCheck, DatasetUpload
 from trainer_core.config import Method
+from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.rows import peek_rows, require_kind
 
 
 class PreviewRequest(Sent):
     """Which rows of a dataset to show as a model would see them."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen", "rows": 3}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen-2", "rows": 3}]})
 
     model_name: str = MODEL_NAME
     method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
@@ -75,14 +76,31 @@ class DatasetService(TenantService):
             if user is not None:
                 raise StateConflict(f"dataset {dataset_id} is used by job {user}, which is not over")
             datasets.delete(session, dataset_id)
-        (self.settings.datasets_dir / f"{dataset_id}.rows").unlink(missing_ok=True)
+        for ending in ("rows", "broken.csv"):
+            (self.settings.datasets_dir / f"{dataset_id}.{ending}").unlink(missing_ok=True)
         return record.size_bytes
 
-    def begin_upload(self, name: str | None) -> "DatasetUpload":
+    def broken(self, dataset_id: str) -> BinaryIO:
+        """The rows that the upload of a dataset skipped, as CSV. Raises `NotFound` if there are none."""
+        record = self.dataset(dataset_id)
+        if not (record.reading or {}).get("skipped_rows"):
+            raise NotFound(f"dataset {dataset_id} has no skipped rows")
+        try:
+            return (self.settings.datasets_dir / f"{dataset_id}.broken.csv").open("rb")
+        except FileNotFoundError as error:
+            raise NotFound(
+                f"the file with the skipped rows of dataset {dataset_id} is missing from the data directory"
+            ) from error
+
+    def begin_upload(self, name: str | None, options: ReadingOptions = AS_IT_IS) -> DatasetUpload:
         """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
         with self.database.reading() as session:
             quotas.check_upload(session, self.settings, self.tenant, 1)
-        return DatasetUpload(self.settings, name, self._store_dataset)
+        return DatasetUpload(self.settings, name, self._store_dataset, options)
+
+    def begin_check(self, options: ReadingOptions) -> DatasetCheck:
+        """Starts to receive a file that is read and reported, but not stored."""
+        return DatasetCheck(self.settings, options)
 
     def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
         with self.database.transaction() as session:

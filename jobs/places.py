@@ -12,6 +12,8 @@ from jobs.settings import SHIPPED_MODELS_DIR, Settings
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound
 
 SHIPPED_DATA_DIR = SHIPPED_MODELS_DIR.parent / "data"
+# Models that shipped with earlier versions, and what took their places: other weights.
+_REPLACED = {"tafdil/tiny-arabic-qwen": "tafdil/tiny-arabic-qwen-2"}
 # Below the data directory: what the service itself keeps there.
 _OWN_DIRS = frozenset({"artifacts", "cache", "datasets", "locks", "logs", "runs", "valkey"})
 
@@ -67,6 +69,12 @@ def find_model(settings: Settings, name: str) -> str:
         is_there = any((folder / file).is_file() for file in ("config.json", "adapter_config.json"))
         if folder.is_relative_to(root.resolve()) and is_there:
             return str(folder)
+    if name in _REPLACED:
+        raise ModelNotFound(
+            f"{name!r} shipped with an earlier version; {_REPLACED[name]!r} took its place and has other weights. Submit "
+            "the job again with that model. To resume or compare one on the old model, put that below the models directory.",
+            [Detail("model_name", f"was replaced by {_REPLACED[name]}")],
+        )
     if settings.allow_hub:
         if Path(name).exists():
             # transformers would take what is here for the model, and not ask the hub.
@@ -100,17 +108,33 @@ def model_places(settings: Settings, spec: dict[str, Any]) -> dict[str, str]:
 def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
     """Where the data is that a resolved spec names, as the library's config calls it. Raises `DataInvalid`."""
 
-    def place(field: str) -> str | None:
-        if spec[f"{field}_id"]:
+    def place(dataset_id: str | None, path: str | None, field: str) -> str | None:
+        if dataset_id:
             try:
-                return str(dataset_file(settings, spec[f"{field}_id"]))
+                return str(dataset_file(settings, dataset_id))
             except NotFound as error:
                 raise DataInvalid(error.message) from error
-        path = spec[f"{field}_path"]
-        return str(data_file(settings, path, f"{field}_path")) if path else None
+        return str(data_file(settings, path, field)) if path else None
 
+    mix: list[dict[str, Any]] = [
+        {
+            "path": place(each["dataset_id"], each["dataset_path"], f"datasets.{index}.dataset_path"),
+            **{name: each[name] for name in ("name", "rows", "weight")},
+        }
+        # Jobs stored before the field existed have no list.
+        for index, each in enumerate(spec.get("datasets") or [])
+    ]
+    twice = next((each for index, each in enumerate(mix) if each["path"] in [one["path"] for one in mix[:index]]), None)
+    if twice:
+        # The spec names the file in two ways.
+        reason = f"lists the file of {twice['name']!r} twice: list each dataset once"
+        raise DataInvalid(f"the mix {reason}", [Detail("datasets", reason)])
     return {
-        **{f"{field}_path": place(field) for field in ("dataset", "eval_dataset")},
+        **{
+            f"{field}_path": place(spec[f"{field}_id"], spec[f"{field}_path"], f"{field}_path")
+            for field in ("dataset", "eval_dataset")
+        },
+        "datasets": mix or None,
         "cache_dir": str(settings.cache_dir.resolve()),
         "cache_gib": settings.cache_gib,
     }

@@ -206,6 +206,8 @@ class DatasetRecord(Record):
     desirable_rows: Mapped[int] = mapped_column(Integer)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
+    reading: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """How the uploaded file was read, and what was skipped; NULL for datasets of earlier versions."""
     created_at: Mapped[float] = mapped_column(Float)
 
     __table_args__ = (Index("datasets_tenant_number", "tenant", "number"),)

@@ -13,14 +13,15 @@ from jobs import quotas, tracing
 from jobs.curves import CurvePoint, downsample
 from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
-from jobs.places import data_file, dataset_file, find_model
+from jobs.places import data_file, data_places, dataset_file, model_places
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, PlainText, Sent, changed_spec, read_spec
+from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 from trainer_core.errors import Detail
+from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
 AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
@@ -49,7 +50,12 @@ class ComparisonRequest(Sent):
     )
 
     prompt: PlainText = Field(min_length=1, max_length=20_000, description="The user's text.")
-    max_length: int = Field(256, ge=1, le=4096, description="Most new tokens of an answer.")
+    max_length: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Most new tokens of an answer; `null`: 256, or as many as the model has room for after the prompt.",
+    )
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")
     seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
@@ -87,7 +93,7 @@ class JobService(TenantService):
         A dataset among the overrides takes the place of the old one, however either was named.
 
         Raises:
-            SpecInvalid: the changed spec cannot be meant.
+            SpecInvalid: the changed spec is invalid.
             And what `submit` raises.
         """
         key = _Key.of(idempotency_key, "clone", {"job_id": job_id, "overrides": overrides})
@@ -100,12 +106,17 @@ class JobService(TenantService):
     def _checked(self, spec: AnySpec, sent: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job, after all of it was checked that needs no tokenizer."""
         self._check_priority(spec.priority)
-        for name in (spec.model_name, spec.ref_model_name, spec.adapter_name):
-            if name:
-                find_model(self.settings, name)
+        resolved = spec.model_dump(mode="json")
+        model_places(self.settings, resolved)
         with self.database.reading() as session:
-            self._check_data(session, spec, "dataset")
-            self._check_data(session, spec, "eval_dataset")
+            self._check_data(session, spec, spec.dataset_id, spec.dataset_path, "dataset_path")
+            self._check_data(session, spec, spec.eval_dataset_id, spec.eval_dataset_path, "eval_dataset_path")
+            for place, each in enumerate(spec.datasets or []):
+                field = f"datasets.{place}.dataset_path"
+                name = self._check_data(session, spec, each.dataset_id, each.dataset_path, field, mixed=each)
+                resolved["datasets"][place]["name"] = name
+        if spec.datasets:
+            data_places(self.settings, resolved)
         return {
             "name": spec.name,
             "method": spec.method,
@@ -114,7 +125,7 @@ class JobService(TenantService):
             "priority": spec.priority,
             "gpu_class": spec.gpu_class,
             "spec": sent,
-            "resolved_spec": spec.model_dump(mode="json"),
+            "resolved_spec": resolved,
         }
 
     def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> JobRecord:
@@ -176,20 +187,44 @@ class JobService(TenantService):
         self.queue.nudge(job_id)
         return self.job(job_id)
 
-    def _check_data(self, session: Session, spec: AnySpec, field: str) -> None:
-        dataset_id: str | None = getattr(spec, f"{field}_id")
-        path: str | None = getattr(spec, f"{field}_path")
+    def _check_data(
+        self,
+        session: Session,
+        spec: AnySpec,
+        dataset_id: str | None,
+        path: str | None,
+        field: str,
+        *,
+        mixed: MixedDataset | None = None,
+    ) -> str | None:
+        """Checks that the caller may use the data and that it fits the method, as far as a quick look can tell.
+
+        Args:
+            field: the spec's field with the path.
+            mixed: the dataset in a mix. Errors then name it.
+
+        Returns:
+            The name of the data; None if there is none.
+        """
+        own_name = mixed.name if mixed else None
         if dataset_id:
             record = datasets.owned(session, self.tenant, dataset_id)
             if record is None:
                 raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
-            require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
+            name = own_name or record.name or dataset_id[:8]
+            with naming(name if mixed else None):
+                require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
             dataset_file(self.settings, dataset_id)
-        elif path:
-            file = data_file(self.settings, path, f"{field}_path")
+            return name
+        if path:
+            file = data_file(self.settings, path, field)
             whole = file.stat().st_size <= _CHECKED_AT_SUBMIT_BYTES
-            kind: Kind | None = check_file(file).kind if whole else peek_kind(file)
-            require_kind(spec.method, kind)
+            name = own_name or path
+            with naming(name if mixed else None):
+                kind: Kind | None = check_file(file).kind if whole else peek_kind(file)
+                require_kind(spec.method, kind)
+            return name
+        return None
 
     def job(self, job_id: str) -> JobRecord:
         with self.database.reading() as session:
@@ -309,7 +344,16 @@ class JobService(TenantService):
         )
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a paused job again; it goes on from its checkpoint. Raises `StateConflict` unless it is paused."""
+        """Queues a paused job again; it goes on from its checkpoint.
+
+        Raises:
+            StateConflict: it is not paused.
+            ModelNotFound: one of its models is gone. The job stays paused, as its run would fail for good.
+        """
+        with self.database.reading() as session:
+            job = self.own_job(session, job_id)
+            if job.state == JobState.PAUSED:
+                model_places(self.settings, job.resolved_spec)
         job = self._change(job_id, "resumed", lambda session: jobs.resume(session, job_id))
         self.queue.publish_training(job_id, job.gpu_class)
         return job

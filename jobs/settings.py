@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     )
     quiet_limit_s: float = Field(1800, gt=0, description="The same while preparing, loading and saving, which tell nothing.")
     max_losses: int = Field(3, ge=1, description="Attempts lost without a new checkpoint, after which a job is poisoned.")
+    warm_start: bool | Literal["gpu"] = Field(
+        True,
+        description="Import the training libraries once per train worker and fork each run, where there is no GPU. Takes "
+        "about 400 MiB; `false` imports them in each run. `gpu` forks on a GPU too, which has not been tried on one yet.",
+    )
     gpu_class: GpuClass | None = Field(None, description="This worker's class; it also takes jobs that name no class.")
     lock_dir: Path | None = Field(
         None, description="Where a GPU's lock is, the same for all workers of a host; default the temporary directory."

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from jobs.settings import GpuClass
 from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
 from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.mix_options import MOST_DATASETS, Take, check_mix
 
 _ID = r"^[0-9a-f]{32}$"
 # One or two names of letters, digits, dots, dashes and underscores, none of which starts with a dot: never a path.
@@ -22,7 +23,7 @@ def _storable(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not contain a NUL character, which databases cannot store")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("must not contain half of a surrogate pair, which is no character")
+        raise ValueError("must not contain an unpaired surrogate: a character was cut in half")
     return text
 
 
@@ -41,7 +42,7 @@ MODEL_NAME: Any = Field(
     min_length=1,
     max_length=200,
     pattern=_MODEL,
-    description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen`.",
+    description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen-2`.",
 )
 
 
@@ -56,6 +57,27 @@ class Sent(BaseModel):
         if not isinstance(sent, dict):
             return sent
         return {k: int(v) if isinstance(v, float) and v.is_integer() else v for k, v in cast("dict[str, Any]", sent).items()}
+
+
+class MixedDataset(Sent, Take):
+    """A dataset in a mix, and how much of it to use."""
+
+    name: PlainText | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="The name in messages, reports and the model card. Defaults to the dataset's own name or its path.",
+    )
+    dataset_id: str | None = Field(None, pattern=_ID, description="An uploaded dataset.")
+    dataset_path: str | None = Field(
+        None, min_length=1, max_length=500, description="A file, relative to the data directory."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.dataset_id is None) == (self.dataset_path is None):
+            raise ValueError("set exactly one of dataset_id and dataset_path")
+        return self
 
 
 class _JobFields(Sent):
@@ -78,6 +100,13 @@ class _JobFields(Sent):
     dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Training data: a file, relative to the data directory."
     )
+    datasets: list[MixedDataset] | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_DATASETS,
+        description="Training data: several datasets, each with optional `rows` or `weight`. Their validation parts are "
+        "joined.",
+    )
     eval_dataset_id: str | None = Field(None, pattern=_ID, description="Validation data: an uploaded dataset.")
     eval_dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Validation data: a file, relative to the data directory."
@@ -97,10 +126,11 @@ class _JobFields(Sent):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if (self.dataset_id is None) == (self.dataset_path is None):
-            raise ValueError("name exactly one of dataset_id and dataset_path")
+        if sum(source is not None for source in (self.dataset_id, self.dataset_path, self.datasets)) != 1:
+            raise ValueError("set exactly one of dataset_id, dataset_path and datasets")
+        check_mix(self.datasets or [], [each.dataset_id or str(each.dataset_path) for each in self.datasets or []])
         if self.eval_dataset_id is not None and self.eval_dataset_path is not None:
-            raise ValueError("name at most one of eval_dataset_id and eval_dataset_path")
+            raise ValueError("set at most one of eval_dataset_id and eval_dataset_path")
         validation = getattr(self, "validation_split", None)
         if validation is not None and (self.eval_dataset_id or self.eval_dataset_path):
             raise ValueError("validation_split cannot be combined with an evaluation dataset")
@@ -108,7 +138,7 @@ class _JobFields(Sent):
 
 
 def _example(method: str, **fields: Any) -> ConfigDict:
-    base = {"method": method, "model_name": "tafdil/tiny-arabic-qwen", "dataset_path": "samples/pairs_train.jsonl"}
+    base = {"method": method, "model_name": "tafdil/tiny-arabic-qwen-2", "dataset_path": "samples/pairs_train.jsonl"}
     quick = {"learning_rate": 0.001, "learning_rate_cap": None, "max_steps": 20, "per_device_train_batch_size": 8}
     return ConfigDict(json_schema_extra={"examples": [{**base, **quick, **fields}]})
 
@@ -137,13 +167,24 @@ class CPOJobSpec(_JobFields, CPOSettings):
 JobSpec = Annotated[KTOJobSpec | IPOJobSpec | CPOJobSpec, Field(discriminator="method")]
 JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpec)
 _TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}
-_SOURCES = (("dataset_id", "dataset_path"), ("eval_dataset_id", "eval_dataset_path", "validation_split"))
+_ALTERNATIVES = (
+    ("dataset_id", "dataset_path", "datasets"),
+    ("eval_dataset_id", "eval_dataset_path", "validation_split"),
+    ("warmup_ratio", "warmup_steps"),
+)
 
 
 def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A spec as it was sent, with changes. A source of data among them takes the place of the one that was named."""
-    replaced = {name for names in _SOURCES if overrides.keys() & set(names) for name in names}
+    """A spec as it was sent, with changes. A source of data or a warm-up among them replaces the one that was named."""
+    replaced = {name for names in _ALTERNATIVES if overrides.keys() & set(names) for name in names}
     return {**{name: value for name, value in sent.items() if name not in replaced}, **overrides}
+
+
+def dataset_ids(resolved: dict[str, Any]) -> set[str]:
+    """The uploaded datasets that a resolved spec names, for training or for validation."""
+    named = [resolved.get("dataset_id"), resolved.get("eval_dataset_id")]
+    # Jobs stored before the field existed have no list.
+    return {each for each in [*named, *(one["dataset_id"] for one in resolved.get("datasets") or [])] if each}
 
 
 def read_spec(sent: dict[str, Any]) -> KTOJobSpec | IPOJobSpec | CPOJobSpec:

@@ -5,67 +5,212 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.broken_rows import BrokenRows
 from jobs.errors import TooLarge
 from jobs.records import DatasetRecord
 from jobs.settings import Settings
-from trainer_core.rows import RowChecker
+from trainer_core.errors import DataInvalid
+from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.row_conversion import RowsTooLarge, convert
+from trainer_core.rows import OnBroken, OnRow, RowChecker, RowReport
+
+# At most this many columns of a file are shown.
+_NAMED_COLUMNS = 200
+_SAMPLE_ROWS = 10
 
 
-class DatasetUpload:
-    """Bytes of a dataset on their way to disk, checked while they arrive. `finish` or `abort` ends it.
+class _Arriving:
+    """Writes arriving bytes to a temporary file and checks their rows. `abort` removes what is left."""
 
-    The file gets its name only when every row is good, so a broken upload leaves nothing.
-    """
-
-    def __init__(self, settings: Settings, name: str | None, store: Callable[[dict[str, Any]], DatasetRecord]) -> None:
-        self._settings, self._name, self._store = settings, name, store
+    def __init__(
+        self, settings: Settings, options: ReadingOptions, on_row: OnRow | None = None, on_broken: OnBroken | None = None
+    ) -> None:
+        self._settings, self._options = settings, options
         self._id = uuid.uuid4().hex
-        self._path: Path = settings.datasets_dir / f".{self._id}.part"
+        self._path = self._part("upload")
         self._file = self._path.open("xb")
-        self._checker = RowChecker(path=self._path)
-        self._digest = hashlib.sha256()
+        self._checker = RowChecker(on_row, self._path, options, on_broken)
         self._size_bytes = 0
 
-    def write(self, data: bytes) -> None:
-        """Takes the next bytes. Raises `TooLarge`, or `DataInvalid` when the rows cannot be read on."""
+    def _part(self, what: str) -> Path:
+        return self._settings.datasets_dir / f".{self._id}.{what}.part"
+
+    def _take(self, data: bytes) -> None:
         self._size_bytes += len(data)
         if self._size_bytes > self._settings.max_upload_bytes:
             raise TooLarge(f"the dataset is larger than {self._settings.max_upload_bytes:,} bytes")
-        self._digest.update(data)
         self._file.write(data)
+
+    def abort(self) -> None:
+        """Removes the received bytes. Does nothing after a dataset was stored."""
+        # On a full disk, closing tries to write again.
+        with suppress(OSError):
+            self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+class DatasetUpload(_Arriving):
+    """Stores a dataset and checks it while its bytes arrive. `finish` or `abort` ends the upload.
+
+    The file gets its final name only when every row is valid, so a failed upload leaves nothing. A file in Tafdil's own
+    format is stored unchanged. Any other is converted once, so later readers need not know how it was read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str | None,
+        store: Callable[[dict[str, Any]], DatasetRecord],
+        options: ReadingOptions = AS_IT_IS,
+    ) -> None:
+        self._broken: BrokenRows | None = None
+        super().__init__(settings, options, on_broken=self._leave_out)
+        self._name, self._store = name, store
+        self._digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes. Raises `TooLarge`, or `DataInvalid` if the rest cannot be read."""
+        self._take(data)
+        self._digest.update(data)
         self._checker.feed(data)
 
     def finish(self) -> DatasetRecord:
-        """Stores the dataset. Raises `DataInvalid` with every broken row (up to a limit)."""
+        """Stores the dataset. Raises `DataInvalid` with every invalid row (up to a limit), and `DataUnclear`."""
         self._file.flush()
         report = self._checker.close()
         os.fsync(self._file.fileno())
         self._file.close()
-        final = self._settings.datasets_dir / f"{self._id}.rows"
-        self._path.rename(final)
+        rows = self._stored(report)
+        broken_bytes = self._broken.write_table(self._part("table")) if self._broken else 0
+        final, broken = (self._settings.datasets_dir / f"{self._id}.{ending}" for ending in ("rows", "broken.csv"))
+        rows.path.rename(final)
         try:
+            if self._broken:
+                self._part("table").rename(broken)
             return self._store(
                 {
                     "id": self._id,
                     "name": self._name,
-                    "format": report.format,
+                    "format": rows.format,
                     "kind": report.kind,
                     "train_rows": report.train_rows,
                     "validation_rows": report.validation_rows,
                     "desirable_rows": report.desirable_rows,
-                    "size_bytes": self._size_bytes,
-                    "sha256": self._digest.hexdigest(),
+                    "size_bytes": rows.size_bytes + broken_bytes,
+                    "sha256": rows.sha256,
+                    "reading": {
+                        **reading_of(report),
+                        "source_sha256": self._digest.hexdigest(),
+                        "options": self._options.model_dump(mode="json", exclude_defaults=True),
+                    },
                 }
             )
         except BaseException:
             final.unlink(missing_ok=True)
+            broken.unlink(missing_ok=True)
             raise
 
     def abort(self) -> None:
-        """Removes what arrived. Does nothing after `finish`."""
-        self._file.close()
-        with suppress(FileNotFoundError):
-            self._path.unlink()
+        super().abort()
+        if self._broken:
+            self._broken.drop()
+        for what in ("rows", "table"):
+            self._part(what).unlink(missing_ok=True)
+
+    def _leave_out(self, *row: Any) -> None:
+        self._broken = self._broken or BrokenRows(self._part("broken"), self._settings.max_upload_bytes)
+        self._broken.add(*row)
+
+    def _stored(self, report: RowReport) -> "_Stored":
+        """The file to keep: the uploaded one, or its rows in Tafdil's format. Raises `DataInvalid` and `TooLarge`."""
+        if report.is_plain:
+            return _Stored(self._path, str(report.format), self._size_bytes, self._digest.hexdigest())
+        path = self._part("rows")
+        most = self._settings.max_upload_bytes
+        try:
+            convert(self._path, path, self._options, most)
+            size_bytes = path.stat().st_size
+        except RowsTooLarge:
+            size_bytes = most + 1
+        if size_bytes > most:
+            raise TooLarge(f"the dataset's rows are larger than {most:,} bytes")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        self._path.unlink()
+        return _Stored(path, "json" if report.validation_rows else "jsonl", size_bytes, sha256)
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A file stored as a dataset."""
+
+    path: Path
+    format: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The result of a check: the report, the first rows in Tafdil's format, and the error of an upload, if any."""
+
+    report: RowReport
+    rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    error: DataInvalid | None = None
+
+
+class DatasetCheck(_Arriving):
+    """Reads a file like an upload, but does not store it. `abort` must end the check."""
+
+    def __init__(self, settings: Settings, options: ReadingOptions = AS_IT_IS) -> None:
+        super().__init__(settings, options, on_row=self._show)
+        self._rows: list[dict[str, Any]] = []
+        self._error: DataInvalid | None = None
+
+    def write(self, data: bytes) -> None:
+        """Takes the next bytes. After an error it ignores them, because the response follows the end of the body.
+
+        Raises `TooLarge`.
+        """
+        self._take(data)
+        if self._error is None:
+            try:
+                self._checker.feed(data)
+            except DataInvalid as error:
+                self._error = error
+
+    def finish(self) -> Found:
+        """The result."""
+        self._file.flush()
+        if self._error is None:
+            try:
+                self._checker.close()
+            except DataInvalid as error:
+                self._error = error
+        return Found(self._checker.report, self._rows, self._error)
+
+    def _show(self, part: str, row: dict[str, Any], line: int) -> None:
+        if part == "train" and len(self._rows) < _SAMPLE_ROWS:
+            self._rows.append({**row, "row": line})
+
+
+def reading_of(report: RowReport) -> dict[str, Any]:
+    """How a file was read, as stored in a dataset's record."""
+    return {
+        "file_kind": report.file_kind or report.format,
+        "encoding": report.encoding,
+        "layout": report.layout,
+        "mapping": {field: _storable(column) for field, column in report.mapping.items()},
+        "unused": [_storable(column) for column in report.unused[:_NAMED_COLUMNS]],
+        "skipped_rows": report.skipped_rows,
+    }
+
+
+def _storable(name: str) -> str:
+    """A column's name that databases and JSON can store: without NUL and unpaired surrogates."""
+    return name.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")

@@ -3,7 +3,7 @@
 from tafdil import AsyncClient
 
 async with AsyncClient("http://127.0.0.1:8000", key="tafdil_...") as client:
-    job = await client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_id": ...})
+    job = await client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen-2", "dataset_id": ...})
     async for state in job.watch():
         print(state.describe())
     answer = await job.compare("ما عاصمة مصر؟")
@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 from pydantic import PrivateAttr
@@ -26,7 +26,20 @@ from tafdil import calls
 from tafdil.calls import Call, EventReader, Retries, raise_for, read_json
 from tafdil.downloads import Download
 from tafdil.errors import ApiError, JobFailed, Unreachable, WaitTimeout, status_of
-from tafdil.models import Artifact, Attempt, Comparison, Dataset, Event, JobFields, Key, MetricPoint, Removal, Task
+from tafdil.models import (
+    Artifact,
+    Attempt,
+    Comparison,
+    Dataset,
+    DatasetCheck,
+    Event,
+    JobFields,
+    Key,
+    MetricPoint,
+    Reading,
+    Removal,
+    Task,
+)
 
 Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -295,7 +308,7 @@ class AsyncClient:
         return await self._do(calls.artifacts(job_id, kinds))
 
     async def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
-        """Downloads files of a job into a directory and checks their hashes. What was interrupted goes on where it stood.
+        """Downloads files of a job into a directory and checks their hashes. Resumes interrupted downloads.
 
         Raises `DamagedDownload` when a file is not what the service says it is.
         """
@@ -316,11 +329,19 @@ class AsyncClient:
 
     # -- datasets
 
-    async def upload_dataset(self, path: str | Path, name: str | None = None) -> Dataset:
-        """Streams a file to the service, which checks every row."""
-        call = calls.upload(name or Path(path).name)
+    async def upload_dataset(self, path: str | Path, name: str | None = None, **reading: Unpack[Reading]) -> Dataset:
+        """Streams a file to the service, which checks every row. `reading`: map, encoding, sheet, threshold, on_invalid.
+
+        Raises `InvalidRequest`. If a file can be read in several ways, its `question` says which option to set.
+        """
+        call = calls.upload(name or Path(path).name, reading)
         response = await self._send(call, content=lambda: _chunks(Path(path)))
         return call.read(read_json(response))
+
+    async def check_dataset(self, path: str | Path, **reading: Unpack[Reading]) -> DatasetCheck:
+        """What an upload of the file would report. The service stores nothing."""
+        call = calls.check_dataset(reading)
+        return call.read(read_json(await self._send(call, content=lambda: _chunks(Path(path)))))
 
     async def dataset(self, dataset_id: str) -> Dataset:
         return await self._do(calls.dataset(dataset_id))
@@ -339,6 +360,11 @@ class AsyncClient:
     async def rows(self, dataset_id: str, first: int = 1, count: int = 20) -> list[dict[str, Any]]:
         """Training rows as they are in the file, from a number on."""
         return await self._do(calls.rows(dataset_id, first, count))
+
+    async def broken_rows(self, dataset_id: str) -> bytes:
+        """The rows that an upload with `on_invalid="skip"` skipped, as a CSV file for a spreadsheet."""
+        response = await self._send(Call("GET", f"/v1/datasets/{dataset_id}/broken", bytes))
+        return response.content
 
     async def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> Task:
         """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""

@@ -18,15 +18,19 @@ from tafdil.models import (
     Attempt,
     Comparison,
     Dataset,
+    DatasetCheck,
     Event,
     Key,
     MetricPoint,
+    Reading,
     Removal,
     Task,
 )
 
 Result = TypeVar("Result")
 
+# The service may take this long to read a workbook or a large table after the last byte.
+_READING_S = 600.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 10.0
 # What a proxy or a service that starts answers; the request was not dealt with.
 _PASSING = frozenset({502, 503, 504})
@@ -247,9 +251,20 @@ def push(job_id: str, name: str, kind: str, private: bool, wait_s: float) -> Cal
 # -- datasets
 
 
-def upload(name: str) -> Call[Dataset]:
+def upload(name: str, reading: Reading) -> Call[Dataset]:
     """Without the body, which the client streams."""
-    return Call("POST", "/v1/datasets", Dataset.model_validate, {"name": name}, is_repeatable=False)
+    params = {"name": name, **_read_as(reading)}
+    return Call("POST", "/v1/datasets", Dataset.model_validate, params, is_repeatable=False, wait_s=_READING_S)
+
+
+def check_dataset(reading: Reading) -> Call[DatasetCheck]:
+    """Without the body, which the client streams."""
+    return Call("POST", "/v1/datasets/check", DatasetCheck.model_validate, _read_as(reading), wait_s=_READING_S)
+
+
+def _read_as(reading: Reading) -> dict[str, Any]:
+    pairs = [f"{field}:{column}" for field, column in (reading.get("map") or {}).items()]
+    return {**reading, "map": pairs}
 
 
 def dataset(dataset_id: str) -> Call[Dataset]:

@@ -4,7 +4,7 @@
 from tafdil import Client
 
 with Client("http://127.0.0.1:8000", key="tafdil_...") as client:
-    job = client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_id": ...})
+    job = client.submit({"method": "kto", "model_name": "tafdil/tiny-arabic-qwen-2", "dataset_id": ...})
     for state in job.watch():
         print(state.describe())
     answer = job.compare("ما عاصمة مصر؟")
@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 from pydantic import PrivateAttr
@@ -26,7 +26,20 @@ from tafdil import calls
 from tafdil.calls import Call, EventReader, Retries, raise_for, read_json
 from tafdil.downloads import Download
 from tafdil.errors import ApiError, JobFailed, Unreachable, WaitTimeout, status_of
-from tafdil.models import Artifact, Attempt, Comparison, Dataset, Event, JobFields, Key, MetricPoint, Removal, Task
+from tafdil.models import (
+    Artifact,
+    Attempt,
+    Comparison,
+    Dataset,
+    DatasetCheck,
+    Event,
+    JobFields,
+    Key,
+    MetricPoint,
+    Reading,
+    Removal,
+    Task,
+)
 
 Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -289,7 +302,7 @@ class Client:
         return self._do(calls.artifacts(job_id, kinds))
 
     def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
-        """Downloads files of a job into a directory and checks their hashes. What was interrupted goes on where it stood.
+        """Downloads files of a job into a directory and checks their hashes. Resumes interrupted downloads.
 
         Raises `DamagedDownload` when a file is not what the service says it is.
         """
@@ -310,11 +323,19 @@ class Client:
 
     # -- datasets
 
-    def upload_dataset(self, path: str | Path, name: str | None = None) -> Dataset:
-        """Streams a file to the service, which checks every row."""
-        call = calls.upload(name or Path(path).name)
+    def upload_dataset(self, path: str | Path, name: str | None = None, **reading: Unpack[Reading]) -> Dataset:
+        """Streams a file to the service, which checks every row. `reading`: map, encoding, sheet, threshold, on_invalid.
+
+        Raises `InvalidRequest`. If a file can be read in several ways, its `question` says which option to set.
+        """
+        call = calls.upload(name or Path(path).name, reading)
         response = self._send(call, content=lambda: _chunks(Path(path)))
         return call.read(read_json(response))
+
+    def check_dataset(self, path: str | Path, **reading: Unpack[Reading]) -> DatasetCheck:
+        """What an upload of the file would report. The service stores nothing."""
+        call = calls.check_dataset(reading)
+        return call.read(read_json(self._send(call, content=lambda: _chunks(Path(path)))))
 
     def dataset(self, dataset_id: str) -> Dataset:
         return self._do(calls.dataset(dataset_id))
@@ -333,6 +354,11 @@ class Client:
     def rows(self, dataset_id: str, first: int = 1, count: int = 20) -> list[dict[str, Any]]:
         """Training rows as they are in the file, from a number on."""
         return self._do(calls.rows(dataset_id, first, count))
+
+    def broken_rows(self, dataset_id: str) -> bytes:
+        """The rows that an upload with `on_invalid="skip"` skipped, as a CSV file for a spreadsheet."""
+        response = self._send(Call("GET", f"/v1/datasets/{dataset_id}/broken", bytes))
+        return response.content
 
     def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> Task:
         """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""

@@ -34,6 +34,8 @@ class ApiError(TafdilClientError):
     Attributes:
         status: the HTTP status.
         code, hint, details, retryable, user_fault: as in the reply's `error`.
+        question: for a file that can be read in several ways (`data_unclear`): `about`, the option to set, with `choices`,
+            `guess` and the first `rows`; otherwise None.
         retry_after_s: from `Retry-After`, in seconds; None without it.
     """
 
@@ -43,6 +45,7 @@ class ApiError(TafdilClientError):
         self.message: str = error.get("message", f"HTTP {status}")
         self.hint: str = error.get("hint", "")
         self.details: list[dict[str, Any]] = error.get("details", [])
+        self.question: dict[str, Any] | None = error.get("question")
         self.retryable: bool = error.get("retryable", status >= 500)
         self.user_fault: bool = error.get("user_fault", status < 500)
         super().__init__(f"{self.message} [{self.code}]" + (f" {self.hint}" if self.hint else ""))

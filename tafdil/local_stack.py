@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,12 +52,22 @@ class LocalStack:
         models_dir: the user's models; the shipped model is always there too.
         port: the API's port on 127.0.0.1; 0 takes a free one.
         say: receives a line about anything that a person should know.
+        train_workers: the number of jobs that train at the same time.
+        variables: additional environment variables for every process.
     """
 
     def __init__(
-        self, data_dir: Path, models_dir: Path | None = None, port: int = 8000, say: Callable[[str], None] = print
+        self,
+        data_dir: Path,
+        models_dir: Path | None = None,
+        port: int = 8000,
+        say: Callable[[str], None] = print,
+        *,
+        train_workers: int = 1,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir, self.models_dir, self._say = data_dir.resolve(), models_dir, say
+        self._train_workers, self._variables = train_workers, dict(variables or {})
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.has_keys = bool(os.environ.get("TAFDIL_ADMIN_KEY"))
@@ -153,6 +163,7 @@ class LocalStack:
         broker_port, password = _free_port(), secrets.token_urlsafe(24)
         environment = {
             **os.environ,
+            **self._variables,
             "TAFDIL_DATA_DIR": str(self.data_dir),
             "TAFDIL_REDIS_URL": f"redis://:{password}@127.0.0.1:{broker_port}/0",
             "PYTHONUNBUFFERED": "1",
@@ -169,6 +180,11 @@ class LocalStack:
             environment["TAFDIL_MODELS_DIR"] = str(self.models_dir.resolve())
         serve = ["-m", "uvicorn", "api.app:create_app", "--factory", "--host", "127.0.0.1", "--port", str(self.port)]
         train = ["worker.tasks", "worker", "-Q", "train", "-n", "train@%h", "--max-tasks-per-child", "100", *_QUIET]
+        more_trains = [
+            Service(f"train-worker-{i}", [sys.executable, *_CELERY, *named], environment=environment)
+            for i in range(2, self._train_workers + 1)
+            for named in [[part.replace("train@", f"train-{i}@") for part in train]]
+        ]
         compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
         check = ["worker.checks", "worker", "-Q", "checks", "-n", "checks@%h", *_QUIET]
         export = ["worker.exports", "worker", "-Q", "exports", "-n", "exports@%h", "--max-tasks-per-child", "1", *_QUIET]
@@ -177,6 +193,7 @@ class LocalStack:
             Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment | admin_key),
             Service("dispatcher", [sys.executable, "-m", "worker.dispatcher"], environment=environment),
             Service("train-worker", [sys.executable, *_CELERY, *train], environment=environment),
+            *more_trains,
             Service("generation-worker", [sys.executable, *_CELERY, *compare], environment=environment),
             Service("checks-worker", [sys.executable, *_CELERY, *check], environment=environment),
             Service("exports-worker", [sys.executable, *_CELERY, *export], environment=environment | hub_token),

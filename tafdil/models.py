@@ -1,5 +1,6 @@
 """What the service answers, as typed objects; each field is also there as `job["state"]`. Unknown fields are kept."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypedDict
 
@@ -114,7 +115,33 @@ class Attempt(Model):
     last_step: int | None = None
 
 
-class Dataset(Model):
+class Reading(TypedDict, total=False):
+    """Options for reading a file of rows."""
+
+    map: Mapping[str, str] | None
+    """The file's column or key for each field, such as `{"prompt": "question"}`."""
+    encoding: str | None
+    """The encoding of a text file that is not Unicode, such as `cp1256`."""
+    sheet: str | None
+    """The sheet to read in a workbook with several."""
+    threshold: float | None
+    """The lowest score of a good answer, for answers with scores."""
+    on_invalid: Literal["refuse", "skip"] | None
+    """`refuse` a file with invalid rows, or `skip` these rows."""
+
+
+class FileReading(Model):
+    """How the service read a file. All fields are None for datasets of earlier versions."""
+
+    file_kind: str | None = None
+    encoding: str | None = None
+    layout: str | None = None
+    mapping: dict[str, str] | None = None
+    unused: list[str] | None = None
+    skipped_rows: int | None = None
+
+
+class Dataset(FileReading):
     """An uploaded dataset."""
 
     id: str
@@ -126,14 +153,34 @@ class Dataset(Model):
     desirable_rows: int
     size_bytes: int
     sha256: str
+    source_sha256: str | None = None
+    options: dict[str, Any] | None = None
     created_at: datetime
 
     def _repr_html_(self) -> str:
         return notebook.table_html([("dataset", self.name or self.id), *self.as_dict().items()])
 
 
+class DatasetCheck(FileReading):
+    """What an upload of a file would report; `error` is the reason for a refusal."""
+
+    valid: bool
+    converted: bool = False
+    error: dict[str, Any] | None = None
+    kind: str | None = None
+    columns: list[str]
+    train_rows: int
+    validation_rows: int
+    desirable_rows: int
+    error_count: int
+    rows: list[dict[str, Any]]
+
+
 class Comparison(Model):
-    """A question to a trained model and its reference; `result` has the answers and the proof, once they are there."""
+    """A question to a trained model and its reference.
+
+    Once they are there, `result` has the answers, the proof, and the `dtype` that both were computed in, as `bfloat16`.
+    """
 
     id: str
     job_id: str

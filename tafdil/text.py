@@ -1,6 +1,6 @@
 """Text of users on its way to a terminal or a page: shown as it is, obeyed never.
 
-Controls that move the cursor or reorder their neighbours are shown as escapes; Arabic is set apart from its neighbours.
+Controls that move the cursor or reorder their neighbours are shown as escapes; Arabic can be set apart from its neighbours.
 """
 
 import re
@@ -27,5 +27,11 @@ def _shown(letter: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """`visible` text that reads in its own direction and leaves that of its neighbours alone, line by line."""
-    return "\n".join(f"{_FIRST_STRONG_ISOLATE}{line}{_POP}" if line else "" for line in visible(text).split("\n"))
+    """`visible` text in which each line with right-to-left letters reads by itself and reorders no neighbour."""
+    return "\n".join(
+        f"{_FIRST_STRONG_ISOLATE}{line}{_POP}" if _is_right_to_left(line) else line for line in visible(text).split("\n")
+    )
+
+
+def _is_right_to_left(line: str) -> bool:
+    return any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in line)

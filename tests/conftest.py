@@ -19,7 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as this says, and the runner's processes have it of the terminal that they were started from.
 os.environ.pop("COLUMNS", None)
 
-TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen"
+TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"
 DATA = SHIPPED_DATA_DIR
 
 
@@ -67,7 +67,7 @@ def spec() -> dict[str, Any]:
     """A small IPO job on the sample data."""
     return {
         "method": "ipo",
-        "model_name": "tafdil/tiny-arabic-qwen",
+        "model_name": "tafdil/tiny-arabic-qwen-2",
         "dataset_path": "samples/pairs_train.jsonl",
         "learning_rate": 1e-3,
         "learning_rate_cap": None,

@@ -22,6 +22,7 @@ SCRIPTS = (
     "docs/arabic_data.md",
     "docs/deploying.md",
     "docs/artifacts.md",
+    "docs/layouts.md",
 )
 # Marks before a block, and the test that runs it.
 RUN_ELSEWHERE = {

@@ -73,3 +73,27 @@ def answer_logps(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
     logits = model(input_ids=torch.tensor([prompt + answer])).logits[0].double()
     logps = logits - torch.logsumexp(logits, dim=-1, keepdim=True)
     return sum((logps[len(prompt) - 1 + i, token] for i, token in enumerate(answer)), torch.zeros((), dtype=torch.float64))
+
+
+def margins(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    lengths: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """(pairs,) β times how much more the chosen answer gained on the reference than the rejected one.
+
+    Args:
+        lengths: tokens of the chosen and the rejected answers, where the method averages log-ratios over them.
+    """
+    gained, lost = chosen - ref_chosen, rejected - ref_rejected
+    if lengths:
+        gained, lost = gained / lengths[0], lost / lengths[1]
+    return beta * (gained - lost)
+
+
+def margin_accuracy(of_pairs: Tensor) -> float:
+    """Share of margins above 0; a margin of 0 counts a half."""
+    return sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in of_pairs.tolist()) / len(of_pairs)

@@ -60,7 +60,9 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         assert {client.post(f"/v1/jobs/{job_id}/pause").status_code for job_id in paused} == {202}
         assert client.post(f"/v1/jobs/{cancelled}/cancel").status_code == 202
         rows = (DATA / "pairs_train.jsonl").read_bytes()
-        datasets = [client.post("/v1/datasets", content=rows).json()["id"] for _ in range(6)]
+        datasets = [
+            client.post("/v1/datasets?on_invalid=skip", content=rows + b'{"prompt": 1}\n').json()["id"] for _ in range(6)
+        ]
         comparisons = [_asked(client, trained) for _ in range(3)]
         with database.transaction() as session:
             for result, error in (({"trained_model_response": "الرباط"}, None), (None, error_dict("internal", "broken"))):

@@ -85,8 +85,8 @@ def alive(pids: set[int]) -> set[int]:
     return {pid for pid in pids if lives(pid)}
 
 
-def until(what: Callable[[], Any], seconds: float = 60, every_s: float = 0.1) -> Any:
-    """The first true value of `what`, or a failure after `seconds`."""
+def until(what: Callable[[], Any], seconds: float = 240, every_s: float = 0.1) -> Any:
+    """The first true value of `what`, or a failure after `seconds`: many, as the machine may be busy with other work."""
     deadline = time.monotonic() + seconds
     while True:
         if value := what():

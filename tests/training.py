@@ -2,7 +2,10 @@
 
 import json
 import math
+import shutil
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import DATA, TINY_MODEL
@@ -11,6 +14,7 @@ from trainer_core import CPOConfig, IPOConfig, KTOConfig
 METHODS = ("kto", "ipo", "cpo")
 CONFIGS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 PROMPT = "هل تعرف اسم عاصمة المغرب؟"
+_HELD_OUT = TemporaryDirectory()
 
 
 def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
@@ -30,8 +34,13 @@ def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
     return CONFIGS[method](**{**base, **fields})
 
 
+@cache
 def held_out(method: str) -> str:
-    return str(DATA / f"{'kto' if method == 'kto' else 'pairs'}_held_out.jsonl")
+    """A file of 96 rows that no sample training knows."""
+    rows = [json.loads(line) for line in (DATA / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines()]
+    if method == "kto":
+        rows = json.loads((DATA / "kto_split.json").read_text(encoding="utf-8"))["validation"]
+    return write_rows(Path(_HELD_OUT.name) / f"{method}.jsonl", rows[:96])
 
 
 def learning_rates(settings: Any, steps: int) -> list[float]:
@@ -39,9 +48,12 @@ def learning_rates(settings: Any, steps: int) -> list[float]:
     import torch
     from transformers import get_scheduler
 
-    warm_up = 0 if settings.lr_scheduler_type == "constant" else math.ceil(settings.warmup_ratio * steps)
+    warm_up = math.ceil(settings.warmup_ratio * steps) if settings.warmup_steps is None else settings.warmup_steps
+    warm_up = 0 if settings.lr_scheduler_type == "constant" else warm_up
+    floor = {} if settings.min_lr_rate is None else {"scheduler_specific_kwargs": {"min_lr_rate": settings.min_lr_rate}}
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(settings.lr_scheduler_type, optimizer, num_warmup_steps=warm_up, num_training_steps=steps)
+    kind = settings.lr_scheduler_type
+    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warm_up, num_training_steps=steps, **floor)
     shares = [(i + 1) / (warm_up + 1) if i < warm_up else scheduler.lr_lambdas[0](i) for i in range(steps)]
     return [settings.effective_learning_rate * share for share in shares]
 
@@ -79,4 +91,15 @@ def make_model(folder: Path, architecture: str = "qwen2", hidden_size: int = 32)
     torch.manual_seed(5)
     AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def copy_model(folder: Path, template: str | None = None, **files: dict[str, Any]) -> str:
+    """The shipped model with other settings, by file, and another template."""
+    shutil.copytree(TINY_MODEL, folder)
+    for name, changes in files.items():
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return str(folder)

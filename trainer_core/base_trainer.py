@@ -15,18 +15,19 @@ from datasets import Dataset
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
-from trainer_core import estimates, forecast, plan, preflight
+from trainer_core import estimates, forecast, lora_options, model_card, preflight, run_identity
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
-from trainer_core.checkpoints import carry, clear, is_disk_full, verified_step
+from trainer_core.checkpoints import carry, clear, is_disk_full, newest_in, verified_step
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Effect
 from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped, TafdilError
 from trainer_core.estimates import Load, Size, planned_steps, steps_an_epoch
-from trainer_core.fingerprints import base_tensors, fingerprint, side_fingerprint
+from trainer_core.fingerprints import Remembered, side_fingerprint
 from trainer_core.loading import reason_of
-from trainer_core.models import Locate, load_policy, resolve_precision, same_name
+from trainer_core.models import Locate, answering_dtype, dtype_name, load_policy, resolve_precision, same_name
 from trainer_core.observer import Observer
+from trainer_core.proof import base_fingerprint, function_of, side_of_proof
 from trainer_core.reference import TRAINED_ADAPTER
 from trainer_core.renderers import load_renderer, renderer_metadata
 
@@ -56,7 +57,9 @@ class BaseTrainer(ABC):
         self.precision: Any = None
         self.places: Any = None
         self.effect: Effect | None = None
+        self._remembered = Remembered()
         self._is_loaded = self._has_trained = False
+        self._completed_at: str | None = None
         self._watcher: Any = None
         self._early_stopping: EarlyStopping | None = None
         self._stopped_early: dict[str, Any] | None = None
@@ -99,8 +102,16 @@ class BaseTrainer(ABC):
         """What the metadata says of the path that computed the losses."""
 
     @abstractmethod
-    def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
+    def reference_metadata(self) -> dict[str, Any]:
         """What the metadata says of the reference, beyond its name."""
+
+    @abstractmethod
+    def reference_proof(self) -> dict[str, Any] | None:
+        """What the proof says of the reference (`proof.reference_of_proof`); None where it is not known."""
+
+    def base_fingerprint(self) -> str:
+        """Of the model without its adapter. Raises `ReferenceMismatch` if that is not what its files hold."""
+        return base_fingerprint(self._remembered, "trained", self.model, self.places.model if self.config.use_lora else None)
 
     def load(self) -> None:
         """Checks, tokenizer, data, then the model: everything that can be known is said before a model loads. Idempotent."""
@@ -110,12 +121,13 @@ class BaseTrainer(ABC):
         self.precision = resolve_precision(self.config)
         preflight.warn_of_clamp(self.config, self.observer)
         self.places = preflight.check(self.config, self.locate)
+        lora_options.warn(self.config, self.places.adapter, self.observer)
         renderer = load_renderer(self.config, self.places.model)
         self.tokenizer = renderer.tokenizer
         preflight.check_tokenizer(self.tokenizer, self.places.model)
         self.data_loader = PreferenceData(self.config, renderer, self.observer)
         self.data_loader.load()
-        preflight.check_validation(self.config, has_validation=bool(self.data_loader.validation), observer=self.observer)
+        preflight.check_validation(self.config, self.data_loader.validation, self.observer)
         forecast.warn(self.config, *self._steps(), self.observer, is_half=self.precision != "fp32")
         self.observer.data(self.data_loader.report())
         self.observer.phase("loading")
@@ -140,11 +152,12 @@ class BaseTrainer(ABC):
     def _protect(self, step: int | None) -> None:
         self.trainer.protected_step = step
 
-    def train(self, resume_from_checkpoint: str | Path | None = None) -> dict[str, float]:
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> dict[str, float]:
         """Trains, evaluates at the end when there is validation data, and saves to `output_dir`.
 
         Args:
-            resume_from_checkpoint: a checkpoint directory to go on from.
+            resume_from_checkpoint: a checkpoint directory to resume from; True: the newest whole one in `output_dir`;
+                None or False: start from the first step.
 
         Returns:
             What transformers reports of this call's steps: `train_loss` (mean), `train_runtime` (seconds) and more. Empty
@@ -152,24 +165,33 @@ class BaseTrainer(ABC):
 
         Raises:
             Stopped: the observer asked to stop; a checkpoint of the last step was saved.
+            SpecInvalid: the checkpoint is damaged or of another training, or there is none.
             NonfiniteLoss, ReferenceMismatch, DiskFull, and the errors of loading.
         """
+        checkpoint = newest_in(Path(self.config.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         trainer = self.prepare()
+        self._completed_at = None
         if not self._has_trained:
             # The weights of a checkpoint are loaded later, so this is the first step's model, resumed or not.
             self.check_reference()
             self.note_start()
         self._has_trained = True
-        metrics = self._run(Path(resume_from_checkpoint) if resume_from_checkpoint else None)
+        metrics = self._run(Path(checkpoint) if checkpoint else None)
         if self._watcher.stopped:
+            self._completed_at = None
             raise Stopped(f"stopped at step {trainer.state.global_step} after saving a checkpoint")
         self.check_reference_kept()
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
         self._take_best()
         self._measure()
+        self.note_completed()
         self.save_model()
         return metrics
+
+    def note_completed(self) -> None:
+        """Called at the end of a training: the metadata tells when that was."""
+        self._completed_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _measure(self) -> None:
         self.observer.phase("evaluating")
@@ -225,6 +247,7 @@ class BaseTrainer(ABC):
         if not isinstance(identity, dict):
             raise refuse("does not say which run it belongs to")
         is_earlier = "warm-up" not in identity
+        identity = run_identity.complete(identity)
         if is_earlier:
             # The run keeps its original schedule, and its new checkpoints record that.
             self.trainer.identity.pop("warm-up", None)
@@ -285,7 +308,9 @@ class BaseTrainer(ABC):
             )
 
     def save_model(self, output_dir: str | None = None) -> None:
-        """Writes weights, tokenizer, configuration and `<method>_metadata.json`.
+        """Writes weights, tokenizer, configuration, `<method>_metadata.json` and a model card, `README.md`.
+
+        Before any training the metadata has no `training_completed_at`.
 
         Args:
             output_dir: where to; default the config's.
@@ -307,14 +332,14 @@ class BaseTrainer(ABC):
     def _write(self, folder: Path) -> None:
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        # A model card of peft's, which names paths of this machine.
-        (folder / "README.md").unlink(missing_ok=True)
         (folder / "training_config.json").write_text(
             self.config.model_dump_json(indent=2, exclude=set(LibraryPaths.model_fields)),
             encoding="utf-8",
         )
         target = folder / f"{self.config.preference_method}_metadata.json"
-        target.write_text(json.dumps(self.metadata(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        metadata = self.metadata()
+        target.write_text(json.dumps(metadata, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        model_card.write(folder, metadata, self.places.model)
 
     def _speed(self) -> dict[str, Any] | None:
         """How fast this process's steps were; None without any, or for a model that estimates know nothing of."""
@@ -335,29 +360,44 @@ class BaseTrainer(ABC):
             on_gpu=not self.trainer.args.use_cpu,
         )
 
-    def metadata(self) -> dict[str, Any]:
-        """The metadata file: the method's fields, then what is needed to load and to repeat the training."""
+    def describe_checkpoint(self, folder: Path, state: TrainerState) -> None:
+        """Writes the model card of a checkpoint before it is published."""
+        model_card.write(folder, self._known_metadata(state), self.places.model, step=state.global_step)
+
+    def _known_metadata(self, state: TrainerState | None) -> dict[str, Any]:
+        """The part of the metadata that costs nothing to know. `state`: of the trainer, if there is one."""
         config = self.config
-        base = fingerprint(base_tensors(self.model))
         return {
             **self.method_metadata(),
-            "training_completed_at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             "model_name": config.model_name,
             "adapter_name": config.adapter_name,
             "use_lora": config.use_lora,
             "precision": self.precision,
+            "dtype": dtype_name(answering_dtype(self.places.model) if config.use_lora else self.model.dtype),
             "load_in_4bit": config.load_in_4bit and config.use_lora,
             "ref_load_in_4bit": config.reference_in_4bit,
             "learning_rate": config.effective_learning_rate,
             "seed": config.seed,
+            "evaluation": model_card.evaluation(state.log_history) if state else None,
+            "data": self.data_loader.report(),
+            **renderer_metadata(self.data_loader.renderer),
+        }
+
+    def metadata(self) -> dict[str, Any]:
+        """The metadata file: the method's fields, then what is needed to load and to repeat the training."""
+        config = self.config
+        renderer = self.data_loader.renderer
+        trained = side_of_proof(self.model, TRAINED_ADAPTER if config.use_lora else None, self.base_fingerprint())
+        return {
+            **self._known_metadata(self.trainer.state if self.trainer else None),
+            **({"training_completed_at": self._completed_at} if self._completed_at else {}),
             "early_stopping": self._stopped_early,
             "acceleration": self.acceleration_metadata(),
-            **renderer_metadata(self.data_loader.renderer),
-            "data_plan_sha256": plan.fingerprint(self.data_loader.train),
-            "data": self.data_loader.report(),
-            "base_weights_sha256": base if config.use_lora else None,
-            "weights_sha256": side_fingerprint(base, self.model, TRAINED_ADAPTER if config.use_lora else None),
-            **self.reference_metadata(base),
+            "data_plan_sha256": self.data_loader.plan_sha256,
+            "base_weights_sha256": trained["base_sha256"] if config.use_lora else None,
+            "weights_sha256": side_fingerprint(trained["base_sha256"], trained["adapter_sha256"]),
+            **self.reference_metadata(),
+            "proof": {**function_of(trained, renderer, config.beta), "reference": self.reference_proof()},
             "effect": self.effect.verdict if self.effect else None,
             "effect_evidence": self.effect.as_dict() if self.effect else None,
             "speed": self._speed(),

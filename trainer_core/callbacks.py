@@ -87,6 +87,16 @@ class Resumed(TrainerCallback):
         self._go_on = None
 
 
+class Completed(TrainerCallback):
+    """Calls back at the end of a training that did not fail."""
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._tell()
+
+
 def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, float | None]:
     """The metrics of a log entry. What is NaN or infinite, or what the batches of one label cannot have, is None."""
     names = [name for name, value in logged.items() if isinstance(value, int | float) and name not in _NOT_METRICS]

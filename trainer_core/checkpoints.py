@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from trainer_core.errors import DiskFull
+from trainer_core.errors import Detail, DiskFull, SpecInvalid
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
@@ -70,6 +70,20 @@ def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
     return None
 
 
+def newest_in(run_dir: Path) -> Path:
+    """The newest checkpoint of a directory that verifies. Raises `SpecInvalid` when there is none."""
+    found = newest_verified([run_dir])
+    if found is None:
+        seen = sorted((path.name for path in run_dir.glob("checkpoint-*")), key=lambda name: _named_step(Path(name)))
+        damaged = f" ({', '.join(seen)} not as written)" if seen else ""
+        raise SpecInvalid(
+            f"there is no whole checkpoint in {str(run_dir)!r} to resume from{damaged}; leave resume_from_checkpoint out to "
+            "start from the first step",
+            [Detail("resume_from_checkpoint", "finds no whole checkpoint in output_dir")],
+        )
+    return found
+
+
 def prune(run_dir: Path, keep: int, protected: Collection[int | None] = ()) -> None:
     """Removes all checkpoints but the `keep` newest and the protected ones, and staging directories that a kill left."""
     for path in sorted(run_dir.glob("checkpoint-*"), key=_named_step)[:-keep]:
@@ -94,11 +108,12 @@ def carry(checkpoint: Path, run_dir: Path) -> None:
         return
     staged = run_dir / f"{STAGING_PREFIX}carried-{os.getpid()}"
     shutil.rmtree(staged, ignore_errors=True)
-    shutil.copytree(checkpoint, staged, copy_function=_link)
+    shutil.copytree(checkpoint, staged, copy_function=link)
     staged.rename(target)
 
 
-def _link(source: str, target: str) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """A second name for a file, or where the disk has none such a copy."""
     try:
         os.link(source, target)
     except OSError:
@@ -141,8 +156,9 @@ class StagedCheckpoints:
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             staged = staging / f"checkpoint-{step}"
-            # A pickle that nothing reads on resume.
-            (staged / "training_args.bin").unlink(missing_ok=True)
+            # A pickle that nothing reads on resume, and peft's model card: both name places on this machine.
+            for name in ("training_args.bin", "README.md"):
+                (staged / name).unlink(missing_ok=True)
             self.write_more(staged)
             publish(staged, run_dir, step)
         finally:

@@ -5,7 +5,7 @@ Knows two models and one rendering; knows nothing of training, methods' replies 
 
 import json
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from trainer_core import adapters
+from trainer_core import adapters, generation_options
+from trainer_core.acceleration import causal_of
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
-from trainer_core.fingerprints import Remembered, base_tensors, side_fingerprint
-from trainer_core.models import Locate, load_model, load_reference, weights_dtype
+from trainer_core.fingerprints import Remembered
+from trainer_core.generation_options import DEFAULT_LENGTH
+from trainer_core.models import Locate, answering_dtype, dtype_name, load_model, load_reference
+from trainer_core.proof import Claim, Covers, Found, Sources, Witness
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.renderers import load_saved_renderer
 from trainer_core.row_rules import comparable
@@ -29,16 +32,16 @@ from trainer_core.tokens import Messages, Renderer
 # How far two passes over the same weights may differ, as a share of the largest logit: rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE_ROUNDING = 0.03
-# Options of `generate` that would change what a row of the answer means.
-_NOT_OPTIONS = {"num_return_sequences", "max_new_tokens", "adapter_names", "inputs", "input_ids", "attention_mask"}
 
 
 @dataclass(frozen=True)
 class Proof:
     """What shows that two different models answered.
 
-    Fingerprints are SHA-256 of the tensors that answered. The logit difference (largest, absolute) and the KL divergence
-    KL(trained ‖ reference) (nats, mean over positions) are over the prompt's positions.
+    Fingerprints are SHA-256 of the weights that answered, in the dtype of their files. The logit difference (largest,
+    absolute) and the KL divergence KL(trained ‖ reference) (nats, mean over positions) are over the prompt's positions.
+    `function_sha256` is of all that the trained model's answers depend on, as `docs/artifacts.md` says. `covers` is
+    "tensors only" where the metadata is of an earlier version, which said no more.
     """
 
     trained_fingerprint: str
@@ -46,6 +49,8 @@ class Proof:
     template_fingerprint: str
     max_logit_difference: float
     mean_kl: float
+    function_sha256: str | None = None
+    covers: Covers = "tensors only"
 
     @property
     def adapter_has_no_effect(self) -> bool:
@@ -69,6 +74,8 @@ class Comparison:
     preference_score: float
     seed: int | None
     proof: Proof
+    dtype: str | None = None
+    """What both answers were computed in, as configurations write it: `bfloat16`."""
 
     @property
     def texts_differ(self) -> bool:
@@ -81,6 +88,7 @@ class Comparison:
             "trained_model_response": self.trained_response,
             "reference_model_response": self.reference_response,
             "seed": self.seed,
+            "dtype": self.dtype,
             "proof": self.proof.as_dict(),
         }
 
@@ -99,8 +107,10 @@ class ModelPair:
     """A trained model and its reference, ready to answer.
 
     Args:
-        reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a model of its own.
-        expected: fingerprints (trained, reference) that the live weights must have; None where none are known.
+        reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a model of its own. With DoRA,
+            which peft cannot switch within a batch, the sides answer one after the other.
+        claim: what the models must be, as a training's metadata says; None where nothing is known.
+        sources: where the weights were loaded from.
         adapter: the trained one's name in a LoRA model, which may hold those of other trainings beside it.
         remembered: fingerprints of the weights that pairs share.
     """
@@ -111,21 +121,22 @@ class ModelPair:
         reference: Any,
         renderer: Renderer,
         beta: float,
-        expected: tuple[str, str | None] | None = None,
+        claim: Claim | None = None,
         *,
+        sources: Sources | None = None,
         adapter: str = TRAINED_ADAPTER,
         remembered: Remembered | None = None,
     ) -> None:
         self.policy, self.reference, self.renderer, self.beta = policy, reference, renderer, beta
         self.adapter = adapter
-        self._expected = expected
-        self._remembered = remembered or Remembered()
+        trained = adapter if hasattr(policy, "peft_config") else None
+        self._witness = Witness(trained, claim, sources, remembered)
 
     def compare(
         self,
         prompt: str | Messages,
-        max_new_tokens: int = 512,
-        temperature: float = 0.0,
+        max_new_tokens: int = DEFAULT_LENGTH,
+        temperature: float | None = None,
         seed: int | None = None,
         tell: Callable[[str, str], None] | None = None,
         **generation: Any,
@@ -133,19 +144,23 @@ class ModelPair:
         """Answers by both sides. A temperature above 0 samples; without a seed one is drawn, and told in the result.
 
         Args:
+            max_new_tokens: the default is cut to what the model has room for.
             tell: gets the trained model's text so far and the reference's, some times a second.
 
         Raises:
+            SpecInvalid: an option is invalid.
             DataInvalid: the prompt is empty, or too long for the model.
-            ReferenceMismatch: a side was not answered by the weights that it stands for.
+            ReferenceMismatch: a side is not the function that it stands for, or was not answered by its weights.
         """
-        ids = self._prompt_ids(prompt, max_new_tokens)
-        if refused := _NOT_OPTIONS & generation.keys():
-            raise SpecInvalid(f"a comparison takes no {', '.join(sorted(refused))}")
+        generation = generation_options.checked({**generation, "temperature": temperature, "seed": seed})
+        temperature, seed = generation.pop("temperature", 0.0), generation.pop("seed", None)
+        ids = self._prompt_ids(prompt)
+        longest = getattr(self.policy.config, "max_position_embeddings", None)
+        max_new_tokens = generation_options.fitting(max_new_tokens, len(ids), longest)
         if generation.pop("do_sample", False) and not temperature:
             temperature = 1.0
         sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
+        if temperature:
             seed = seed if seed is not None else int(torch.randint(2**31 - 1, ()).item())
             sampling = {"do_sample": True, "temperature": temperature}
         else:
@@ -155,31 +170,23 @@ class ModelPair:
         try:
             if hasattr(self.policy, "peft_config"):
                 check_adapter(self.policy, self.adapter, "trained")
+            found = self._witness.check(self.policy, self.reference, self.renderer, self.beta)
             with torch.no_grad(), torch.random.fork_rng():
                 if seed is not None:
                     torch.manual_seed(seed)
-                with _hooks_as_they_were(self.policy):
+                with _hooks_as_they_were(self.policy), _computed_in(self.policy) as dtypes:
                     answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation}, tell)
-                proof = self._prove(ids, answers)
+                proof = self._prove(ids, answers, found)
                 preference = self._preference_score(ids, answers)
         finally:
             self.policy.train(was_training)
         texts = self.renderer.response(answers.trained), self.renderer.response(answers.reference)
-        return Comparison(prompt, *texts, preference, seed, proof)
+        return Comparison(prompt, *texts, preference, seed, proof, dtype_name(dtypes[0]))
 
-    def _prompt_ids(self, prompt: str | Messages, max_new_tokens: int) -> list[int]:
+    def _prompt_ids(self, prompt: str | Messages) -> list[int]:
         ids = self.renderer.prompt_ids(prompt)
-        if max_new_tokens < 1:
-            raise SpecInvalid("max_length counts new tokens and must be at least 1", [Detail("max_length", "is below 1")])
         if not ids:
             raise DataInvalid("the prompt is empty", [Detail("prompt", "is empty")])
-        longest = getattr(self.policy.config, "max_position_embeddings", None)
-        if longest and len(ids) + max_new_tokens > longest:
-            raise DataInvalid(
-                f"the prompt has {len(ids)} tokens and max_length asks for {max_new_tokens} more; the model reads at most "
-                f"{longest}",
-                [Detail("prompt", "is too long for the model with this max_length")],
-            )
         return ids
 
     def _generate(self, ids: list[int], options: dict[str, Any], tell: Callable[[str, str], None] | None = None) -> _Answers:
@@ -190,8 +197,8 @@ class ModelPair:
             "output_logits": True,
             "return_dict_in_generate": True,
         }
-        if isinstance(self.reference, FrozenView):
-            sides = [self.adapter, self.reference.adapter or "__base__"]
+        sides = self._sides()
+        if sides:
             if tell:
                 options["streamer"] = TextStreamer(self.renderer, lambda texts: tell(*texts))
             with SmallBatches():
@@ -201,16 +208,28 @@ class ModelPair:
             rows = list(both.sequences)
         else:
             outputs: list[Any] = []
-            for model in (self.policy, self.reference):
+            for model, side in ((self.policy, nullcontext()), (model_of(self.reference), side_of(self.reference))):
                 if tell:
                     before = [self.renderer.response(output.sequences[0][len(ids) :].tolist()) for output in outputs]
                     options["streamer"] = TextStreamer(
                         self.renderer, lambda texts, before=before: tell(*[*before, *texts, ""][:2])
                     )
-                outputs.append(model.generate(**self._inputs([ids]), **options))
+                with side:
+                    outputs.append(model.generate(**self._inputs([ids]), **options))
             rows, starts = [output.sequences[0] for output in outputs], [output.logits[0][0] for output in outputs]
         answers = [self.renderer.stop.up_to_end(row[len(ids) :].tolist()) for row in rows]
         return _Answers(answers[0], answers[1], starts[0].float(), starts[1].float())
+
+    def _sides(self) -> list[str] | None:
+        """peft's names of both sides, to answer in one batch; None where it takes two.
+
+        peft refuses batches of several adapters if one is DoRA, whose weights are scaled as a whole.
+        """
+        if not isinstance(self.reference, FrozenView):
+            return None
+        sides = [self.adapter, self.reference.adapter or "__base__"]
+        known = self.policy.peft_config
+        return None if any(getattr(known.get(side), "use_dora", False) for side in sides) else sides
 
     def _inputs(self, rows: list[list[int]]) -> dict[str, Tensor]:
         ids = torch.tensor(rows, device=self.policy.device)
@@ -221,7 +240,7 @@ class ModelPair:
         scores = score(self.policy, self.reference, [ids], own)
         return torch.sigmoid(self.beta * (scores["trained"].ratios - scores["reference"].ratios)).item()
 
-    def _prove(self, ids: list[int], answers: _Answers) -> Proof:
+    def _prove(self, ids: list[int], answers: _Answers, found: Found) -> Proof:
         model = model_of(self.reference)
         inputs = self._inputs([ids])
         trained = self.policy(**inputs).logits[0].float()
@@ -230,13 +249,14 @@ class ModelPair:
         self._check_start("trained", answers.trained_start, trained[-1], reference[-1])
         self._check_start("reference", answers.reference_start, reference[-1], trained[-1])
         log_p, log_q = trained.log_softmax(-1), reference.log_softmax(-1)
-        trained_print, reference_print = self._fingerprints()
         return Proof(
-            trained_fingerprint=trained_print,
-            reference_fingerprint=reference_print,
+            trained_fingerprint=found.trained,
+            reference_fingerprint=found.reference,
             template_fingerprint=self.renderer.fingerprint,
             max_logit_difference=(trained - reference).abs().max().item(),
             mean_kl=(log_p.exp() * (log_p - log_q)).sum(-1).mean().clamp(min=0).item(),
+            function_sha256=found.proof["function_sha256"] if self._witness.claim.covers == "function" else None,
+            covers=self._witness.claim.covers,
         )
 
     def _check_start(self, side: str, start: Tensor, own: Tensor, other: Tensor) -> None:
@@ -248,21 +268,6 @@ class ModelPair:
                 f"the {side} side's answer did not come from its weights: its first logits differ by {error:.3g} from them "
                 f"and by {error_of_other:.3g} from the other side's"
             )
-
-    def _fingerprints(self) -> tuple[str, str]:
-        base = self._remembered.fingerprint("base", base_tensors(self.policy))
-        trained = side_fingerprint(base, self.policy, self.adapter)
-        if isinstance(self.reference, FrozenView):
-            live = (trained, side_fingerprint(base, self.policy, self.reference.adapter))
-        else:
-            live = (trained, self._remembered.fingerprint("reference", base_tensors(self.reference)))
-        for side, found, expected in zip(("trained", "reference"), live, self._expected or live, strict=True):
-            if expected is not None and found != expected:
-                raise ReferenceMismatch(
-                    f"the {side} model's weights are not those that its training ended with: their fingerprint is "
-                    f"{found[:12]}…, the metadata says {expected[:12]}…"
-                )
-        return live
 
 
 @contextmanager
@@ -282,6 +287,18 @@ def _hooks_as_they_were(model: Any) -> Generator[None]:
         if isinstance(error, ValueError | TypeError):
             raise SpecInvalid(f"the models cannot generate so: {str(error).splitlines()[0]}") from error
         raise
+
+
+@contextmanager
+def _computed_in(model: Any) -> Generator[list[torch.dtype]]:
+    """Gathers the dtypes of the logits, as the output layer gives them: under autocast not those of the weights."""
+    found: list[torch.dtype] = []
+    head = causal_of(model).get_output_embeddings()
+    hook = head.register_forward_hook(lambda *call: found.append(call[-1].dtype))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 class Bases:
@@ -322,6 +339,9 @@ def load_pair(
 ) -> tuple[str, ModelPair]:
     """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete.
 
+    Both are held in the dtype that the base's config.json names, as in the hands of whoever downloads the result, and not as
+    they trained on this machine.
+
     Args:
         bases: where base models are shared; an adapter of the pair gets the name `adapter` there.
     """
@@ -329,27 +349,29 @@ def load_pair(
     if len(found) != 1:
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
-    dtype = weights_dtype(metadata["use_lora"], metadata["precision"])
-    renderer = load_saved_renderer(
-        directory, metadata, locate(metadata["model_name"]) if metadata["use_lora"] else str(directory)
-    )
+    path = locate(metadata["model_name"]) if metadata["use_lora"] else str(directory)
+    dtype = answering_dtype(path)
+    renderer = load_saved_renderer(directory, metadata, path)
     remembered = Remembered()
     if metadata["use_lora"]:
-        path, in_4bit = locate(metadata["model_name"]), metadata["load_in_4bit"]
-        policy, remembered = (bases or Bases()).adapted(path, dtype, in_4bit, directory, adapter)
+        policy, remembered = (bases or Bases()).adapted(path, dtype, metadata["load_in_4bit"], directory, adapter)
         if (directory / REFERENCE_ADAPTER).is_dir():
             adapters.load(policy, str(directory / REFERENCE_ADAPTER), _reference_name(adapter))
         policy.set_adapter(adapter)
     else:
-        policy = load_model(str(directory), dtype).eval()
+        policy = load_model(path, dtype).eval()
     if metadata["reference"] == "model":
         reference: Any = load_reference(locate(metadata["ref_model_name"]), dtype, metadata["ref_load_in_4bit"])
         # The base's fingerprint is shared with pairs that have other references.
         remembered = Remembered() if metadata["use_lora"] else remembered
     else:
         reference = FrozenView(policy, _reference_name(adapter) if metadata["reference"] == "adapter" else None)
-    # Packing into 4 bit may differ by a bit between kinds of device, so only exact weights are held to their fingerprint.
-    is_exact = not (metadata["load_in_4bit"] or metadata["ref_load_in_4bit"])
-    expected = (metadata["weights_sha256"], metadata["reference_sha256"]) if is_exact else None
-    pair = ModelPair(policy, reference, renderer, metadata["beta"], expected, adapter=adapter, remembered=remembered)
+    sources = Sources(
+        trained=locate(metadata["model_name"]) if metadata["use_lora"] else str(directory),
+        reference=locate(metadata["ref_model_name"]) if metadata["reference"] == "model" else None,
+    )
+    claim = Claim.of(metadata)
+    pair = ModelPair(
+        policy, reference, renderer, metadata["beta"], claim, sources=sources, adapter=adapter, remembered=remembered
+    )
     return metadata["training_method"], pair

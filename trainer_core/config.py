@@ -4,15 +4,28 @@ Each method's own fields are a class of their own (`KTOSettings`, ...), which th
 field is described once. Torch-free: importing this module loads pydantic and nothing heavier.
 """
 
-from pathlib import Path
+import math
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from trainer_core.file_cache import FileCache
+from trainer_core.library_paths import LibraryPaths
 
 Method = Literal["kto", "ipo", "cpo"]
 METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
+
+Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"]
+"""By the names of transformers' `OptimizerNames`."""
 
 # Arguments of `apply_chat_template` other than the template's own options.
 _TEMPLATE_INPUTS = {
@@ -39,6 +52,50 @@ _TEMPLATE_INPUTS = {
 Positive = Annotated[float, Field(gt=0)]
 # As wide as the integers of a database that keeps them.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+
+
+def _named_trackers(value: Any) -> Any:
+    """As transformers takes them: one name, or `none`; `all` would mean whatever a worker has installed."""
+    if value in ("none", ["none"]):
+        return []
+    if value in ("all", ["all"]):
+        raise ValueError("'all' would be what is installed where the training runs; name tensorboard, wandb or mlflow")
+    return [value] if isinstance(value, str) else value
+
+
+def _named_modules(value: Any) -> Any:
+    """A single name as a list of one: as text, peft would take it for a pattern."""
+    if not isinstance(value, str) or value == "all-linear":
+        return value
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", value):
+        raise ValueError(f"{value!r} is not the name of a module; name one, a list of them, or 'all-linear'")
+    return [value]
+
+
+Tracker = Literal["tensorboard", "wandb", "mlflow"]
+Trackers = Annotated[
+    list[Tracker], BeforeValidator(_named_trackers, json_schema_input_type=list[Tracker] | Tracker | Literal["none"])
+]
+Targets = Annotated[
+    list[str] | Literal["all-linear"], BeforeValidator(_named_modules, json_schema_input_type=list[str] | str)
+]
+
+
+def _one_reason(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Replaces the errors of a union's members with one that names all of them."""
+    try:
+        return check(value)
+    except ValidationError as error:
+        raise ValueError(
+            'must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or "epoch"'
+        ) from error
+
+
+Interval = Annotated[
+    PositiveInt | Annotated[float, Field(gt=0, lt=1)] | Literal["epoch"],
+    WrapValidator(_one_reason),
+]
+"""Optimizer steps, a share of all steps, or `epoch`; `schedule.interval` makes steps of it."""
 
 
 class TrainingSettings(BaseModel):
@@ -96,9 +153,18 @@ class TrainingSettings(BaseModel):
     use_lora: bool = Field(True, description="Train LoRA adapters; `false` trains all weights.")
     lora_r: int = Field(16, ge=1, le=1024, description="Rank of the LoRA adapters.")
     lora_alpha: Positive = Field(32.0, le=10_000, description="LoRA scaling is `lora_alpha / lora_r`.")
-    lora_target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Module names that get an adapter; never `lm_head`."
+    lora_target_modules: Targets = Field(
+        "all-linear",
+        description="Names of the modules that get an adapter, or one name, `embed_tokens` among them; never `lm_head`.",
     )
+    lora_dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the adapters' inputs that is dropped in training, and only there. Takes TRL's own path.",
+    )
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scaling is `lora_alpha / sqrt(lora_r)`.")
+    use_dora: bool = Field(False, description="DoRA: train the magnitude of each weight row as well as LoRA's direction.")
 
     load_in_4bit: bool = Field(
         False,
@@ -119,16 +185,33 @@ class TrainingSettings(BaseModel):
     per_device_eval_batch_size: int = Field(8, ge=1, le=1024, description="Rows or pairs a forward pass in evaluation.")
     gradient_accumulation_steps: int = Field(4, ge=1, le=4096, description="Forward passes an optimizer step.")
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup"] = Field(
+    warmup_steps: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Steps in which the learning rate rises; sets `warmup_ratio` to 0."
+    )
+    lr_scheduler_type: Literal["linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup"] = Field(
         "linear", description="Course of the learning rate after warm-up."
     )
+    min_lr_rate: float | None = Field(
+        None, gt=0, lt=1, description="With `cosine_with_min_lr`: the last learning rate, as a share of the peak."
+    )
+    optim: Optimizer = Field(
+        "adamw_torch_fused",
+        description="Optimizer, by transformers' name. `8bit` and `paged` ones need bitsandbytes, paged ones a GPU too.",
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the running mean of gradients.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the running mean of squared gradients.")
+    adam_epsilon: Positive = Field(1e-8, le=1, description="AdamW: added to the divisor of each update.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay.")
     max_grad_norm: Positive = Field(1.0, le=1000, description="Gradients are clipped to this norm.")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, adapters and sampling.")
 
     logging_steps: PositiveInt = Field(10, description="Optimizer steps between two metric points.")
-    eval_steps: PositiveInt = Field(500, description="Optimizer steps between two evaluations.")
-    save_steps: PositiveInt = Field(500, description="Optimizer steps between two checkpoints.")
+    eval_steps: Interval = Field(
+        500, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
+    )
+    save_steps: Interval = Field(
+        500, description="Optimizer steps between two checkpoints; below 1 a share of all steps; `epoch`: once per epoch."
+    )
     save_total_limit: int = Field(2, ge=1, le=100, description="Checkpoints kept.")
     eval_on_start: bool | None = Field(
         None, description="Evaluate before the first step; `null`: when there is validation data."
@@ -139,7 +222,7 @@ class TrainingSettings(BaseModel):
 
     early_stopping_patience: PositiveInt | None = Field(
         None,
-        description="Stop after so many evaluations without a better `early_stopping_metric`, and save the best model.",
+        description="Stop after this many evaluations without a better `early_stopping_metric`, and save the best model.",
     )
     early_stopping_metric: str = Field("loss", description="Validation metric that decides, without `eval_`.")
     early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Least change that counts as better.")
@@ -150,8 +233,10 @@ class TrainingSettings(BaseModel):
         None, min_length=1, max_length=100, description="Prompts to answer at each evaluation in the place of those."
     )
     sample_max_length: int = Field(64, ge=1, le=4096, description="Most new tokens of such an answer.")
-    report_to: list[Literal["tensorboard", "wandb", "mlflow"]] = Field(
-        default_factory=list, description="Where metrics go besides the job: each needs its package, and its own settings."
+    report_to: Trackers = Field(
+        default_factory=list,
+        description="Where metrics go besides the job, as a list or one name; `none`: nowhere. Each needs its package, and "
+        "its own settings.",
     )
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
@@ -192,6 +277,22 @@ class TrainingSettings(BaseModel):
     def effective_learning_rate(self) -> float:
         """The learning rate that trains: `learning_rate`, at most `learning_rate_cap`."""
         return min(self.learning_rate, self.learning_rate_cap or self.learning_rate)
+
+    @property
+    def lora_scaling(self) -> float:
+        """LoRA's factor on an adapter's output; 1 if all weights train."""
+        if not self.use_lora:
+            return 1.0
+        return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
+
+    @property
+    def plain_path_because(self) -> str | None:
+        """Why the settings rule out acceleration; None if they do not."""
+        if self.acceleration == "off":
+            return "acceleration is off"
+        if self.lora_dropout:
+            return "lora_dropout draws a mask for each row, and rows that share a prompt would share its mask"
+        return None
 
     @property
     def effective_precision(self) -> Literal["auto", "bf16", "fp16", "fp32"]:
@@ -235,6 +336,31 @@ class TrainingSettings(BaseModel):
             raise ValueError(f"early_stopping_metric must be one of {known}, not {self.early_stopping_metric!r}")
         return self
 
+    @model_validator(mode="after")
+    def _optimizer_consistent(self) -> Self:
+        for name in ("lora_dropout", "use_rslora", "use_dora"):
+            if getattr(self, name) and not self.use_lora:
+                raise ValueError(f"{name} needs use_lora=true: full fine-tuning trains no adapter")
+        if self.optim == "adafactor":
+            for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} is AdamW's, and optim='adafactor' has none: leave it out")
+        has_floor = self.lr_scheduler_type == "cosine_with_min_lr"
+        if has_floor and self.min_lr_rate is None:
+            raise ValueError("lr_scheduler_type='cosine_with_min_lr' needs min_lr_rate, e.g. 0.1")
+        if self.min_lr_rate is not None and not has_floor:
+            raise ValueError(f"min_lr_rate needs lr_scheduler_type='cosine_with_min_lr', not {self.lr_scheduler_type!r}")
+        if self.warmup_steps is not None:
+            if self.warmup_ratio and "warmup_ratio" in self.model_fields_set:
+                raise ValueError("warmup_steps and warmup_ratio exclude each other: leave one of them out")
+            if self.warmup_steps and self.lr_scheduler_type == "constant":
+                raise ValueError(
+                    "lr_scheduler_type='constant' has no warm-up: use constant_with_warmup, or leave out warmup_steps"
+                )
+            # The stored settings say what trains, and can be read again. Not an assignment, which would validate anew.
+            object.__setattr__(self, "warmup_ratio", 0.0)
+        return self
+
 
 class KTOSettings(TrainingSettings):
     """Kahneman-Tversky Optimization: rows with one completion and a label (arXiv:2402.01306)."""
@@ -246,7 +372,12 @@ class KTOSettings(TrainingSettings):
         "overall_accuracy": True,
         "desirable_accuracy": True,
         "undesirable_accuracy": True,
+        "preference_accuracy": True,
+        "margin_accuracy": True,
+        "margin": True,
     }
+    metrics_of_pairs: ClassVar[tuple[str, ...]] = ("preference_accuracy", "margin_accuracy", "margin")
+    """Of these, what rows that were labelled one by one do not have."""
 
     desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
     undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
@@ -278,6 +409,7 @@ class _PairSettings(TrainingSettings):
         "loss": False,
         "preference_loss": False,
         "preference_accuracy": True,
+        "margin_accuracy": True,
         "margin": True,
         "confidence": True,
         "chosen_nll": False,
@@ -289,7 +421,9 @@ class _PairSettings(TrainingSettings):
     )
     per_device_train_batch_size: int = Field(2, ge=1, le=1024, description="Pairs a forward pass.")
     gradient_accumulation_steps: int = Field(8, ge=1, le=4096, description="Forward passes an optimizer step.")
-    eval_steps: PositiveInt = Field(1000, description="Optimizer steps between two evaluations.")
+    eval_steps: Interval = Field(
+        1000, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of pairs whose labels are swapped.")
 
 
@@ -312,27 +446,6 @@ class CPOSettings(_PairSettings):
         if self.loss_type == "hinge" and self.label_smoothing > 0:
             raise ValueError("label_smoothing applies to loss_type='sigmoid' only")
         return self
-
-
-class LibraryPaths(BaseModel):
-    """Where the library reads and writes; the service chooses these for a job."""
-
-    dataset_path: str = Field(min_length=1, description="Training rows: JSONL, or JSON with `train` and `validation`.")
-    eval_dataset_path: str | None = Field(None, description="Validation rows.")
-    output_dir: str = Field("", description="Where the model and checkpoints go; default `./checkpoints/<method>`.")
-    cache_dir: str | None = Field(
-        None,
-        description="Where token ids and the reference's log-probabilities are kept for other trainings; `null`: nowhere.",
-    )
-    cache_gib: float = Field(10, ge=0, description="What `cache_dir` may hold; what was used longest ago goes first.")
-
-    def file_cache(self) -> FileCache | None:
-        """The cache in `cache_dir`; None where there is none."""
-        return FileCache(Path(self.cache_dir), int(self.cache_gib * 2**30)) if self.cache_dir else None
-
-    def model_post_init(self, context: Any, /) -> None:
-        if not self.output_dir and isinstance(self, TrainingSettings):
-            object.__setattr__(self, "output_dir", f"./checkpoints/{self.method_name}")
 
 
 class KTOConfig(LibraryPaths, KTOSettings):

@@ -3,22 +3,23 @@
 import random
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from trainer_core import tokenizer_check
+from trainer_core import mixing, tokenizer_check
 from trainer_core.config import KTOSettings, PreferenceConfig
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
 from trainer_core.file_cache import FileCache
 from trainer_core.methods import MODULES
+from trainer_core.mixing import ReadRows
 from trainer_core.observer import Observer
-from trainer_core.plan import suggested_weights
+from trainer_core.plan import fingerprint, suggested_weights
 from trainer_core.row_encoding import TokenReport, encode_rows
+from trainer_core.row_names import RowNames
 from trainer_core.row_rules import Row, comparable
 from trainer_core.row_signal import DROPPED
-from trainer_core.rows import MAX_ERRORS, check_rows, read_rows
+from trainer_core.rows import MAX_ERRORS, check_rows
 from trainer_core.tokens import Renderer
 
 # A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
@@ -46,16 +47,14 @@ class PreferenceData:
         self.validation: list[Row] = []
         self.held_back: list[Row] = []
         self._left_over = 0
+        self._read = ReadRows([], [])
         self._reports: dict[str, TokenReport] = {}
         self._cache = config.file_cache()
 
     def load(self) -> None:
         """Reads the files and prepares the rows. Raises `DataInvalid` or `DataOverlong`."""
-        method = self.config.preference_method
-        parts = read_rows(Path(self.config.dataset_path), method)
-        train, validation = parts["train"], parts["validation"]
-        if self.config.eval_dataset_path:
-            validation = read_rows(Path(self.config.eval_dataset_path), method)["train"]
+        self._read = mixing.read(self.config)
+        train, validation = self._read.train, self._read.validation
         self._check_tokenizer(train)
         encoded = self._encode("train", train)
         if validation:
@@ -70,6 +69,16 @@ class PreferenceData:
         self.train = self._module.plan(encoded, self.config)
         self._left_over = len(encoded) - len(self.train)
         self._check_labels()
+
+    @property
+    def names(self) -> RowNames:
+        """The names of rows in messages."""
+        return self._read.names
+
+    @property
+    def plan_sha256(self) -> str:
+        """Of the rows in training order, and of the mix where there are several datasets."""
+        return fingerprint(self.train, [taken.rows_taken for taken in self._read.taken])
 
     def prepare(self, rows: Iterable[Row]) -> list[Row]:
         """Raw rows in the form of `validation`. Raises as `load` does."""
@@ -97,7 +106,9 @@ class PreferenceData:
         return self._format(batch)
 
     def report(self, shown_rows: int = 20) -> dict[str, Any]:
-        """Rows and tokens of each file's part, with cuts and drops, and how many rows each use got of them.
+        """Rows and tokens of each part, with cuts and drops, and how many rows each use got of them.
+
+        With several datasets, `datasets` has each one's rows, and rows are named as in `formal.jsonl:12`.
 
         Args:
             shown_rows: how many of the rows that are cut or dropped are named.
@@ -112,6 +123,8 @@ class PreferenceData:
             desirable = sum(row["label"] for row in self.train)
             counts = {"desirable_rows": desirable, "undesirable_rows": len(self.train) - desirable}
             used |= {**counts, "suggested_weights": suggested_weights(*counts.values())}
+        if self._read.taken:
+            used["datasets"] = self._read.report(self.train)
         return {**{part: report.as_dict(shown_rows) for part, report in self._reports.items()}, **used}
 
     def _format(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
@@ -132,7 +145,7 @@ class PreferenceData:
     def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> tuple[list[Row], TokenReport]:
         """Rows with their token ids. Warns of everything cut, dropped or found; raises if no row is left."""
         self._check_confidence(rows)
-        encoded, report = encode_rows(rows, self.renderer, self.config, cache)
+        encoded, report = encode_rows(rows, self.renderer, self.config, cache, names=self.names)
         self._warn(part, len(rows), report)
         if not encoded:
             raise _none_left(part, rows, report)
@@ -146,7 +159,7 @@ class PreferenceData:
                 f"{len(report.rows_dropped)} of {rows} rows dropped (max_prompt_length="
                 f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
             )
-        for code, message in report.findings.messages(self.config.special_tokens_in_text):
+        for code, message in report.findings.messages(self.config.special_tokens_in_text, report.names):
             self._observer.warning(code, f"{part}: {message}")
 
     def _check_tokenizer(self, rows: list[Row]) -> None:
@@ -183,12 +196,14 @@ class PreferenceData:
         if not (isinstance(self.config, KTOSettings) and self.config.use_confidence):
             return
         wrong = [
-            Detail("confidence", f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}", row["row"])
+            (row["row"], f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}")
             for row in rows
             if row.get("confidence") is not None and not _is_share(row["confidence"])
         ]
         if wrong:
-            raise DataInvalid(f"line {wrong[0].line}: confidence: {wrong[0].reason}", wrong[:MAX_ERRORS])
+            number, reason = wrong[0]
+            details = [self.names.detail("confidence", reason, number) for number, reason in wrong[:MAX_ERRORS]]
+            raise DataInvalid(f"{self.names.line(number)}: confidence: {reason}", details)
 
     def _arranged(self, rows: list[Row]) -> list[Row]:
         return self._module.arrange(rows, self.config)
@@ -256,12 +271,13 @@ def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
         return DataInvalid(f"{part}: there are no rows")
     if not report.findings.dropped:
         return DataOverlong("every row is longer than the limits, so none is left")
-    reasons = "; ".join(message for code, message in report.findings.messages("split") if code in DROPPED)
+    reasons = "; ".join(message for code, message in report.findings.messages("split", report.names) if code in DROPPED)
     if report.rows_dropped:
         reasons += f"; rows longer than the limits: {len(report.rows_dropped)}"
-    details = [Detail("row", DROPPED[code], number) for code in DROPPED for number in report.findings.rows.get(code, [])]
+    numbers = [(code, number) for code in DROPPED for number in report.findings.rows.get(code, [])]
+    details = [report.names.detail("row", DROPPED[code], number) for code, number in numbers[:MAX_ERRORS]]
     error = DataOverlong if report.rows_cut else DataInvalid
-    return error(f"{part}: no usable row is left: {reasons}", details[:MAX_ERRORS])
+    return error(f"{part}: no usable row is left: {reasons}", details)
 
 
 def _is_share(value: Any) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from trainer_core import estimates, forecast, preflight
+from trainer_core import estimates, forecast, lora_options, preflight
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.estimates import Load, Precision, Size
@@ -17,6 +17,7 @@ from trainer_core.observer import Observer
 from trainer_core.plan import row_tokens
 from trainer_core.renderers import load_renderer
 from trainer_core.row_encoding import encode_rows
+from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row
 from trainer_core.rows import check_rows
 from trainer_core.tokens import Renderer
@@ -74,8 +75,9 @@ def dry_run(
     notes = _Notes()
     data = PreferenceData(config, renderer, notes)
     data.load()
-    preflight.check_validation(config, has_validation=bool(data.validation), observer=notes)
+    preflight.check_validation(config, data.validation, notes)
     preflight.warn_of_clamp(config, notes)
+    lora_options.warn(config, places.adapter, notes)
     load = Load.of(data.train, data.validation, config)
     steps = estimates.planned_steps(config, load.batches)
     is_half = _precision(config, machine) != "fp32"
@@ -87,14 +89,14 @@ def dry_run(
             "optimizer_steps": steps,
             "batches_an_epoch": load.batches,
             "rows_a_step": config.per_device_train_batch_size * config.gradient_accumulation_steps,
-            "evaluations": estimates.evaluations(config, steps, has_validation=bool(data.validation)),
+            "evaluations": estimates.evaluations(config, load.batches, has_validation=bool(data.validation)),
             "tokens_an_epoch": load.tokens,
             "learning_rate": config.effective_learning_rate,
         },
         "forecast": forecast.forecast(config, steps, is_half=is_half).as_dict(),
         "warnings": notes.warnings,
         "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
-        "samples": rendered(data.train[:samples], renderer),
+        "samples": rendered(data.train[:samples], renderer, data.names),
     }
     try:
         with loading(places.model):
@@ -163,7 +165,7 @@ def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = s
     return rendered(encoded, renderer)
 
 
-def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
+def rendered(rows: Sequence[Row], renderer: Renderer, row_names: RowNames = AS_NUMBERED) -> list[dict[str, Any]]:
     """For each tokenised row: its number, its label or none, its prompt and answers as tokens, and why a run would drop it.
 
     A token has its `id`, its `text` and whether the loss is taken of it (`trained`): of every answer's and no prompt's. A
@@ -174,7 +176,12 @@ def rendered(rows: Sequence[Row], renderer: Renderer) -> list[dict[str, Any]]:
         names = [name for name in ("completion", "chosen", "rejected") if f"{name}_ids" in row]
         answers = {name: _tokens(row[f"{name}_ids"], renderer, trained=True) for name in names}
         prompt = _tokens(row["prompt_ids"], renderer, trained=False)
-        facts = {"row": row.get("row"), "label": row.get("label"), "dropped_because": row.get("dropped_because")}
+        number = row.get("row")
+        facts = {
+            "row": row_names.short(number) if number else None,
+            "label": row.get("label"),
+            "dropped_because": row.get("dropped_because"),
+        }
         shown.append({**facts, "prompt": prompt, "answers": answers})
     return shown
 

@@ -1,6 +1,6 @@
 """What a run did to its model: `changed`, `hardly_changed` or `collapsed`. Torch-free: numbers in, a verdict out.
 
-The bounds come from measured runs of the shipped model; `docs/metrics.md` has the formulas, the bounds and the runs.
+The bounds come from measured runs of the shipped models; `docs/metrics.md` has the formulas, the bounds and the runs.
 """
 
 import math
@@ -79,7 +79,10 @@ def _margin(mean: float, error: float | None) -> Margin:
 
 @dataclass(frozen=True)
 class Answers:
-    """One model's greedy answers to some prompts: their texts, lengths in tokens and shares of repetition."""
+    """One model's greedy answers to some prompts: their texts, lengths in tokens and shares of repetition.
+
+    An answer that says nothing has 0 tokens.
+    """
 
     texts: Sequence[str]
     tokens: Sequence[int]
@@ -97,7 +100,7 @@ class Samples:
         foreign_script: share of the letters in scripts that neither the prompts, nor the answers before, nor the wanted
             answers of the rows use.
         length_ratio: mean length in tokens, divided by that of the answers before or of the wanted answers, whichever is
-            nearer; 1 if it lies between them.
+            nearer; 1 if it lies between them; 0 if no answer says anything, and others were expected to.
     """
 
     prompts: int
@@ -124,6 +127,8 @@ def compared(prompts: Sequence[str], before: Answers, after: Answers, wanted: An
 
 
 def _length_ratio(tokens: Sequence[int], expected: Sequence[Sequence[int]]) -> float:
+    if not any(tokens) and all(any(one) for one in expected if one):
+        return 0.0
     means = [max(_MIN_TOKENS, fmean(one)) for one in expected if one]
     mean = max(_MIN_TOKENS, fmean(tokens))
     return mean / min(max(mean, min(means)), max(means))
@@ -230,6 +235,8 @@ def _reason(name: str, evidence: dict[str, Any]) -> str:
         return f"{samples[name]:.0%} of its sampled answers is repetition ({samples['repetition_before']:.0%} before)"
     if name == "foreign_script":
         return f"{samples[name]:.0%} of the letters in its sampled answers are in a foreign script"
+    if name == "length_ratio" and samples[name] == 0:
+        return "its sampled answers are empty"
     if name == "length_ratio":
         return f"the length of its sampled answers is {samples[name]:.2g} times what was expected"
     what = "the KL divergence from the model before the run" if name == "mean_kl" else "the shift of log-probabilities"

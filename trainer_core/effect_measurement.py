@@ -18,7 +18,7 @@ from trainer_core.effect import Answers, Effect, Evidence, RowsFrom
 from trainer_core.observer import Observer
 from trainer_core.reference import model_of, side_of
 from trainer_core.row_rules import Row, comparable, text_of
-from trainer_core.samples import Sample, answer, repetition
+from trainer_core.samples import Sample, answer, repetition, said
 from trainer_core.scoring import Scores, score
 
 MAX_ROWS = 64
@@ -89,7 +89,9 @@ class EffectMeasurement:
             with side_of(before):
                 earlier = self._answers(model_of(before))
         prompts = [text_of(prompt) for prompt in self.prompts]
-        return effect.compared(prompts, _answers(earlier), _answers(after), self._wanted())
+        template = self._data.renderer.template
+        tag = template.shape.thoughts if template else "think"
+        return effect.compared(prompts, _answers(earlier, tag), _answers(after, tag), self._wanted())
 
     def _wanted(self) -> Answers:
         """The wanted answers of the measured rows."""
@@ -136,6 +138,8 @@ def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]
     return [rows[place] for place in sorted(chosen)], rows_from
 
 
-def _answers(samples: Sequence[Sample]) -> Answers:
+def _answers(samples: Sequence[Sample], tag: str) -> Answers:
     ids = [sample.response_ids for sample in samples]
-    return Answers([sample.response for sample in samples], [len(one) for one in ids], [repetition(one) for one in ids])
+    texts = [said(sample.response, tag) for sample in samples]
+    lengths = [len(one) if text else 0 for one, text in zip(ids, texts, strict=True)]
+    return Answers(texts, lengths, [repetition(one) for one in ids])

@@ -1,13 +1,16 @@
 """The errors of the product: one list of codes for the library, the jobs and the API.
 
 TafdilError
-├── SpecInvalid         a config or request that cannot be meant
+├── SpecInvalid         an invalid config or request
 ├── DataInvalid         rows that are missing, broken or of the wrong kind
-│   └── DataOverlong    rows longer than the limits, under `on_overlong="reject"`
+│   ├── DataOverlong    rows longer than the limits, under `on_overlong="reject"`
+│   └── DataUnclear     a file that can be read in several ways; the question says which option to set
 ├── ModelNotFound       no such model where models are looked for
 ├── ModelRefused        a model that exists and may not or cannot be used
+├── ForwardMismatch     a model whose numbers are not those of its own forward pass
 ├── ReferenceMismatch   the reference is not the model that the config names
 ├── NonfiniteLoss       the loss became NaN or infinite
+├── NotInstalled        a package that an option needs is absent where the training runs
 ├── DiskFull            a checkpoint or the model could not be written
 └── Stopped             training left at a step boundary because it was asked to
 
@@ -15,8 +18,9 @@ To add an error: add its code to `CODES` (with retry advice and a hint), then a 
 This module is torch-free and knows nothing of HTTP; the API maps codes to statuses by itself.
 """
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+import dataclasses
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class ErrorCode:
 CODES: dict[str, ErrorCode] = {
     "spec_invalid": ErrorCode(False, True, "Correct the named fields and send the request again."),
     "data_invalid": ErrorCode(False, True, "Correct the named rows and upload the file again."),
+    "data_unclear": ErrorCode(False, True, "Set the option that the message names, and upload the file again."),
     "data_overlong": ErrorCode(False, True, "Raise max_length, or set on_overlong to drop or truncate."),
     "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct model_name."),
     "model_refused": ErrorCode(
@@ -42,8 +47,17 @@ CODES: dict[str, ErrorCode] = {
         "Fix the problem that the message names, or use another causal language model with safetensors weights and no "
         "remote code.",
     ),
+    "forward_mismatch": ErrorCode(
+        False, True, "Set acceleration to off. If the model is refused again, use a model of another type."
+    ),
     "reference_mismatch": ErrorCode(False, True, "Check ref_model_name and the model files; they must be what they say."),
     "nonfinite_loss": ErrorCode(False, True, "Lower learning_rate, or look at the rows of the named step."),
+    "not_installed": ErrorCode(
+        False,
+        False,
+        "Install the package named in the message on the training worker, or leave the option out. On a shared service, "
+        "ask its operator.",
+    ),
     "oom_gpu": ErrorCode(False, True, "Lower per_device_train_batch_size or max_length."),
     "oom_host": ErrorCode(False, True, "Lower the batch size, or run on a machine with more memory."),
     "disk_full": ErrorCode(True, False, "Free space below the data directory, then submit again."),
@@ -67,11 +81,39 @@ CODES: dict[str, ErrorCode] = {
 
 @dataclass(frozen=True)
 class Detail:
-    """One thing that is wrong: where it is, and why. `line` counts from 1 in JSONL, and rows from 1 in JSON."""
+    """One thing that is wrong: where it is, and why. `line` counts from 1 in JSONL, and rows from 1 in JSON.
+
+    If several rows have the same error, `line` is the first one, `lines` has the first few, and `count` their number. `code`
+    identifies the reason for programs and translations, and `params` holds its values.
+    """
 
     field: str
     reason: str
     line: int | None = None
+    count: int = 1
+    lines: tuple[int, ...] = ()
+    code: str | None = None
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"field": self.field, "reason": self.reason}
+        found |= {"line": self.line} if self.line is not None else {}
+        found |= {"count": self.count, "lines": list(self.lines)} if self.count > 1 else {}
+        return found | ({"code": self.code, "params": self.params} if self.code else {})
+
+
+@dataclass(frozen=True)
+class Question:
+    """The option that a file needs, and its likely value.
+
+    `about` is the option in `ReadingOptions`. `choices` has the file's columns, sheets, likely encodings or score columns.
+    `guess` is the likeliest value of the option, and `rows` has the first rows, read with it.
+    """
+
+    about: Literal["map", "encoding", "sheet", "threshold"]
+    choices: tuple[str, ...]
+    guess: Any = None
+    rows: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(eq=False)
@@ -114,10 +156,7 @@ def error_dict(code: str, message: str, details: list[Detail] | None = None) -> 
         "hint": known.hint,
         "retryable": known.retryable,
         "user_fault": known.user_fault,
-        "details": [
-            {"field": d.field, "reason": d.reason} | ({"line": d.line} if d.line is not None else {})
-            for d in (details or [])
-        ],
+        "details": [detail.as_dict() for detail in details or []],
     }
 
 
@@ -133,6 +172,15 @@ class DataOverlong(DataInvalid):
     code = "data_overlong"
 
 
+@dataclass(eq=False)
+class DataUnclear(DataInvalid):
+    code: ClassVar[str] = "data_unclear"
+    question: Question | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return super().as_dict() | ({"question": asdict(self.question)} if self.question else {})
+
+
 class ModelNotFound(TafdilError):
     code = "model_not_found"
 
@@ -141,12 +189,20 @@ class ModelRefused(TafdilError):
     code = "model_refused"
 
 
+class ForwardMismatch(TafdilError):
+    code = "forward_mismatch"
+
+
 class ReferenceMismatch(TafdilError):
     code = "reference_mismatch"
 
 
 class NonfiniteLoss(TafdilError):
     code = "nonfinite_loss"
+
+
+class NotInstalled(TafdilError):
+    code = "not_installed"
 
 
 class DiskFull(TafdilError):

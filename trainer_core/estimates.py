@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer_core.config import CPOSettings, KTOSettings, TrainingSettings
+from trainer_core.config import CPOSettings, KTOSettings, Optimizer, TrainingSettings
 from trainer_core.memory import Shape, activation_bytes
 from trainer_core.plan import batch_tokens
 from trainer_core.row_rules import Row
+from trainer_core.schedule import interval
 
 Precision = Literal["bf16", "fp16", "fp32"]
 
@@ -20,6 +21,16 @@ MEMORY_BAND = (0.8, 1.25)
 TIME_BAND_OF_RUNS = (0.7, 1.5)
 """The same for times estimated from earlier runs of the model, and below for those from a device's speed."""
 TIME_BAND_OF_DEVICE = (0.5, 2.0)
+
+OPTIMIZER_BYTES: dict[Optimizer, int] = {
+    "adamw_torch_fused": 8,
+    "adamw_torch": 8,
+    "adamw_8bit": 2,
+    "paged_adamw_8bit": 2,
+    "paged_adamw_32bit": 8,
+    "adafactor": 0,
+}
+"""State for each trained weight: two moments in float32 or 8 bits. Adafactor keeps sums of rows and columns instead."""
 
 # NF4 with double quantization: 4 bits a weight, and 0.127 for the scales.
 _4BIT_BYTES = 0.516
@@ -70,9 +81,13 @@ class Size:
     def adapter_weights(self, settings: TrainingSettings) -> int:
         """Weights of the LoRA adapters that the settings name."""
         names = settings.lora_target_modules
-        targets = _LAYERS_OF if isinstance(names, str) else {name.split(".")[-1] for name in names} & set(_LAYERS_OF)
+        named = set(_LAYERS_OF) if isinstance(names, str) else {name.split(".")[-1] for name in names}
+        targets = named & set(_LAYERS_OF)
         sides = sum(getattr(self.shape, side) for name in targets for side in _LAYERS_OF[name])
-        return settings.lora_r * sides * self.shape.layers
+        # DoRA: a magnitude for each row of the weight.
+        rows = sum(getattr(self.shape, _LAYERS_OF[name][1]) for name in targets) if settings.use_dora else 0
+        embeddings = self.shape.vocabulary + self.shape.hidden if "embed_tokens" in named else 0
+        return (settings.lora_r * sides + rows) * self.shape.layers + settings.lora_r * embeddings
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ class Load:
 
     @classmethod
     def of(cls, train: Sequence[Row], validation: Sequence[Row], settings: TrainingSettings) -> "Load":
-        is_packed = settings.acceleration != "off"
+        is_packed = settings.plain_path_because is None
         size = settings.per_device_train_batch_size
         batches = [_batch_tokens(train[start : start + size], is_packed) for start in range(0, len(train), size)]
         return cls(
@@ -128,11 +143,17 @@ def steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
 
-def evaluations(settings: TrainingSettings, steps: int, *, has_validation: bool) -> int:
-    """Evaluations of a training: at its start unless that is off, every `eval_steps`, and at its end."""
+def evaluations(settings: TrainingSettings, batches: int, *, has_validation: bool) -> int:
+    """Evaluations of a training: at its start unless that is off, every `eval_steps`, and at its end.
+
+    Args:
+        batches: of an epoch.
+    """
     if not has_validation:
         return 0
-    return (settings.eval_on_start is not False) + math.ceil(steps / settings.eval_steps)
+    steps = planned_steps(settings, batches)
+    every = interval(settings.eval_steps, steps, steps_an_epoch(settings, batches))
+    return (settings.eval_on_start is not False) + math.ceil(steps / every)
 
 
 def _holds_second_model(settings: TrainingSettings, *, has_validation: bool) -> bool:
@@ -157,7 +178,7 @@ def memory_parts(
     else:
         activations = activation_bytes(size.shape, tokens, value_bytes, has_adapters=settings.use_lora)
     logits = 4 * size.shape.vocabulary * tokens
-    if settings.acceleration != "off":
+    if settings.plain_path_because is None:
         logits = min(logits, _LOGITS_AT_ONCE[on_gpu])
     reference = 0.0
     if _holds_second_model(settings, has_validation=load.validation_tokens > 0):
@@ -170,7 +191,7 @@ def memory_parts(
         "reference": reference,
         "adapters": 4 * trained if settings.use_lora else 0,
         "gradients": 4 * trained,
-        "optimizer": 8 * trained,
+        "optimizer": OPTIMIZER_BYTES[settings.optim] * trained,
         "activations": activations,
         "logits": _COPIES_OF_LOGITS * logits,
     }
@@ -210,7 +231,7 @@ def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: b
         flops += asked * (layers * load.tokens + head * load.answer_tokens)
     forward = layers * load.validation_tokens + head * load.validation_answer_tokens
     # TRL's loss and the method's own metrics, each of the model and of its reference.
-    times = evaluations(settings, steps, has_validation=load.validation_tokens > 0)
+    times = evaluations(settings, load.batches, has_validation=load.validation_tokens > 0)
     return Work(steps, flops, times * 4 * forward, batches * shape.layers * _SECONDS_A_LAYER * (passes + has_reference))
 
 

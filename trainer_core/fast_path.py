@@ -9,6 +9,7 @@ import torch
 from trainer_core import memory, reference_logps
 from trainer_core.acceleration import Savings, accelerate, refusal, release
 from trainer_core.config import PreferenceConfig
+from trainer_core.estimates import OPTIMIZER_BYTES
 from trainer_core.models import DTYPES, Precision, free_memory
 from trainer_core.observer import Observer
 from trainer_core.plan import batch_tokens
@@ -45,11 +46,12 @@ class FastPath:
         resume on another path.
         """
         savings = self._savings or Savings()
+        calls = savings.refused_calls
         ran = [path for path, count in savings.batches.items() if count]
         return {
             "path": "mixed" if len(ran) > 1 else next(iter(ran), None),
             "batches": savings.batches,
-            "plain_because": self._plain_because,
+            "plain_because": self._plain_because | ({"calls": "; ".join(sorted(calls))} if calls else {}),
             "reference_passes": self._reference_passes,
             "gradient_checkpointing": self._checkpointing.as_dict() if self._checkpointing else None,
             "tokens_computed": savings.computed,
@@ -73,13 +75,13 @@ class FastPath:
             shape = memory.Shape.of(model.config.to_dict())
         except KeyError as error:
             return memory.Decision(True, f"the model's configuration has no {error}, so that nothing can be estimated")
-        is_packed = config.acceleration != "off" and refusal(model) is None
+        is_packed = config.plain_path_because is None and refusal(model) is None
         size = config.per_device_train_batch_size
         tokens = max(batch_tokens(rows[start : start + size], is_packed) for start in range(0, len(rows), size))
         kept = memory.activation_bytes(shape, tokens, torch.finfo(DTYPES[precision]).bits // 8, has_adapters=config.use_lora)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        # float32 gradients and the two moments of AdamW come to be after the first forward pass.
-        return memory.decide(kept + 12 * trained, free_memory())
+        # float32 gradients and the optimizer's state come to be after the first forward pass.
+        return memory.decide(kept + (4 + OPTIMIZER_BYTES[config.optim]) * trained, free_memory())
 
     def take(self, trainer: Any, model: Any, reference: Any) -> None:
         """Puts the models of a TRL trainer on the fast path, each where it allows it, and keeps why not.
@@ -90,7 +92,7 @@ class FastPath:
         self._savings, self._plain_because = trainer.savings, {}
         models = {"model": model} | ({"reference": reference} if isinstance(reference, torch.nn.Module) else {})
         for name, one in models.items():
-            reason = "acceleration is off" if self._config.acceleration == "off" else refusal(one)
+            reason = self._config.plain_path_because or refusal(one) or trainer.plain_path_reason()
             if reason is None:
                 # TRL has put the reference under autocast already, and ours takes the place of that.
                 accelerate(one, trainer.savings, trainer.accelerator.autocast, only_log_probs=name == "reference")

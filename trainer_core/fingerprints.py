@@ -1,28 +1,74 @@
-"""Weights by name, and their fingerprints: taken from live tensors, never from file names."""
+"""Weights by name, and their fingerprints.
+
+Which tensors are an adapter's is asked of peft, never read from their names: an embedding's are not named as a linear
+layer's.
+"""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from trainer_core import adapters
+from trainer_core.errors import ReferenceMismatch
+
 _STRETCH = 1024
+Tensors = Iterable[tuple[str, Tensor]]
 
 
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights without adapters, under the names that the base model gives them."""
+    of_adapters = {id(tensor) for tensor in _adapter_parameters(model)}
     prefix = "base_model.model."
     for name, tensor in model.named_parameters():
-        if "lora_" not in name:
+        if id(tensor) not in of_adapters:
             yield name.removeprefix(prefix).replace(".base_layer.", "."), tensor
+
+
+def _adapter_parameters(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters of all adapters."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            for name in module.adapter_layer_names:
+                held = getattr(module, name, None)
+                if isinstance(held, nn.Module):
+                    yield from held.parameters()
 
 
 def adapter_tensors(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
     """One adapter's weights, under the names that its file has: a copy under another name has the same fingerprint."""
+    if adapter and hasattr(model, "peft_config"):
+        yield from adapters.tensors(model, adapter).items()
+
+
+def adapter_tensors_of_0_1(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
+    """The adapter's weights that fingerprints covered before metadata had a `proof`: all but those of embeddings."""
     mark = f".{adapter}."
     for name, tensor in model.named_parameters():
         if "lora_" in name and mark in name:
             yield name.replace(mark, "."), tensor
+
+
+def check_covered(model: nn.Module, adapter: str | None) -> None:
+    """Raises `ReferenceMismatch` unless the weights that train are exactly those that the fingerprint covers.
+
+    Args:
+        adapter: the one that trains; None if all weights do.
+    """
+    covered = {id(tensor) for _, tensor in (adapter_tensors(model, adapter) if adapter else base_tensors(model))}
+    trains = {id(tensor): name for name, tensor in model.named_parameters() if tensor.requires_grad}
+    missing = sorted(name for one, name in trains.items() if one not in covered)
+    still = sorted(name for name, tensor in model.named_parameters() if id(tensor) in covered and not tensor.requires_grad)
+    if missing:
+        raise ReferenceMismatch(
+            f"{len(missing)} of the tensors that train are in no fingerprint, starting with {missing[0]}: nothing could "
+            "prove later which model answers"
+        )
+    if still and adapter:
+        raise ReferenceMismatch(f"{len(still)} tensors of the adapter do not train, starting with {still[0]}")
 
 
 def is_quantized(tensor: Tensor) -> bool:
@@ -30,22 +76,33 @@ def is_quantized(tensor: Tensor) -> bool:
     return hasattr(tensor, "quant_state")
 
 
-def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """SHA-256 (hex) over names, shapes and bytes of live tensors, in the order of their names."""
+def fingerprint(tensors: Tensors) -> str:
+    """SHA-256 (hex) over names, shapes and bytes of tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors, key=lambda item: item[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
-        if is_quantized(tensor):
-            # The codes alone are those of any multiple of the weights, too.
-            state: dict[str, Tensor] = tensor.quant_state.as_dict(packed=True)  # pyright: ignore[reportAttributeAccessIssue]
-            for part in sorted(state):
-                digest.update(part.encode() + _bytes(state[part]))
+        add(digest, name, tensor)
     return digest.hexdigest()
 
 
+def add(digest: Any, name: str, tensor: Tensor) -> None:
+    """Adds one tensor to a fingerprint."""
+    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+    digest.update(_bytes(tensor))
+    # The codes alone are those of any multiple of the weights, too.
+    for part, values in _quantization(tensor):
+        digest.update(part.encode() + _bytes(values))
+
+
+def _quantization(tensor: Tensor) -> list[tuple[str, Tensor]]:
+    """What 4-bit codes are multiplied with; empty for weights that are held whole."""
+    if not is_quantized(tensor):
+        return []
+    state: dict[str, Tensor] = tensor.quant_state.as_dict(packed=True)  # pyright: ignore[reportAttributeAccessIssue]
+    return sorted(state.items())
+
+
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes()
+    return tensor.detach().contiguous().cpu().view(-1).view(torch.uint8).numpy().tobytes()
 
 
 class Remembered:
@@ -58,12 +115,30 @@ class Remembered:
     def __init__(self) -> None:
         self._known: dict[str, tuple[list[tuple[str, int, int]], str]] = {}
 
-    def fingerprint(self, key: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
-        """The fingerprint of live tensors. `key`: under which name they are remembered."""
+    def fingerprint(self, key: str, tensors: Tensors, take: Callable[[list[tuple[str, Tensor]]], str] | None = None) -> str:
+        """The fingerprint of live tensors.
+
+        Args:
+            key: under which name they are remembered.
+            take: makes the fingerprint; default `fingerprint`. What it raises is raised here, and nothing is remembered.
+
+        Raises:
+            ReferenceMismatch: a model with 4-bit weights is not as it was when it was first asked for.
+        """
         found = list(tensors)
-        sums = [(name, *_checksum(tensor)) for name, tensor in found]
-        if key not in self._known or self._known[key][0] != sums:
-            self._known[key] = sums, fingerprint(found)
+        sums = [
+            (name, *_checksum(part))
+            for name, tensor in found
+            for part in (tensor, *(values for _, values in _quantization(tensor)))
+        ]
+        before = self._known.get(key)
+        if before is None or before[0] != sums:
+            if before and any(is_quantized(tensor) for _, tensor in found):
+                # Nothing trains these, and no file holds them as they are packed.
+                name = next((now[0] for now, then in zip(sums, before[0], strict=False) if now != then), sums[-1][0])
+                raise ReferenceMismatch(f"a model with 4-bit weights changed in memory after it was loaded: {name}")
+            self._known.pop(key, None)
+            self._known[key] = sums, (take or fingerprint)(found)
         return self._known[key][1]
 
 
@@ -81,7 +156,6 @@ def _checksum(tensor: Tensor) -> tuple[int, int]:
     return int(stretches.sum() + last) + rest, int((stretches * weights).sum())
 
 
-def side_fingerprint(base: str, model: nn.Module, adapter: str | None) -> str:
-    """The fingerprint of a base, given as its own, with one adapter of a model on."""
-    tensors = list(adapter_tensors(model, adapter)) if adapter else []
-    return hashlib.sha256(f"{base}+{fingerprint(tensors)}".encode()).hexdigest() if tensors else base
+def side_fingerprint(base: str, adapter: str | None) -> str:
+    """The fingerprint of a base with an adapter on, from those of both; the base's if there is none."""
+    return hashlib.sha256(f"{base}+{adapter}".encode()).hexdigest() if adapter else base

@@ -1,8 +1,8 @@
 """What a run will probably do to its model, from its learning rates alone. Torch-free.
 
 AdamW moves each weight by about the learning rate per step, whatever the gradient. The sum of the learning rates over all
-steps, times LoRA's scaling, therefore says how far a model can move. The bounds come from measured runs of the shipped model
-(`docs/metrics.md`); for other models they are a guess.
+steps, times LoRA's scaling, therefore says how far a model can move. The bounds come from measured runs of the models that
+shipped (`docs/metrics.md`); for other models they are a guess.
 """
 
 import math
@@ -60,7 +60,7 @@ def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -
         is_half: whether the run computes in bf16 or fp16.
     """
     hardly, collapsed, single = _BOUNDS[settings.use_lora]
-    scaling = settings.lora_alpha / settings.lora_r if settings.use_lora else 1.0
+    scaling = settings.lora_scaling
     total = learning_rate_sum(settings, steps)
     # At the learning rate at which one step is as large as a model bears.
     collapsed = min(collapsed, single * total / settings.effective_learning_rate)
@@ -72,13 +72,15 @@ def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -
     elif total * scaling > collapsed:
         effect = "collapsed"
     # A continued adapter has its own scaling, and its weights make the same step matter more.
-    is_known = not settings.adapter_name and (effect == "hardly_changed" or not _is_narrow(settings))
+    is_known = not settings.adapter_name and (effect == "hardly_changed" or _is_measured(settings))
     known = effect if is_known else None
-    return Forecast(known, total, scaling, hardly, collapsed, "runs of tafdil/tiny-arabic-qwen")
+    return Forecast(known, total, scaling, hardly, collapsed, "runs of the models that shipped")
 
 
-def _is_narrow(settings: TrainingSettings) -> bool:
-    return settings.use_lora and (settings.lora_r < _LEAST_RANK or settings.lora_target_modules != "all-linear")
+def _is_measured(settings: TrainingSettings) -> bool:
+    """Whether the measured runs tell when such a run breaks a model."""
+    is_narrow = settings.use_lora and (settings.lora_r < _LEAST_RANK or settings.lora_target_modules != "all-linear")
+    return not (is_narrow or settings.use_dora or settings.optim == "adafactor")
 
 
 def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: Observer, *, is_half: bool = False) -> None:

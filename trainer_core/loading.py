@@ -34,7 +34,7 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
         model_files.check(self._path, self._field, self._needs_weights)
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, Exception) or _is_of_the_machine(error):
+        if not isinstance(error, Exception) or is_of_the_machine(error):
             return
         reason = reason_of(error)
         if "DefaultCPUAllocator" in reason:
@@ -51,7 +51,8 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
         ) from error
 
 
-def _is_of_the_machine(error: Exception) -> bool:
+def is_of_the_machine(error: Exception) -> bool:
+    """Whether an error is ours already, or about memory, disk space or a device: not the fault of a model's files."""
     if isinstance(error, TafdilError | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
         return True
     return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from trainer_core import adapters
-from trainer_core.errors import ModelNotFound, ReferenceMismatch
+from trainer_core import adapters, model_card
+from trainer_core.errors import ModelNotFound
 from trainer_core.fingerprints import base_tensors, fingerprint
-from trainer_core.models import Locate, load_model, load_tokenizer, same_name, weights_dtype
+from trainer_core.models import Locate, answering_dtype, dtype_name, load_model, same_name, weights_dtype
+from trainer_core.proof import Claim, Sources, Witness
 from trainer_core.reference import TRAINED_ADAPTER
+from trainer_core.renderers import load_saved_renderer
 
 _PROMPT = "ما عاصمة مصر؟"
+# A base that trained in 4 bit is merged whole.
+_IGNORED = frozenset({"load_in_4bit"})
 
 
 def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str, Any]:
@@ -28,31 +32,36 @@ def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str
         locate: from the base's name to what is loaded.
 
     Returns:
-        What `merged.json` holds: `weights_sha256`, `dtype`, and `max_logit_difference` between the model with its adapter
-        and the merged one, for a fixed prompt: what merging rounded.
+        What `merged.json` holds: `weights_sha256`, `dtype`, `covers` (what of base and adapter was proved before merging,
+        as in a comparison's proof), and `max_logit_difference` between the model with its adapter and the merged one, for a
+        fixed prompt: what merging rounded.
 
     Raises:
         ModelNotFound, ModelRefused: the training or its base is not there or cannot be loaded.
-        ReferenceMismatch: the base on disk is not the one that was trained on.
+        ReferenceMismatch: base, adapter or anything else that answers depend on is not what the training ended with.
     """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
         raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
-    dtype = weights_dtype(True, metadata["precision"])
-    base = load_model(locate(metadata["model_name"]), dtype)
-    if not metadata["load_in_4bit"] and fingerprint(base_tensors(base)) != metadata["base_weights_sha256"]:
-        raise ReferenceMismatch(f"the weights of {metadata['model_name']!r} are not those that the adapter was trained on")
+    path, claim = locate(metadata["model_name"]), Claim.of(metadata)
+    # As exact as what trained, and as what comparisons answer with.
+    dtype = torch.promote_types(weights_dtype(True, metadata["precision"]), answering_dtype(path))
+    base = load_model(path, dtype)
     policy = adapters.load(base, str(directory), TRAINED_ADAPTER).eval()
-    tokenizer = load_tokenizer(str(directory))
+    renderer = load_saved_renderer(directory, metadata, path)
+    Witness(TRAINED_ADAPTER, claim, Sources(path)).check_trained(policy, renderer, metadata["beta"], ignore=_IGNORED)
+    tokenizer = renderer.tokenizer
+    _untie(policy)
     ids = torch.tensor([tokenizer(_PROMPT)["input_ids"]], device=base.device)
     with torch.no_grad():
         before = policy(input_ids=ids).logits.float()
         merged: Any = policy.merge_and_unload(safe_merge=True)
         after = merged(input_ids=ids).logits.float()
     told = {
+        "covers": claim.covers,
         "base": metadata["model_name"],
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "weights_sha256": fingerprint(base_tensors(merged)),
         "max_logit_difference": (after - before).abs().max().item(),
     }
@@ -61,6 +70,21 @@ def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str
     merged.save_pretrained(staged)
     tokenizer.save_pretrained(staged)
     shutil.copy2(found[0], staged)
+    model_card.write(
+        staged, {**metadata, "dtype": told["dtype"], "merged_sha256": told["weights_sha256"]}, path, merged=True
+    )
     (staged / "merged.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     staged.rename(target)
     return told
+
+
+def _untie(policy: Any) -> None:
+    """Gives the output layer weights of its own where it shares those of embeddings that the adapter changes.
+
+    The adapter changes what goes into the model alone, and merged into shared weights it would change what comes out, too.
+    """
+    causal = policy.get_base_model()
+    embeddings, output = causal.get_input_embeddings(), causal.get_output_embeddings()
+    if hasattr(embeddings, "lora_embedding_A") and output.weight is embeddings.get_base_layer().weight:
+        output.weight = torch.nn.Parameter(output.weight.detach().clone(), requires_grad=False)
+        causal.config.tie_word_embeddings = False

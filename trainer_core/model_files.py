@@ -9,11 +9,13 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
+from trainer_core import config_values
 from trainer_core.errors import Detail, ModelRefused
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
@@ -57,7 +59,7 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
         content = _read(file, refuse)
         if not isinstance(content, dict):
             raise refuse(file.name, "is not a JSON object")
-        for reason in _faults(content):
+        for reason in chain(_faults(content), config_values.faults(file.name, content)):
             raise refuse(file.name, reason)
     if (folder / _INDEX).is_file():
         index = _read(folder / _INDEX, refuse)
@@ -77,7 +79,7 @@ def weight_files(path: str, name: str = WEIGHTS) -> list[Path]:
         path: a directory, or a name on the hub.
         name: `WEIGHTS` or `ADAPTER_WEIGHTS`.
     """
-    whole, index = _on_disk(path, name), _on_disk(path, f"{name}.index.json")
+    whole, index = on_disk(path, name), on_disk(path, f"{name}.index.json")
     # transformers looks for them in this order.
     if whole:
         return [whole]
@@ -86,11 +88,12 @@ def weight_files(path: str, name: str = WEIGHTS) -> list[Path]:
     shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     if Path(path).is_dir():
         return [Path(path) / shard for shard in shards]
-    cached = [_on_disk(path, shard) for shard in shards]
+    cached = [on_disk(path, shard) for shard in shards]
     return [shard for shard in cached if shard] if all(cached) else []
 
 
-def _on_disk(path: str, name: str) -> Path | None:
+def on_disk(path: str, name: str) -> Path | None:
+    """A file of a model on this machine, in its directory or in the hub's cache; None if it is not there."""
     if Path(path).is_dir():
         return Path(path) / name if (Path(path) / name).is_file() else None
     with suppress(ValueError):

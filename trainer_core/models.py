@@ -4,13 +4,21 @@ Loads safetensors only, and never runs code that a model brings along.
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    set_seed,
+)
 
 from trainer_core import adapters, model_files, weight_headers
 from trainer_core.config import TrainingSettings
@@ -69,6 +77,21 @@ def weights_dtype(use_lora: bool, precision: Precision) -> torch.dtype:
     return DTYPES[precision] if use_lora else torch.float32
 
 
+def answering_dtype(path: str) -> torch.dtype:
+    """What a model answers in: the dtype that its config.json names, as loaders elsewhere hold it; float32 for any other.
+
+    Raises `ModelNotFound` or `ModelRefused`.
+    """
+    with loading(path):
+        named = str(AutoConfig.from_pretrained(path, trust_remote_code=False).dtype).removeprefix("torch.")
+    return next((dtype for dtype in DTYPES.values() if dtype_name(dtype) == named), torch.float32)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As configurations write it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
 def load_tokenizer(path: str) -> Any:
     """The tokenizer of a model. Raises `ModelNotFound` or `ModelRefused`."""
     with loading(path):
@@ -84,6 +107,10 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
     """A causal language model on the best device here. Raises `ModelNotFound` or `ModelRefused`."""
     refuse_adapter(path, "model_name")
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        # For the process: cuDNN's attention, PyTorch's first choice on newer cards, prepares every new shape for longer than
+        # a step takes, and here each batch and each generated token has its own.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     options: dict[str, Any] = {}
     if in_4bit:
         quantization = BitsAndBytesConfig(
@@ -99,7 +126,7 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
             dtype=dtype,
             trust_remote_code=False,
             use_safetensors=True,
-            attn_implementation="sdpa",
+            attn_implementation=_attention(AutoConfig.from_pretrained(path, trust_remote_code=False)),
             output_loading_info=True,
             **options,
         )
@@ -107,6 +134,12 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
     if info["missing_keys"]:
         raise weight_headers.lacks(path, info["missing_keys"])
     return _keep_packing(model) if in_4bit else model.to(device)
+
+
+def _attention(config: Any) -> str:
+    """SDPA, or transformers' own where the model cannot use it: Gemma 2 caps its attention scores."""
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def _keep_packing(model: Any) -> Any:
@@ -137,8 +170,19 @@ def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None,
     """
     in_4bit = settings.load_in_4bit and settings.use_lora
     model = load_model(path, weights_dtype(settings.use_lora, precision), in_4bit)
-    if not settings.use_lora:
-        return model
+    return _called(_adapted(settings, model, adapter_path), settings.model_name) if settings.use_lora else model
+
+
+def _called(policy: Any, base_name: str) -> Any:
+    """The model, whose adapters are saved with the name of their base in the place of a directory on this machine."""
+    for adapter in policy.peft_config.values():
+        adapter.base_model_name_or_path = base_name
+    # peft would ask the hub at every save whether the base of that name has embeddings of another size.
+    policy.save_pretrained = partial(policy.save_pretrained, save_embedding_layers=False)
+    return policy
+
+
+def _adapted(settings: TrainingSettings, model: Any, adapter_path: str | None) -> Any:
     if adapter_path:
         policy = adapters.load(model, adapter_path, TRAINED_ADAPTER, is_trainable=True)
         if settings.reference_kind == "adapter":
@@ -151,6 +195,9 @@ def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None,
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,  # pyright: ignore[reportArgumentType]  # peft scales by alpha / r in float
         target_modules=targets,
+        lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
         task_type="CAUSAL_LM",
     )
     try:
@@ -163,11 +210,10 @@ def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None,
 def copy_adapter(policy: PeftModel) -> None:
     """Keeps the adapter as it is now, frozen, as the reference."""
     policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[TRAINED_ADAPTER])
-    for name, tensor in policy.named_parameters():
-        if f".{TRAINED_ADAPTER}." in name:
-            copy = policy.get_parameter(name.replace(f".{TRAINED_ADAPTER}.", f".{REFERENCE_ADAPTER}."))
-            copy.copy_(tensor)
-            copy.requires_grad_(False)
+    copies = adapters.tensors(policy, REFERENCE_ADAPTER)
+    for name, tensor in adapters.tensors(policy, TRAINED_ADAPTER).items():
+        copies[name].copy_(tensor)
+        copies[name].requires_grad_(False)
 
 
 def load_reference(path: str, dtype: torch.dtype, in_4bit: bool) -> Any:

@@ -79,9 +79,13 @@ def suggested_weights(desirable: int, undesirable: int) -> dict[str, float] | No
     }
 
 
-def fingerprint(rows: Sequence[Row]) -> str:
-    """SHA-256 (hex) over the token ids and labels of planned rows, in order."""
-    digest = hashlib.sha256()
+def fingerprint(rows: Sequence[Row], mix: Sequence[int] = ()) -> str:
+    """SHA-256 (hex) over the token ids and labels of planned rows, in order.
+
+    Args:
+        mix: how many rows each of several datasets gives; a plan of one file has none, and the hash that it always had.
+    """
+    digest = hashlib.sha256(json.dumps(["mix", *mix]).encode() if mix else b"")
     names = ("prompt_ids", "completion_ids", "KL_completion_ids", "chosen_ids", "rejected_ids", "label")
     for row in rows:
         digest.update(json.dumps([row.get(name) for name in names]).encode())

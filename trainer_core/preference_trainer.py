@@ -3,29 +3,37 @@
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import TrainingArguments
 
+from trainer_core import forward_check
 from trainer_core.base_trainer import BaseTrainer
+from trainer_core.callbacks import Completed
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
 from trainer_core.effect import Effect
 from trainer_core.effect_measurement import EffectMeasurement
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fast_path import FastPath
-from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint, side_fingerprint
+from trainer_core.fingerprints import check_covered
+from trainer_core.generation_options import DEFAULT_LENGTH, length_of
+from trainer_core.kept_adapters import KeptAdapters
+from trainer_core.lora_options import set_dropout
 from trainer_core.methods import MODULES
 from trainer_core.models import DTYPES, Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
-from trainer_core.plan import fingerprint as fingerprint_of_plan
-from trainer_core.reference import REFERENCE_ADAPTER, FrozenView, check_files, settings_of
+from trainer_core.proof import Claim, Sources, base_fingerprint, fingerprint_of, reference_of_proof
+from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter_files, settings_of
 from trainer_core.row_rules import Row, comparable
+from trainer_core.run_identity import identity
 from trainer_core.samples import answer, sample_metrics
-from trainer_core.schedule import WARM_UP
+from trainer_core.schedule import WARM_UP, interval
 from trainer_core.scoring import Scores, score
+from trainer_core.training_arguments import adopted
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -59,7 +67,7 @@ class PreferenceTrainer(BaseTrainer):
         self._scoring_reference: Any = None
         self._start: dict[str, Scores] = {}
         self._effect_measurement: EffectMeasurement | None = None
-        self._reference_sha256: str | None = None
+        self._reference_proof: dict[str, Any] | None = None
         self._module = MODULES[self.preference_method]
         self.nullable_metrics = self._module.NULLABLE
         self._fast_path = FastPath(config, self.observer, self._module.REFERENCE_COLUMNS, self._reference_identity)
@@ -95,7 +103,7 @@ class PreferenceTrainer(BaseTrainer):
         dtype = weights_dtype(self.config.use_lora, self.precision)
         reference = load_reference(self.places.reference, dtype, self.config.reference_in_4bit)
         if self._has_trained:
-            check_files(reference, self.places.reference, None)
+            base_fingerprint(self._remembered, "reference", reference, self.places.reference)
         return reference
 
     def _reference_for_scoring(self) -> Any:
@@ -120,11 +128,13 @@ class PreferenceTrainer(BaseTrainer):
     def check_reference(self) -> None:
         """Before the first step: the reference's weights are its files', and it answers as the policy where it must."""
         reference = self._known_reference()
-        if reference is None:
-            check_files(self.model, self.places.model, None)
-        else:
-            check_files(reference, self.places.reference, self.places.adapter)
-        self._reference_sha256 = self._reference_fingerprint(None)
+        check_covered(self.model, TRAINED_ADAPTER if self.config.use_lora else None)
+        if self.config.use_lora:
+            self.base_fingerprint()
+        elif reference is None and self._starts_elsewhere:
+            base_fingerprint(self._remembered, "start", self.model, self.places.model)
+        check_adapter_files(reference, self.places.adapter)
+        self._reference_proof = self.reference_proof()
         is_without_its_adapter = bool(self.config.adapter_name) and self.config.reference_kind == "base"
         if reference is None or self._starts_elsewhere or is_without_its_adapter:
             return
@@ -145,32 +155,32 @@ class PreferenceTrainer(BaseTrainer):
         return is_other_model or self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
 
     def check_reference_kept(self) -> None:
-        if self._reference_sha256 not in (None, self._reference_fingerprint(None)):
-            raise ReferenceMismatch(f"the reference {self.reference_name!r} changed while the model trained")
+        changed = f"the reference {self.reference_name!r} changed while the model trained"
+        try:
+            now = self.reference_proof()
+        except ReferenceMismatch as error:
+            raise ReferenceMismatch(f"{changed}: {error}") from error
+        if now != self._reference_proof:
+            raise ReferenceMismatch(changed)
 
-    def _reference_fingerprint(self, base: str | None) -> str | None:
-        """Of the reference's live tensors; where no copy is held, of the policy's before training, when that is the same.
-
-        Args:
-            base: the fingerprint of the policy's base, where it is known already.
-        """
+    def reference_proof(self) -> dict[str, Any] | None:
+        """Of the reference; where no copy is held, of the policy before training, when that is the same."""
         reference = self._known_reference()
         if reference is None and (self._has_trained or self._starts_elsewhere):
-            return self._reference_sha256
+            return self._reference_proof
         if isinstance(reference, FrozenView):
-            return side_fingerprint(base or fingerprint(base_tensors(self.model)), self.model, reference.adapter)
-        return fingerprint(base_tensors(reference if reference is not None else self.model))
+            return reference_of_proof(self.model, reference, self.base_fingerprint())
+        model = self.model if reference is None else reference
+        base = base_fingerprint(self._remembered, "reference", model, self.places.reference)
+        return reference_of_proof(self.model, model, base)
 
     def _reference_identity(self) -> dict[str, Any]:
         reference = self._known_reference()
         settings = settings_of(self.model if reference is None else reference)
-        return {"weights": self._reference_fingerprint(None), **settings}
+        return {"weights": fingerprint_of(self.reference_proof()), **settings}
 
-    def reference_metadata(self, base_fingerprint: str) -> dict[str, Any]:
-        return {
-            "reference": self.config.reference_kind,
-            "reference_sha256": self._reference_fingerprint(base_fingerprint),
-        }
+    def reference_metadata(self) -> dict[str, Any]:
+        return {"reference": self.config.reference_kind, "reference_sha256": fingerprint_of(self.reference_proof())}
 
     # -- training
 
@@ -180,14 +190,19 @@ class PreferenceTrainer(BaseTrainer):
         Args:
             dataset: training rows: planned (`data_loader.dataset`), or as `data_loader.tokenize_and_format` or
                 `tokenize_and_format_kto` maps them, or as in a file.
-            training_args: from `get_training_arguments()`.
+            training_args: from `get_training_arguments()`, or plain `TrainingArguments`. Of the latter, what differs from
+                transformers' defaults counts; everything else, and the method's own fields, come from the config.
             callbacks: transformers callbacks.
+
+        Raises:
+            SpecInvalid: `training_args` sets a field of the method to another value than the config.
         """
         self.load()
+        training_args = adopted(training_args, self._arguments, self._method_fields)
         if self._loss_needs_reference:
             self.setup_reference_model()
         validation = self.data_loader.validation
-        with _KeptAdapters(self.model, self.config.reference_kind == "adapter"):
+        with KeptAdapters(self.model, self.config.reference_kind == "adapter"):
             options: dict[str, Any] = {}
             if self.preference_method != "cpo" and not isinstance(self.ref_model, FrozenView):
                 options["ref_model"] = self.ref_model
@@ -197,23 +212,19 @@ class PreferenceTrainer(BaseTrainer):
                 train_dataset=self._planned(dataset),
                 eval_dataset=self.data_loader.dataset(validation) if validation else None,
                 processing_class=self.tokenizer,
-                callbacks=callbacks,
+                callbacks=[*callbacks, Completed(self.note_completed)],
                 **options,
             )
+        set_dropout(self.model, self.config.lora_dropout)
         self._fast_path.take(trainer, self.model, self.ref_model)
+        trainer.row_names = self.data_loader.names
+        models = {"model": self.model, "reference": self.ref_model}
+        rows, names, alive = self.data_loader.train, self._module.ANSWERS, self.observer.alive
+        forward_check.check(trainer, models, rows, names, precision=self.precision, on_pass=alive)
         self._fast_path.ask_reference_once(trainer, len(self.data_loader.train), self.precision)
         trainer.observer = self.observer
-        trainer.identity = {
-            "method": self.preference_method,
-            "use of LoRA": self.config.use_lora,
-            "batch size": self.config.per_device_train_batch_size,
-            "gradient accumulation": self.config.gradient_accumulation_steps,
-            "learning rate": self.config.effective_learning_rate,
-            "schedule": self.config.lr_scheduler_type,
-            "beta": self.config.beta,
-            "data plan": fingerprint_of_plan(self.data_loader.train),
-            "warm-up": WARM_UP,
-        }
+        trainer.describe = self.describe_checkpoint
+        trainer.identity = identity(self.config, training_args, self.data_loader.plan_sha256, WARM_UP)
         if isinstance(self.config, IPOConfig):
             trainer.smoothing = self.config.label_smoothing
         if validation:
@@ -242,12 +253,21 @@ class PreferenceTrainer(BaseTrainer):
     def _get_method_specific_args(self) -> dict[str, Any]:
         return self._module.method_arguments(self.config)
 
+    @property
+    def _method_fields(self) -> set[str]:
+        """Training arguments that only the config may set."""
+        return {*self._module.trl_arguments(self.config), *self._module.PLANNED_BY}
+
     def get_training_arguments(self) -> TrainingArguments:
+        return self._arguments()
+
+    def _arguments(self, **changes: Any) -> TrainingArguments:
         config = self.config
         self.load()
         on_gpu = torch.cuda.is_available()
         has_validation = bool(self.data_loader.validation)
-        arguments = self._module.arguments_class()(
+        arguments = partial(
+            self._module.arguments_class(),
             output_dir=config.output_dir,
             run_name=f"{self.preference_method}-{config.model_name.rstrip('/').rpartition('/')[2]}",
             learning_rate=config.effective_learning_rate,
@@ -257,8 +277,13 @@ class PreferenceTrainer(BaseTrainer):
             per_device_eval_batch_size=config.per_device_eval_batch_size,
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             # transformers reads a value below 1 as a share of the steps.
-            warmup_steps=config.warmup_ratio,
+            warmup_steps=config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
             lr_scheduler_type=config.lr_scheduler_type,
+            lr_scheduler_kwargs=None if config.min_lr_rate is None else {"min_lr_rate": config.min_lr_rate},
+            optim=config.optim,
+            adam_beta1=config.adam_beta1,
+            adam_beta2=config.adam_beta2,
+            adam_epsilon=config.adam_epsilon,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             seed=config.seed,
@@ -266,10 +291,10 @@ class PreferenceTrainer(BaseTrainer):
             logging_first_step=True,
             logging_nan_inf_filter=False,
             eval_strategy="steps" if has_validation else "no",
-            eval_steps=config.eval_steps,
+            eval_steps=interval(config.eval_steps, *self._steps()),
             eval_on_start=has_validation and config.eval_on_start is not False,
             save_strategy="steps",
-            save_steps=config.save_steps,
+            save_steps=interval(config.save_steps, *self._steps()),
             save_total_limit=config.save_total_limit,
             bf16=self.precision == "bf16",
             fp16=self.precision == "fp16",
@@ -282,7 +307,7 @@ class PreferenceTrainer(BaseTrainer):
             report_to=list(config.report_to),
             disable_tqdm=True,
             **self._module.trl_arguments(config),
-        )
+        )(**changes)
         arguments.label_names = list(self._module.LABEL_NAMES)
         return arguments
 
@@ -369,7 +394,7 @@ class PreferenceTrainer(BaseTrainer):
         """The method's preference metrics over rows as in a file.
 
         KTO: `kto_loss`, `desirable_accuracy`, `undesirable_accuracy`, `overall_accuracy`. IPO and CPO: `preference_loss`,
-        `preference_accuracy`, `margin`, `confidence`. None where no row has the label. `docs/metrics.md` has the formulas.
+        `confidence`. All: `preference_accuracy`, `margin_accuracy`, `margin`. None where rows have none (`docs/metrics.md`).
         """
         self.load()
         return self._metrics(self.data_loader.prepare(eval_dataset))
@@ -408,63 +433,45 @@ class PreferenceTrainer(BaseTrainer):
 
     # -- comparison and saving
 
-    def generate_with_comparison(self, prompt: str, max_length: int = 512, **kwargs: Any) -> dict[str, Any]:
+    def generate_with_comparison(self, prompt: str, max_length: int = DEFAULT_LENGTH, **kwargs: Any) -> dict[str, Any]:
         """The trained model's answer next to the reference's.
 
         Args:
             prompt: the user's text.
-            max_length: most new tokens.
-            kwargs: `temperature` (0: greedy), `seed`, and what transformers' `generate` takes.
+            max_length: most new tokens. The default is cut to what the model has room for after the prompt; a value of yours
+                that does not fit is refused.
+            kwargs: `temperature` (0: greedy), `seed`, and what transformers' `generate` takes. `max_new_tokens` is another
+                name for `max_length`.
 
         Returns:
             `prompt`, `trained_model_response`, `reference_model_response`, `seed`, `proof`; KTO also `preference_signal`
             and `confidence_score`, IPO and CPO `preference_score` and `improvement_detected`.
+
+        Raises:
+            SpecInvalid: an option is invalid, such as a negative temperature.
+            DataInvalid: the prompt is empty, or leaves too little room for `max_length` tokens.
+            ReferenceMismatch: the base or the reference in memory is not what its files hold, or not as in training.
         """
+        length = length_of(max_length, kwargs)
         self.load()
-        pair = ModelPair(self.model, self._reference_for_scoring(), self.data_loader.renderer, self.config.beta)
-        return self._module.reply(pair.compare(prompt, max_new_tokens=max_length, **kwargs))
+        reference = self._reference_for_scoring()
+        sources = Sources(
+            self.places.model if self.config.use_lora else None,
+            None if isinstance(reference, FrozenView) else self.places.reference,
+        )
+        pair = ModelPair(
+            self.model,
+            reference,
+            self.data_loader.renderer,
+            self.config.beta,
+            Claim(reference=fingerprint_of(self._reference_proof)),
+            sources=sources,
+            remembered=self._remembered,
+        )
+        return self._module.reply(pair.compare(prompt, max_new_tokens=length, **kwargs))
 
     def method_metadata(self) -> dict[str, Any]:
         return self._module.metadata(self.config, self.reference_name)
-
-
-class _KeptAdapters:
-    """Keeps a LoRA model's adapters as they are while a TRL trainer is made around it.
-
-    TRL takes any adapter for a pretrained one and copies it as the reference; and it rounds the adapters of a 4-bit model
-    to bfloat16. Here a new adapter's reference is the base, an old one's is the copy made when it was loaded, and what
-    trains stays in float32.
-    """
-
-    def __init__(self, model: Any, keeps_reference: bool) -> None:
-        self._model, self._keeps_reference = model, keeps_reference
-        self._trainable: dict[str, torch.Tensor] = {}
-        self._reference: dict[str, torch.Tensor] = {}
-
-    def __enter__(self) -> None:
-        if not hasattr(self._model, "peft_config"):
-            return
-        self._trainable = {n: p.detach().clone() for n, p in self._model.named_parameters() if p.requires_grad}
-        if self._keeps_reference:
-            self._reference = {n: p.detach().clone() for n, p in adapter_tensors(self._model, REFERENCE_ADAPTER)}
-            self._model.delete_adapter(REFERENCE_ADAPTER)
-
-    @torch.no_grad()
-    def __exit__(self, *error: Any) -> None:
-        if not hasattr(self._model, "peft_config"):
-            return
-        names = set(self._model.peft_config)
-        if not self._keeps_reference and REFERENCE_ADAPTER in names:
-            self._model.delete_adapter(REFERENCE_ADAPTER)
-        if self._keeps_reference:
-            if REFERENCE_ADAPTER not in names:
-                self._model.add_adapter(REFERENCE_ADAPTER, next(iter(self._model.peft_config.values())))
-            for name, tensor in adapter_tensors(self._model, REFERENCE_ADAPTER):
-                tensor.data = self._reference[name]
-                tensor.requires_grad_(False)
-        for name, tensor in self._model.named_parameters():
-            if name in self._trainable:
-                tensor.data = self._trainable[name]
 
 
 def create_preference_trainer(config: PreferenceConfig) -> PreferenceTrainer:

@@ -6,6 +6,7 @@ Each check raises one of the product's errors, which names the field and the fix
 import math
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +17,14 @@ from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer_core import adapters, model_files, weight_headers
-from trainer_core.config import PreferenceConfig, TrainingSettings
-from trainer_core.errors import Detail, ModelRefused, SpecInvalid
+from trainer_core import adapters, lora_options, model_files, optimizers, weight_headers
+from trainer_core.config import KTOSettings, PreferenceConfig, TrainingSettings
+from trainer_core.errors import Detail, ModelRefused, NotInstalled, SpecInvalid
 from trainer_core.loading import loading
 from trainer_core.models import Locate, refuse_adapter
 from trainer_core.observer import Observer
+from trainer_core.row_rules import Row
+from trainer_core.rows import pair_places
 
 # The packages that each of `report_to` can use, and what installs one of them.
 _REPORTERS = {
@@ -50,6 +53,7 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
     _check_processes()
     _check_devices()
     _check_reporters(config)
+    optimizers.check(config)
     _check_output_dir(config.output_dir)
     if config.load_in_4bit or config.reference_in_4bit:
         _check_4bit()
@@ -93,14 +97,23 @@ def check_models(config: PreferenceConfig, locate: Locate) -> Places:
     skeleton = _checked_skeleton(model, places.model, "model_name")
     if places.adapter:
         _check_adapter(places.adapter, skeleton, places.model)
+        lora_options.check(config, places.adapter)
     elif config.use_lora:
         _check_targets(config, skeleton)
     return places
 
 
-def check_validation(config: TrainingSettings, *, has_validation: bool, observer: Observer) -> None:
-    """What needs validation data where there is none. Raises `SpecInvalid`."""
-    if has_validation:
+def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Observer) -> None:
+    """What needs validation data, or pairs in it, where there is none. Raises `SpecInvalid`."""
+    if rows:
+        metric = config.early_stopping_metric
+        compares_pairs = isinstance(config, KTOSettings) and metric in KTOSettings.metrics_of_pairs
+        if config.early_stopping_patience and compares_pairs and not pair_places(rows):
+            raise SpecInvalid(
+                f"early_stopping_metric {metric} compares the two answers of a pair, but the validation rows are single "
+                "answers with a label; validate on pairs, or stop by another metric",
+                [Detail("early_stopping_metric", "needs pairs as validation data")],
+            )
         return
     if config.early_stopping_patience:
         raise SpecInvalid(
@@ -156,8 +169,8 @@ def _check_reporters(config: TrainingSettings) -> None:
     for name in config.report_to:
         packages, advice = _REPORTERS[name]
         if not any(find_spec(package) for package in packages):
-            raise SpecInvalid(
-                f"report_to names {name}, whose package is not installed; pip install {advice}",
+            raise NotInstalled(
+                f"report_to names {name}, whose package is not installed where the training runs; pip install {advice}",
                 [Detail("report_to", f"{name} is not installed")],
             )
 
@@ -176,7 +189,7 @@ def _check_output_dir(output_dir: str) -> None:
 def _check_4bit() -> None:
     """Tries one 4-bit layer, forward and backward, on the device that will be used."""
     try:
-        # Without the package, or on a device without its kernels, this raises one of many things.
+        # On a device without its kernels, this raises one of many things.
         import bitsandbytes
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -185,12 +198,18 @@ def _check_4bit() -> None:
         layer(given).sum().backward()
         works = given.grad is not None and bool(torch.isfinite(given.grad).all())
         reason = "its result is not finite"
+    except ModuleNotFoundError as error:
+        raise NotInstalled(
+            f"4-bit weights need a package that is not installed where the training runs ({error.name}); pip install "
+            "'tafdil[quant]', or set load_in_4bit and ref_load_in_4bit to false",
+            [Detail("load_in_4bit", f"{error.name} is not installed")],
+        ) from error
     except Exception as error:
         works, reason = False, f"{type(error).__name__}: {error}"
     if not works:
         raise SpecInvalid(
-            f"4-bit weights do not work here ({reason}); set load_in_4bit and ref_load_in_4bit to false, or install "
-            "bitsandbytes for this device: pip install 'tafdil[quant]'",
+            f"4-bit weights do not work here ({reason}); set load_in_4bit and ref_load_in_4bit to false, or install a build "
+            "of bitsandbytes for this device",
             [Detail("load_in_4bit", "does not work on this machine")],
         )
 
@@ -277,18 +296,27 @@ def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
 
 
 def _check_targets(config: TrainingSettings, skeleton: Any) -> None:
-    """Each name must be a linear layer's: peft ignores those that fit nothing as long as one fits."""
+    """Each name must be a linear layer's or the embeddings': peft ignores those that fit nothing as long as one fits."""
     targets = config.lora_target_modules
     if isinstance(targets, str):
         return
-    linear = _linear_layers(skeleton)
-    unknown = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in linear)]
+    fitting = [name for name, module in skeleton.named_modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    unknown = [target for target in targets if not _named(target, fitting)]
     if unknown:
-        known = ", ".join(sorted({name.split(".")[-1] for name in linear} - {"lm_head"}))
+        modules = [name for name, _ in skeleton.named_modules()]
+        other = "is in the model but is neither a linear nor an embedding layer"
+        reasons = {target: other if _named(target, modules) else "is not in the model" for target in unknown}
+        known = ", ".join(sorted({name.split(".")[-1] for name in fitting} - {"lm_head"}))
         raise SpecInvalid(
-            f"lora_target_modules names {', '.join(unknown)}, which the model does not have; it has {known}",
-            [Detail("lora_target_modules", f"{name} is no linear layer of the model") for name in unknown],
+            f"lora_target_modules: {'; '.join(f'{name!r} {reason}' for name, reason in reasons.items())}. The layers that "
+            f"can have an adapter are {known}",
+            [Detail("lora_target_modules", f"{name} {reason}") for name, reason in reasons.items()],
         )
+
+
+def _named(target: str, names: Iterable[str]) -> bool:
+    """Whether peft would find a module under a name: a whole path, or its end."""
+    return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def _check_widths(path: str) -> None:

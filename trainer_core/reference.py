@@ -5,19 +5,17 @@ Knows how a PEFT model switches adapters. Knows nothing of configs, data or loss
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from safetensors import safe_open
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
-from trainer_core import adapters, model_files
+from trainer_core import adapters, model_files, stored_weights
 from trainer_core.acceleration import causal_of
-from trainer_core.errors import Detail, ModelRefused, ReferenceMismatch
-from trainer_core.fingerprints import adapter_tensors, base_tensors, is_quantized
+from trainer_core.errors import ReferenceMismatch
+from trainer_core.fingerprints import adapter_tensors, base_tensors
 
 TRAINED_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
@@ -126,42 +124,16 @@ def check_adapter(policy: Any, adapter: str | None, side: str) -> None:
             )
 
 
-def check_files(reference: Any, path: str, adapter_path: str | None) -> int:
-    """Compares a reference's live tensors with the files that the config names.
+def check_adapter_files(reference: Any, adapter_path: str | None) -> None:
+    """Compares the adapter that is part of a reference with its file.
 
     Args:
-        path: directory or hub name of the model; `adapter_path`: of the adapter that is part of the reference.
-
-    Returns:
-        How many tensors were compared. Weights held in 4 bit are not: they differ from their files by design.
+        adapter_path: directory or hub name of that adapter.
 
     Raises:
         ReferenceMismatch: a tensor is not what its file holds.
         ModelRefused: a file holds NaN or infinity.
     """
-    model = model_of(reference)
-    compared = _compare(dict(base_tensors(model)), model_files.weight_files(path))
     if isinstance(reference, FrozenView) and reference.adapter and adapter_path:
-        live = adapters.tensors(model, reference.adapter)
-        compared += _compare(live, model_files.weight_files(adapter_path, model_files.ADAPTER_WEIGHTS))
-    return compared
-
-
-def _compare(live: dict[str, Tensor], files: list[Path]) -> int:
-    quantized = {name for name, tensor in live.items() if is_quantized(tensor)}
-    compared = 0
-    for file in files:
-        with safe_open(file, "pt") as stored:
-            for name in stored.keys():  # noqa: SIM118  # not a dict
-                if name not in live or name in quantized:
-                    continue
-                compared += 1
-                weights = stored.get_tensor(name)
-                if not torch.isfinite(weights if weights.element_size() > 1 else weights.float()).all():
-                    raise ModelRefused(
-                        f"the weights in {file.name} hold NaN or infinity in {name}; copy or save the model again",
-                        [Detail("model_name", f"holds NaN or infinity in {name}")],
-                    )
-                if not torch.equal(weights.to(live[name].dtype), live[name].detach().cpu()):
-                    raise ReferenceMismatch(f"the reference's tensor {name} is not what {file.name} holds")
-    return compared
+        live = adapters.tensors(reference.policy, reference.adapter)
+        stored_weights.check(live, model_files.weight_files(adapter_path, model_files.ADAPTER_WEIGHTS), "the reference")

@@ -49,6 +49,7 @@ def load_saved_renderer(directory: Path, metadata: dict[str, Any], path: str) ->
         chat_template_kwargs=metadata.get("chat_template_kwargs"),
         special_tokens_in_text=metadata.get("special_tokens_in_text", "split"),
         generation_end=ends,
+        adds_start=bool(metadata.get("start_tokens")),
         model=metadata["model_name"],
     )
 
@@ -61,5 +62,6 @@ def renderer_metadata(renderer: Renderer) -> dict[str, Any]:
         "system_prompt": renderer.system_prompt,
         "chat_template_kwargs": renderer.chat_template_kwargs,
         "special_tokens_in_text": renderer.special_tokens_in_text,
+        "start_tokens": list(renderer.start_ids),
         "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
     }

@@ -13,8 +13,9 @@ from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 from trainer_core.chat_template import TemplateFault
-from trainer_core.errors import DataInvalid, DataOverlong, Detail
+from trainer_core.errors import DataInvalid, DataOverlong
 from trainer_core.file_cache import FileCache
+from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row
 from trainer_core.row_signal import Contradictions, Findings, loss_of_signal, note_text
 from trainer_core.rows import MAX_ERRORS
@@ -31,7 +32,7 @@ _RULES = 2
 
 @dataclass
 class TokenReport:
-    """Lengths of the rows, what the limits did to them, and what was found in them. Row numbers are those in the file.
+    """Lengths of the rows, what the limits did to them, and what was found in them. Row numbers are those of `names`.
 
     `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
     """
@@ -46,8 +47,10 @@ class TokenReport:
     rows_dropped: list[int] = field(default_factory=list)
     """Dropped by `on_overlong`; `findings` has the rows that were dropped for having no training signal."""
     findings: Findings = field(default_factory=Findings)
+    names: RowNames = field(default=AS_NUMBERED, repr=False, compare=False)
 
     def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
+        """The report in JSON. Rows are named by their lines, and with several datasets as `formal.jsonl:12`."""
         return {
             "rows": self.rows,
             "total_tokens": self.total_tokens,
@@ -55,10 +58,10 @@ class TokenReport:
             "answer_tokens": _spread(self.answer_tokens),
             "prompts_cut": self.prompts_cut,
             "completions_cut": self.completions_cut,
-            "first_rows_cut": self.rows_cut[:shown_rows],
+            "first_rows_cut": [self.names.short(number) for number in self.rows_cut[:shown_rows]],
             "rows_dropped": len(self.rows_dropped),
-            "first_rows_dropped": self.rows_dropped[:shown_rows],
-            "findings": self.findings.as_list(shown_rows),
+            "first_rows_dropped": [self.names.short(number) for number in self.rows_dropped[:shown_rows]],
+            "findings": self.findings.as_list(shown_rows, self.names),
         }
 
 
@@ -76,31 +79,32 @@ def encode_rows(
     cache: FileCache | None = None,
     *,
     keep_all: bool = False,
+    names: RowNames = AS_NUMBERED,
 ) -> tuple[list[Row], TokenReport]:
     """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
 
     Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
-    end of the turn. Rows without a training signal after that are dropped.
+    tokenizer's start of a text and the end of the turn. Rows without a training signal after that are dropped.
 
     Args:
         cache: of tokenised rows, shared by runs with other limits.
         keep_all: keep rows without a training signal, with the reason as `dropped_because`.
+        names: the names of rows in messages.
 
     Raises:
         DataInvalid: some rows cannot be rendered; every such row is named, up to `MAX_ERRORS`.
         DataOverlong: `on_overlong` is `reject` and some rows are too long.
         ModelRefused: the chat template fails on every row.
     """
-    report, contradictions = TokenReport(), Contradictions()
-    limits = _Limits(settings, report, len(renderer.end_ids))
+    report, contradictions = TokenReport(names=names), Contradictions()
+    limits = _Limits(settings, report, len(renderer.end_ids), len(renderer.start_ids))
     encoded: list[Row] = []
-    for index, (given, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache), strict=True), start=1):
+    for index, (given, whole) in enumerate(zip(rows, _tokenized(rows, renderer, cache, names), strict=True), start=1):
         row = {**given, "row": given.get("row") or index}
-        names = _answers(row)
         ids = limits.apply(row["row"], whole)
         if ids is None:
             continue
-        answers = {f"{name}_ids": answer for name, answer in zip(names, ids.answers_ids, strict=True)}
+        answers = {f"{name}_ids": answer for name, answer in zip(_answers(row), ids.answers_ids, strict=True)}
         row |= {"prompt_ids": ids.prompt_ids, **answers}
         is_cut = len(ids.prompt_ids) < len(whole.prompt_ids)
         reason = loss_of_signal(ids.prompt_ids, ids.answers_ids, renderer, is_cut=is_cut)
@@ -128,12 +132,13 @@ class _Limits:
     """Applies the length limits of a run to its rows.
 
     Args:
-        ends: number of ids that end an answer; a cut keeps them.
+        ends, starts: number of ids that end an answer, and that begin a prompt; a cut keeps them.
     """
 
-    def __init__(self, settings: "TrainingSettings", report: TokenReport, ends: int) -> None:
-        self._settings, self._report, self._ends = settings, report, ends
-        self._overlong: list[Detail] = []
+    def __init__(self, settings: "TrainingSettings", report: TokenReport, ends: int, starts: int) -> None:
+        self._settings, self._report, self._ends, self._starts = settings, report, ends, starts
+        self._overlong: list[tuple[int, str]] = []
+        """Numbers of rows and their lengths."""
 
     def apply(self, number: int, ids: Encoded) -> Encoded | None:
         """The row within the limits; None if `on_overlong` drops or rejects it."""
@@ -145,7 +150,7 @@ class _Limits:
         if len(ids.prompt_ids) <= settings.max_prompt_length and tokens <= settings.max_length:
             return ids
         if settings.on_overlong == "reject":
-            self._overlong.append(Detail("prompt", f"{tokens} tokens, prompt {len(ids.prompt_ids)}", number))
+            self._overlong.append((number, f"{tokens} tokens, prompt {len(ids.prompt_ids)}"))
             return None
         if settings.on_overlong == "drop":
             report.rows_dropped.append(number)
@@ -156,15 +161,16 @@ class _Limits:
     def check(self) -> None:
         """Raises `DataOverlong` if any row was rejected."""
         if self._overlong:
-            first = self._overlong[0]
+            names, (first, length) = self._report.names, self._overlong[0]
             raise DataOverlong(
                 f"{len(self._overlong)} rows are longer than max_prompt_length={self._settings.max_prompt_length} or "
-                f"max_length={self._settings.max_length}, the first is row {first.line} ({first.reason})",
-                self._overlong[:MAX_ERRORS],
+                f"max_length={self._settings.max_length}, the first is {names.long(first)} ({length})",
+                [names.detail("prompt", reason, number) for number, reason in self._overlong[:MAX_ERRORS]],
             )
 
     def _cut(self, ids: Encoded) -> Encoded:
-        prompt_ids = ids.prompt_ids[-self._settings.max_prompt_length :]
+        excess = max(0, len(ids.prompt_ids) - self._settings.max_prompt_length)
+        prompt_ids = ids.prompt_ids[: self._starts] + ids.prompt_ids[self._starts + excess :]
         room = self._settings.max_length - len(prompt_ids)
         kept = max(0, room - self._ends)
         answers = [a if len(a) <= room else (a[:kept] + a[-self._ends :])[-room:] for a in ids.answers_ids]
@@ -183,14 +189,14 @@ def _answers(row: Row) -> tuple[str, ...]:
     return ("chosen", "rejected") if "chosen" in row else ("completion",)
 
 
-def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> list[Encoded]:
+def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None, names: RowNames) -> list[Encoded]:
     identity = _identity(rows, renderer) if cache else None
     if cache and identity:
         known = cache.read(identity)
         if known is not None:
             return _unpacked(known, [1 + len(_answers(row)) for row in rows])
     found: list[Encoded] = []
-    broken: list[Detail] = []
+    broken: list[tuple[int, str]] = []
     is_template_at_fault = renderer.template is not None
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         texts: list[Texts] = []
@@ -199,16 +205,18 @@ def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None) -> 
                 texts.append(renderer.texts(row["prompt"], [row[name] for name in _answers(row)]))
             except DataInvalid as error:
                 is_template_at_fault = is_template_at_fault and isinstance(error, TemplateFault)
-                broken.append(Detail("prompt", error.message, row.get("row") or index))
+                broken.append((row.get("row") or index, error.message))
         if not broken:
             found += renderer.encode_texts(texts)
-    reasons = {detail.reason for detail in broken}
+    reasons = {reason for _, reason in broken}
     if renderer.template and is_template_at_fault and len(reasons) == 1 and len(broken) == len(rows) > 1:
-        raise renderer.template.refusal(f"{broken[0].reason}, on every row")
+        raise renderer.template.refusal(f"{broken[0][1]}, on every row")
     if broken:
         count = f"{len(broken)} rows" if len(broken) > 1 else "1 row"
+        first, reason = broken[0]
         raise DataInvalid(
-            f"{count} cannot be rendered, the first is row {broken[0].line}: {broken[0].reason}", broken[:MAX_ERRORS]
+            f"{count} cannot be rendered, the first is {names.long(first)}: {reason}",
+            [names.detail("prompt", reason, number) for number, reason in broken[:MAX_ERRORS]],
         )
     if cache and identity:
         cache.write(identity, _packed(found))

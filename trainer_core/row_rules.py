@@ -7,6 +7,8 @@ vowel equals one typed after it.
 import json
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from dataclasses import field as default
 from typing import Any, Literal
 
 Kind = Literal["kto", "pairs"]
@@ -16,11 +18,21 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
     "kto": ("prompt", "completion", "label"),
     "pairs": ("prompt", "chosen", "rejected"),
 }
-_ROLES = ("system", "user", "assistant")
-# Fields of a message that templates render besides its role and content.
-_RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
-# The shape of the hosted vendors' DPO files, and where its parts go.
-_HOSTED = {"prompt": "input", "chosen": "preferred_output", "rejected": "non_preferred_output"}
+ROLES = ("system", "user", "assistant", "tool")
+RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
+"""Fields of a message that templates render besides its role and content."""
+# The service cannot serialize deeper rows.
+_MOST_DEPTH = 190
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a row: the field, a reason that continues its name, and a code for programs."""
+
+    field: str
+    reason: str
+    code: str
+    params: dict[str, Any] = default(default_factory=dict[str, Any])
 
 
 def comparable(value: Any) -> str:
@@ -37,82 +49,77 @@ def text_of(value: Any) -> str:
 
 def _parts(message: dict[str, Any]) -> list[Any]:
     """A message's role and content, and the other fields that templates render."""
-    more = {name: message[name] for name in _RENDERED if message.get(name) is not None}
+    more = {name: message[name] for name in RENDERED if message.get(name) is not None}
     return [message.get("role"), message.get("content"), *([more] if more else [])]
 
 
-def normal_form(value: Any) -> Any:
-    """A row of the hosted vendors' shape as a pair; any other value as it is."""
-    if not _is_hosted(value):
-        return value
-    moved = {ours: value[theirs] for ours, theirs in _HOSTED.items() if theirs in value}
-    if isinstance(moved.get("prompt"), dict):
-        moved["prompt"] = moved["prompt"].get("messages")
-    return {name: field for name, field in value.items() if name not in _HOSTED.values()} | moved
-
-
 def kind_of(row: Row) -> Kind | None:
-    """The kind that a row's fields tell, complete or not."""
+    """A row's kind, from its fields; they need not be complete."""
     if "chosen" in row or "rejected" in row:
         return "pairs"
     return "kto" if "completion" in row or "label" in row else None
 
 
-def problems(value: Any, expected: Kind | None) -> Iterator[tuple[str, str]]:
-    """Every (field, reason) that is wrong with a row as it was given; fields have the names that the row uses."""
+def problems(value: Any, expected: Kind | None) -> Iterator[Problem]:
+    """Everything that is wrong with a row in Tafdil's own format.
+
+    Args:
+        expected: the kind of the rows before it.
+    """
     if not isinstance(value, dict):
-        yield "", "a row must be a JSON object"
+        yield Problem("", "a row must be a JSON object", "no_object")
         return
-    if _is_hosted(value):
-        prompt = value.get("input")
-        if "input" in value and not (isinstance(prompt, dict) and "messages" in prompt):
-            yield "input", "must be an object with `messages`"
-            return
-        if prompt and prompt.get("tools"):
-            yield "input", "has `tools`, which preference training does not support"
-    names = _HOSTED if _is_hosted(value) else {}
-    for name, reason in _row_problems(normal_form(value), expected):
-        yield names.get(name, name), reason
-
-
-def _is_hosted(value: Any) -> bool:
-    return isinstance(value, dict) and ("preferred_output" in value or "non_preferred_output" in value)
-
-
-def _row_problems(row: Row, expected: Kind | None) -> Iterator[tuple[str, str]]:
-    kind = kind_of(row)
+    kind = kind_of(value)
     if kind is None:
-        yield "", "a row needs prompt, completion and label, or prompt, chosen and rejected"
+        yield Problem("", "a row needs prompt, completion and label, or prompt, chosen and rejected", "no_fields")
         return
     if expected and kind != expected:
-        yield "", f"this is a {kind} row, the rows before it are {expected} rows"
+        params = {"kind": kind, "expected": expected}
+        yield Problem("", f"is a {kind} row, but the rows before it are {expected} rows", "other_kind", params)
         return
     wrong = False
     for name in FIELDS[kind]:
-        reason = _field_problem(name, row)
-        if reason:
+        found = _field_problem(name, value)
+        if found:
             wrong = True
-            yield name, reason
-    if kind == "pairs" and not wrong and comparable(row["chosen"]) == comparable(row["rejected"]):
-        yield "rejected", "is the same as chosen"
+            yield replace(found, field=name)
+    if wrong:
+        return
+    for name, other in value.items():
+        is_checked = isinstance(other, str) and name in FIELDS[kind]
+        if not is_checked and (found := _unwritable(name, 0) or _unwritable(other, 1)):
+            yield replace(found, field=name.encode("utf-8", "backslashreplace").decode()[:80])
+            return
+    if kind == "pairs" and comparable(value["chosen"]) == comparable(value["rejected"]):
+        yield Problem("rejected", "is the same as chosen", "same_answers")
 
 
-def _field_problem(name: str, row: Row) -> str | None:
-    if name not in row:
-        return "is missing"
-    value = row[name]
+def shown(value: Any) -> str:
+    """A value, shortened for a message."""
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    return json.dumps(value, ensure_ascii=False, default=str)[:40].encode("utf-8", "backslashreplace").decode()
+
+
+def _field_problem(name: str, row: Row) -> Problem | None:
+    """What is wrong with a field. As in all functions below, the caller fills in the field's name."""
+    value = row.get(name)
+    if value is None:
+        return Problem("", "is missing", "missing")
     if name == "label":
-        shown = json.dumps(value, ensure_ascii=False, default=str)[:40]
-        return None if isinstance(value, bool) else f"must be true or false, not {shown}"
+        if isinstance(value, bool):
+            return None
+        return Problem("", f"must be true or false, not {shown(value)}", "label", {"value": shown(value)})
     if isinstance(value, str):
-        return _text_problem(value) or (None if value.strip() else "is empty")
+        return _text_problem(value) or (None if value.strip() else Problem("", "is empty", "empty"))
     if not isinstance(value, list):
-        return f"must be text or a list of messages, not {type(value).__name__}"
+        kind = type(value).__name__
+        return Problem("", f"must be text or a list of messages, not {kind}", "no_text", {"type": kind})
     return _message_problem(value) or (_prompt_problem(value) if name == "prompt" else _answer_problem(value))
 
 
 def is_text(value: str) -> bool:
-    """Whether a string can be written as UTF-8: JSON may hold half of a surrogate pair, an emoji that was cut in two."""
+    """Whether a string can be encoded as UTF-8. JSON may contain unpaired surrogates, such as half an emoji."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -120,33 +127,54 @@ def is_text(value: str) -> bool:
     return True
 
 
-def _text_problem(value: str) -> str | None:
-    return None if is_text(value) else "holds half of a surrogate pair: a character that was cut in two"
+def _text_problem(value: str) -> Problem | None:
+    if is_text(value):
+        return None
+    return Problem("", "contains an unpaired surrogate: a character was cut in half", "half_character")
 
 
-def _message_problem(messages: list[Any]) -> str | None:
+def _unwritable(value: Any, depth: int) -> Problem | None:
+    """Why a value anywhere in a row cannot be written as JSON."""
+    if isinstance(value, str):
+        return None if value.isascii() else _text_problem(value)
+    if not isinstance(value, dict | list):
+        return None
+    if depth > _MOST_DEPTH:
+        return Problem("", f"is nested deeper than {_MOST_DEPTH} levels", "too_deep", {"most": _MOST_DEPTH})
+    for each in [*value, *value.values()] if isinstance(value, dict) else value:
+        if found := _unwritable(each, depth + 1):
+            return found
+    return None
+
+
+def _message_problem(messages: list[Any]) -> Problem | None:
     if not messages:
-        return "has no messages"
+        return Problem("", "has no messages", "no_messages")
     for message in messages:
         if not isinstance(message, dict):
-            return "each message must be an object with `role` and `content`"
+            return Problem("", "must contain message objects with `role` and `content`", "no_message")
         content = message.get("content")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            return "each message needs `role` and `content`, both text"
-        if message.get("role") not in _ROLES:
-            return f"a message's role must be one of {', '.join(_ROLES)}"
+            return Problem("", "must contain messages whose `role` and `content` are text", "no_content")
+        if message.get("role") not in ROLES:
+            roles = ", ".join(ROLES)
+            role = shown(message.get("role"))
+            return Problem(
+                "", f"has a message with the role {role}; the roles are {roles}", "role", {"roles": roles, "role": role}
+            )
         if reason := _text_problem(content or ""):
             return reason
     return None
 
 
-def _prompt_problem(messages: list[Any]) -> str | None:
+def _prompt_problem(messages: list[Any]) -> Problem | None:
     if messages[-1]["role"] == "assistant":
-        return "ends with an assistant's message; the last turn belongs to the answer"
-    return None if any((message.get("content") or "").strip() for message in messages) else "is empty"
+        return Problem("", "ends with an assistant message; put the answer in its own field", "prompt_ends_with_answer")
+    return None if any((message.get("content") or "").strip() for message in messages) else Problem("", "is empty", "empty")
 
 
-def _answer_problem(messages: list[Any]) -> str | None:
+def _answer_problem(messages: list[Any]) -> Problem | None:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
-        return "must be one assistant's message; earlier turns belong to the prompt"
-    return None if (messages[0].get("content") or "").strip() or messages[0].get("tool_calls") else "is empty"
+        return Problem("", "must be one assistant message; put earlier turns in the prompt", "no_answer")
+    is_answer = (messages[0].get("content") or "").strip() or messages[0].get("tool_calls")
+    return None if is_answer else Problem("", "is empty", "empty")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row, comparable, text_of
 from trainer_core.tokens import Messages, Renderer
 
@@ -51,7 +52,7 @@ _UNSEEN = re.compile(
 
 @dataclass
 class Findings:
-    """What was found in the rows: their numbers in the file, by the codes of `DROPPED` and `NOTED`."""
+    """What was found in the rows: their numbers, by the codes of `DROPPED` and `NOTED`."""
 
     rows: dict[str, list[int]] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
@@ -67,28 +68,35 @@ class Findings:
     def dropped(self) -> int:
         return sum(len(numbers) for code, numbers in self.rows.items() if code in DROPPED)
 
-    def as_list(self, shown_rows: int = 20) -> list[dict[str, Any]]:
-        """By code: how many rows, the first numbers, and whether they were dropped."""
+    def as_list(self, shown_rows: int = 20, names: RowNames = AS_NUMBERED) -> list[dict[str, Any]]:
+        """By code: how many rows, the first of them, and whether they were dropped."""
         return [
-            {"code": code, "rows": len(numbers), "first_rows": numbers[:shown_rows], "dropped": code in DROPPED}
+            {
+                "code": code,
+                "rows": len(numbers),
+                "first_rows": [names.short(number) for number in numbers[:shown_rows]],
+                "dropped": code in DROPPED,
+            }
             for code, numbers in self.rows.items()
         ]
 
-    def messages(self, mode: str) -> list[tuple[str, str]]:
+    def messages(self, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, str]]:
         """(code, sentence) of each finding.
 
         Args:
             mode: `special_tokens_in_text` of the run.
+            names: the names of rows in messages.
         """
-        return [(code, self._message(code, numbers, mode)) for code, numbers in self.rows.items()]
+        return [(code, self._message(code, numbers, mode, names)) for code, numbers in self.rows.items()]
 
-    def _message(self, code: str, numbers: list[int], mode: str) -> str:
+    def _message(self, code: str, numbers: list[int], mode: str, names: RowNames) -> str:
         what, advice = (DROPPED | NOTED)[code], _ADVICE.get(code)
         if code == "special_tokens_in_text":
             what += f" ({', '.join(list(self.tokens)[:3])})"
             encoded = "control tokens" if mode == "allow" else "plain text"
             advice = f"they are encoded as {encoded} (special_tokens_in_text={mode})"
-        first = ", ".join(map(str, numbers[:_SHOWN_ROWS])) + (", …" if len(numbers) > _SHOWN_ROWS else "")
+        first = ", ".join(str(names.short(number)) for number in numbers[:_SHOWN_ROWS])
+        first += ", …" if len(numbers) > _SHOWN_ROWS else ""
         count = f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} {'dropped ' if code in DROPPED else ''}({first})"
         return f"{count}: {what}" + (f"; {advice}" if advice else "")
 
@@ -102,7 +110,7 @@ def loss_of_signal(
         prompt, answers: token ids after any cut.
         is_cut: whether the prompt lost its beginning.
     """
-    if not prompt or (is_cut and len(prompt) <= renderer.after_prompt_tokens):
+    if not prompt or (is_cut and len(prompt) <= len(renderer.start_ids) + renderer.after_prompt_tokens):
         return "prompt_lost"
     if len(answers) > 1 and list(answers[0]) == list(answers[1]):
         return "answers_equal"

@@ -77,6 +77,15 @@ def repetition(ids: list[int]) -> float:
     return 1 - len(runs) / runs.total() if runs else 0.0
 
 
+def said(response: str, tag: str) -> str:
+    """The words of an answer, without the tags of its block of thoughts: nothing, if that block is empty and all there is.
+
+    Args:
+        tag: such as `think`.
+    """
+    return response.replace(f"<{tag}>", "").replace(f"</{tag}>", "").strip()
+
+
 def sample_metrics(samples: list[Sample]) -> dict[str, float | None]:
     """`sample_tokens`: mean length in tokens; `sample_repetition`: mean of `repetition`."""
     return {

@@ -1,7 +1,8 @@
 """Log-probabilities of answers under a model: what metrics and comparisons are computed from.
 
-Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length. The
-answers to a prompt go through the layers together, and share it where a training made its model fast.
+Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length. What
+comes after the layers is the model's own code (`own_head`). The answers to a prompt go through the layers together, and
+share it where a training made its model fast.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer_core.acceleration import causal_of, is_accelerated, states_at
+from trainer_core.own_head import layers_of, own_logits
 from trainer_core.reference import model_of, side_of
 
 _SLICE_BYTES = 2**26
@@ -55,6 +57,11 @@ class Scores:
     def avg_ratios(self) -> Tensor:
         """The same a token."""
         return self.ratios / self.tokens
+
+
+def share_positive(values: Tensor) -> float | None:
+    """Share of values, (rows,), that are above 0; a 0 counts a half. None if there are no values."""
+    return ((values.sign() + 1) / 2).mean().item() if len(values) else None
 
 
 @torch.no_grad()
@@ -110,7 +117,7 @@ class _Batch:
             self.attention[i, :end] = 1
             is_answer[i, len(prompt) : end] = True
         self.device = next(model.parameters()).device
-        self._vocabulary = model.config.vocab_size
+        self._vocabulary = model.config.get_text_config().vocab_size
         self.ids, self.attention = self.ids.to(self.device), self.attention.to(self.device)
         # Position t predicts token t+1: an answer token at t is scored from the hidden state at t-1.
         self.predicts = is_answer[:, 1:].to(self.device)
@@ -118,13 +125,16 @@ class _Batch:
 
     def score(self, policy: Any, reference: Any) -> Tensor:
         """(3, rows) float64: the policy's and the reference's summed log-probabilities, and the summed KL."""
-        states = self._states(policy)
         if reference is None:
+            states = self._states(policy, is_packed=is_accelerated(policy))
             own = [self._logps(policy, *slices) for slices in self._slices(states)]
             return self._summed(torch.stack([logps := torch.cat(own), logps * math.nan, logps * math.nan]))
         model = model_of(reference)
+        # Both alike: computed in different ways, equal weights would differ by rounding.
+        is_packed = is_accelerated(policy) and is_accelerated(model)
+        states = self._states(policy, is_packed=is_packed)
         with side_of(reference):
-            ref_states = self._states(model)
+            ref_states = self._states(model, is_packed=is_packed)
         pieces = [self._score_slice(policy, model, *slices) for slices in self._slices(states, ref_states)]
         return self._summed(torch.cat(pieces, dim=1))
 
@@ -140,26 +150,25 @@ class _Batch:
         return sums.index_add_(1, owners, values).cpu()
 
     def _logps(self, policy: Any, states: Tensor, targets: Tensor) -> Tensor:
-        log_p = torch.log_softmax(_head(policy, states).float(), dim=-1)
+        log_p = torch.log_softmax(own_logits(policy, states).float(), dim=-1)
         return log_p.gather(1, targets[:, None])[:, 0].double()
 
-    def _states(self, model: Any) -> Tensor:
-        """Hidden states at the positions that predict answer tokens, (answer tokens, width)."""
+    def _states(self, model: Any, *, is_packed: bool) -> Tensor:
+        """Hidden states at the positions that predict answer tokens, (answer tokens, width).
+
+        Args:
+            is_packed: compute prompts once, which takes an accelerated model.
+        """
         causal = causal_of(model)
         device = next(causal.parameters()).device
         ids, attention, predicts = (tensor.to(device) for tensor in (self.ids, self.attention, self.predicts))
-        if is_accelerated(model):
+        if is_packed:
             return states_at(model, ids, attention, predicts).to(self.device)
-        hidden = causal.model(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
+        hidden = layers_of(causal)(input_ids=ids, attention_mask=attention, use_cache=False).last_hidden_state
         return hidden[:, :-1][predicts].to(self.device)
 
     def _score_slice(self, policy: Any, model: Any, states: Tensor, ref_states: Tensor, targets: Tensor) -> Tensor:
-        log_p = torch.log_softmax(_head(policy, states).float(), dim=-1)
-        log_q = torch.log_softmax(_head(model, ref_states).float(), dim=-1)
+        log_p = torch.log_softmax(own_logits(policy, states).float(), dim=-1)
+        log_q = torch.log_softmax(own_logits(model, ref_states).float(), dim=-1)
         kl = (log_p.exp() * (log_p - log_q)).sum(-1)
         return torch.stack([log.gather(1, targets[:, None])[:, 0] for log in (log_p, log_q)] + [kl]).double()
-
-
-def _head(model: Any, states: Tensor) -> Tensor:
-    head = causal_of(model).get_output_embeddings()
-    return head(states.to(head.weight.device)).to(states.device)

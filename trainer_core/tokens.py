@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
-
 from trainer_core.chat_template import ChatTemplate
 from trainer_core.errors import DataInvalid, SpecInvalid
 from trainer_core.row_rules import is_text, text_of
 from trainer_core.stop_tokens import StopTokens
+from trainer_core.versions import encode_marked_chat, mark_control_tokens
 
 Messages = list[dict[str, Any]]
 
 _HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
 # Fields of a message that a template reads as keywords, not as users' text.
 _NOT_TEXT = ("role", "type")
+_PROBE = "a"
 _PLAIN = "prompt + completion + end token"
 
 
@@ -52,6 +52,8 @@ class Renderer:
         special_tokens_in_text: control tokens in users' text are encoded as plain text (`split`), refused, or encoded
             as control tokens (`allow`).
         generation_end: `eos_token_id` of the model's generation configuration.
+        adds_start: whether prompts without a template begin as the tokenizer begins every text. Runs of earlier versions
+            did not.
         model: the model's name, for errors.
 
     Raises:
@@ -68,6 +70,7 @@ class Renderer:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         special_tokens_in_text: Literal["split", "refuse", "allow"] = "split",
         generation_end: Sequence[int] = (),
+        adds_start: bool = True,
         model: str = "",
     ) -> None:
         self.tokenizer = tokenizer
@@ -92,6 +95,7 @@ class Renderer:
             )
         self.template = ChatTemplate(tokenizer, system_prompt, chat_template_kwargs, model) if self.uses_template else None
         self._kept_end, self.end_ids = self._find_end()
+        self.start_ids = self._find_start() if adds_start else ()
         self.stop = StopTokens(
             template=self.end_ids if self._kept_end else (),
             tokenizer=(tokenizer.eos_token_id,),
@@ -103,6 +107,8 @@ class Renderer:
     def fingerprint(self) -> str:
         """SHA-256 of the template in use and of its options, hex."""
         template = str(self.tokenizer.chat_template) if self.uses_template else _PLAIN
+        if self.start_ids:
+            template = f"{list(self.start_ids)} + {template}"
         if self.system_prompt is not None or self.chat_template_kwargs:
             template += json.dumps([self.system_prompt, self.chat_template_kwargs], sort_keys=True)
         return hashlib.sha256(template.encode()).hexdigest()
@@ -111,6 +117,17 @@ class Renderer:
     def tokenizer_fingerprint(self) -> str:
         """SHA-256 of a fast tokenizer's vocabulary and rules, hex."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+    @cached_property
+    def vocabulary_fingerprint(self) -> str:
+        """SHA-256 of what decides which ids a text has, hex: the same for a tokenizer that was saved and loaded again."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            rules: Any = self.tokenizer.get_vocab()
+        else:
+            whole = json.loads(backend.to_str())
+            rules = {name: whole.get(name) for name in ("model", "added_tokens", "normalizer", "pre_tokenizer")}
+        return hashlib.sha256(json.dumps(_without_defaults(rules), sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def control_ids(self) -> frozenset[int]:
@@ -136,7 +153,7 @@ class Renderer:
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
         """Token ids of a prompt. Raises `DataInvalid`."""
         rendered = self.texts(prompt, [])
-        return rendered.ids[0] if rendered.ids else self._encode(rendered.texts[0])
+        return self._started(rendered.ids[0] if rendered.ids else self._encode(rendered.texts[0]))
 
     def encode(self, prompt: str | Messages, answers: Sequence[str | Messages]) -> Encoded:
         """Ids of a prompt and of each answer after it, which begins where the prompt ends.
@@ -166,7 +183,7 @@ class Renderer:
         plain = [text for row in rows if row.ids is None for text in row.texts]
         every: Iterator[Any] = iter(self.tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else [])
         ids = [row.ids or [list(next(every)) for _ in row.texts] for row in rows]
-        return [Encoded(prompt, [self._ended(answer) for answer in answers]) for prompt, *answers in ids]
+        return [Encoded(self._started(prompt), [self._ended(answer) for answer in answers]) for prompt, *answers in ids]
 
     def response(self, ids: Sequence[int]) -> str:
         """The text of generated ids, up to where the turn ends."""
@@ -204,6 +221,20 @@ class Renderer:
             return "", (self.tokenizer.eos_token_id,)
         end = "".join(added[token].content for token in ids)
         return after[: start + len(end)], tuple(ids)
+
+    def _find_start(self) -> tuple[int, ...]:
+        """The ids that the tokenizer puts before every text, such as `<s>`. A template writes its own."""
+        if self.template:
+            return ()
+        plain, whole = self._encode(_PROBE), list(self.tokenizer(_PROBE)["input_ids"])
+        places = (place for place in range(len(whole)) if plain and whole[place : place + len(plain)] == plain)
+        return tuple(whole[: next(places, 0)])
+
+    def _started(self, ids: list[int]) -> list[int]:
+        """A prompt's ids behind the start of a text: with `allow`, one that was rendered before may already have it."""
+        start = list(self.start_ids)
+        has_start = self.special_tokens_in_text == "allow" and ids[: len(start)] == start
+        return ids if has_start or not ids else [*start, *ids]
 
     def _ended(self, ids: list[int]) -> list[int]:
         """Ids with exactly one end of turn: with `allow`, text that was rendered before may already have one."""
@@ -276,3 +307,10 @@ def _names(value: Any) -> Iterator[str]:
 
 def _as_messages(value: str | Messages, role: str) -> Messages:
     return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
+def _without_defaults(rules: Any) -> Any:
+    """Rules without what is null or false, which versions of tokenizers write or leave out."""
+    if isinstance(rules, dict):
+        return {name: _without_defaults(value) for name, value in rules.items() if value is not None and value is not False}
+    return [_without_defaults(value) for value in rules] if isinstance(rules, list) else rules

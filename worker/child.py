@@ -6,7 +6,6 @@ supervisor: by the parent-death signal on Linux, by the end of standard input an
 heard of for so long that its lease may soon be another's.
 """
 
-import ctypes
 import faulthandler
 import hashlib
 import json
@@ -30,9 +29,8 @@ from trainer_core import effect
 from trainer_core.effect import Verdict
 from trainer_core.observer import Observer, Phase
 from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE, is_disk_full
+from worker.parent_death import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
-_OOM_SCORE = "500"
 _ALIVE_EVERY_S = 1.0
 _SECOND_LOOK_S = 0.25
 # What CUDA says when the device is at fault, not the program.
@@ -43,17 +41,6 @@ _GPU_LOST = (
     "unspecified launch failure",
     "devices unavailable",
 )
-
-
-def die_with_parent(parent: int) -> None:
-    """Asks the kernel to end this process when its parent ends; leaves at once if that happened already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        with suppress(OSError):
-            # When memory runs out the kernel should take the training, not its supervisor.
-            Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 class Reports:
@@ -167,7 +154,7 @@ class Reporter(Observer):
 
     def progress(self, step: int, total_steps: int) -> None:
         if self._clock and self._has_begun:
-            self._reports.send("first_step", step=step, seconds=self._clock.stopped())
+            self._reports.send("first_step", step=step, seconds=self._clock.stopped(), cpu_s=round(time.process_time(), 3))
             self._clock = None
         # The first report tells where training begins, the second one of its first step.
         self._has_begun = True
@@ -197,6 +184,14 @@ class Reporter(Observer):
 
     def should_stop(self) -> bool:
         return self._stop.is_set()
+
+
+def preload() -> None:
+    """What the fork server does before it forks runs, so that none of them has to."""
+    import jobs.spec  # noqa: F401  # pyright: ignore[reportUnusedImport]
+    from trainer_core import preloading
+
+    preloading.preload()
 
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
@@ -234,7 +229,9 @@ def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans:
         reports.send("warning", code="checkpoint_gone", message="the checkpoint to start from is gone; training starts anew")
     trainer.train(resume_from_checkpoint=checkpoint)
     paths = {name: places[f"{name}_path"] for name in ("dataset", "eval_dataset")}
-    data = {f"{name}_sha256": sha256(Path(path)) for name, path in paths.items() if path}
+    data: dict[str, Any] = {f"{name}_sha256": sha256(Path(path)) for name, path in paths.items() if path}
+    if places["datasets"]:
+        data["datasets_sha256"] = [sha256(Path(each["path"])) for each in places["datasets"]]
     metadata = Path(places["output_dir"]) / f"{trainer.preference_method}_metadata.json"
     saved = json.loads(metadata.read_text(encoding="utf-8"))
     files = {name: sha256(Path(places["output_dir"]) / name) for name in result_files(Path(places["output_dir"]))}
@@ -259,11 +256,13 @@ def newest_checkpoint(plan: dict[str, Any]) -> Path | None:
 
 
 def keep_log_readable() -> None:
-    """Keeps progress bars, and advice to the authors of libraries, out of the job's log."""
+    """Keeps progress bars, advice to the authors of libraries, and their places on this machine, out of the job's log."""
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
+    # The log is for whoever sent the job, and where a library lies on this machine is nothing to them.
+    warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
     logging.disable_progress_bar()
     disable_progress_bars()
 

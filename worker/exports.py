@@ -3,9 +3,13 @@
 Each task runs in a pool process of its own (`--max-tasks-per-child 1`), so that the memory of a merge is free after it.
 """
 
+import json
 import os
 import shutil
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from celery.signals import worker_init
@@ -19,6 +23,7 @@ from jobs.records import JobRecord
 from jobs.repository import artifacts, jobs, tasks
 from jobs.states import TaskKind
 from jobs.storage import Storage
+from trainer_core.checkpoints import link
 from trainer_core.errors import ModelNotFound
 from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, leave_gpus_alone, model_directory, run_next
@@ -81,6 +86,50 @@ def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
     root = run_dir(settings, job.id)
     folder = root / os.path.commonpath([os.path.dirname(name) for name in files])
     names = [(root / name).relative_to(folder).as_posix() for name in files]
+    if "README.md" not in names:
+        with TemporaryDirectory(dir=root, prefix=".push-") as staged:
+            names = complete(folder, names, Path(staged), lambda name: find_model(settings, name))
+            return _push_as(desk, job, Path(staged), names)
+    return _push_as(desk, job, folder, names)
+
+
+def complete(folder: Path, names: list[str], staged: Path, locate: Callable[[str], str]) -> list[str]:
+    """Stages the files that an earlier version wrote as this one writes them: with a model card, and the base by its name.
+
+    Args:
+        names: of the files, below `folder`.
+        staged: an empty directory on the same disk.
+        locate: from the base's name to where it is.
+
+    Returns:
+        The names of the staged files.
+    """
+    from trainer_core import model_card
+    from trainer_core.models import DTYPES, answering_dtype, dtype_name
+
+    for name in names:
+        (staged / name).parent.mkdir(parents=True, exist_ok=True)
+        link(folder / name, staged / name)
+    (found,) = folder.glob("*_metadata.json")
+    metadata = json.loads(found.read_text(encoding="utf-8"))
+    for config in staged.rglob("adapter_config.json"):
+        named = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": metadata["model_name"]}
+        # The other name of the same file must keep what it holds.
+        config.unlink()
+        config.write_text(json.dumps(named, indent=2), encoding="utf-8")
+    base, dtype = metadata["model_name"], DTYPES[metadata["precision"]]
+    # A base that is gone by now is no reason to keep what was trained from it.
+    with suppress(ModelNotFound):
+        base = locate(base)
+        dtype = answering_dtype(base if (staged / "adapter_config.json").is_file() else str(staged))
+    metadata["dtype"] = dtype_name(dtype)
+    model_card.write(staged, metadata, base, merged=(staged / "merged.json").is_file())
+    return [*names, model_card.FILE]
+
+
+def _push_as(desk: Desk, job: JobRecord, folder: Path, names: list[str]) -> dict[str, Any]:
+    settings, request = desk.settings, desk.task.request
+    assert settings.hub_token is not None, "checked before"
     # All tenants share the account. The operator's names are as given; another tenant's are those of its own jobs alone.
     name = request["name"] if job.tenant == DEFAULT_TENANT else f"{request['name']}-{job.id[:8]}"
     repository = f"{settings.hub_namespace}/{name}"

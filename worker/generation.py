@@ -11,12 +11,16 @@ from jobs.repository import jobs
 from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError
+from trainer_core.generation_options import DefaultLength
 from worker import gpu
 from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, model_directory, run_next, stay_offline
 
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
+
+# Of an answer, in tokens, where a request does not say; cut to what the model has room for.
+_DEFAULT_LENGTH = DefaultLength(256)
 
 trace_as("tafdil-generation-worker")
 
@@ -95,7 +99,7 @@ def _answer(desk: Desk) -> dict[str, Any]:
         method, pair = warm.get(job.id, directory)
         answer = pair.compare(
             request["prompt"],
-            max_new_tokens=request["max_length"],
+            max_new_tokens=request["max_length"] or _DEFAULT_LENGTH,
             temperature=request["temperature"],
             seed=request["seed"],
             tell=tell,

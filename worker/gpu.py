@@ -69,20 +69,33 @@ def visible_gpu() -> Gpu | None:
         GpuUnknown: there are GPUs, but nothing tells which; training now could take one that another worker holds.
     """
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is not None and wanted.strip() in ("", "-1", "NoDevFiles"):
+    if _are_hidden(wanted):
         return None
     first = wanted.split(",")[0].strip() if wanted else "0"
     if first.startswith("MIG-"):
         return Gpu(first, "MIG slice")
     answer = _ask("gpu", "index,uuid,name")
     if answer is None:
-        if any(_DEVICES.glob("nvidia[0-9]*")):
+        if _are_there():
             raise GpuUnknown("nvidia-smi fails on a machine that has GPUs")
         return None
     for index, uuid, name in answer:
         if first == index or (first.startswith("GPU-") and uuid.startswith(first)):
             return Gpu(uuid, name)
     return None
+
+
+def may_be_visible() -> bool:
+    """Whether this machine has GPUs that this worker may see; asks nobody, so it takes no time."""
+    return _are_there() and not _are_hidden(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def _are_there() -> bool:
+    return any(_DEVICES.glob("nvidia[0-9]*"))
+
+
+def _are_hidden(wanted: str | None) -> bool:
+    return wanted is not None and wanted.strip() in ("", "-1", "NoDevFiles")
 
 
 def memory_used_bytes(gpu: Gpu) -> int | None:

@@ -32,6 +32,7 @@ from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_b
 from worker.gpu import Gpu, GpuLock
 from worker.reporter import AttemptReporter
 from worker.training_process import TrainingProcess
+from worker.warm_start import ColdReason, ForkServer, needs_bitsandbytes
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Supervisor:
         worker: this worker's name in the job's attempts.
         is_draining: whether the worker is shutting down.
         trainer: the command of the training process.
+        fork_server: forks training processes, where that is possible; without one each imports everything by itself.
     """
 
     def __init__(
@@ -68,9 +70,10 @@ class Supervisor:
         worker: str,
         is_draining: Callable[[], bool],
         trainer: Sequence[str] = TRAINER,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.database, self.queue, self.settings = database, queue, settings
-        self.is_draining, self.trainer = is_draining, trainer
+        self.is_draining, self.trainer, self.fork_server = is_draining, trainer, fork_server
         self._worker = worker
 
     def run_next(self) -> bool:
@@ -145,6 +148,7 @@ class Attempt:
         self._supervisor, self._job, self._device, self._lock = supervisor, job, device, lock
         self._settings = supervisor.settings
         self._fence = Fence(job.id, job.attempt, job.lease_token)
+        self._claimed_at = time.monotonic()
         self._reporter = AttemptReporter(
             supervisor.database, supervisor.queue, self._settings, self._fence, self._memory_bytes
         )
@@ -173,7 +177,14 @@ class Attempt:
         lock = self._lock.descriptor if self._lock else None
         try:
             folder = self._supervisor.prepare(self._job)
-            process = TrainingProcess(self._supervisor.trainer, folder, self._environment(), lock)
+            process = TrainingProcess(
+                self._supervisor.trainer,
+                folder,
+                self._environment(),
+                lock,
+                server=self._fork_server(),
+                give_up=self._is_asked_to_end,
+            )
             self._process = process
         except (TafdilError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
@@ -214,11 +225,22 @@ class Attempt:
             return gpu.memory_used_bytes(self._device)
         return self._process.resident_bytes() if self._process else None
 
+    def _fork_server(self) -> ForkServer | ColdReason:
+        server = self._supervisor.fork_server
+        if server is None:
+            return ColdReason.SWITCHED_OFF
+        if self._device and self._settings.warm_start != "gpu":
+            # Nobody has seen yet that a process forked here computes on a GPU, so the server's memory is of no use.
+            server.close()
+            return ColdReason.GPU
+        spec = self._job.resolved_spec
+        return ColdReason.BITSANDBYTES if needs_bitsandbytes(spec, model_places(self._settings, spec)) else server
+
+    def _is_asked_to_end(self) -> bool:
+        return self._reporter.requested is not None or self._reporter.is_fenced or self._supervisor.is_draining()
+
     def _environment(self) -> dict[str, str]:
-        # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
-        environment = {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
-        if not self._settings.allow_hub:
-            environment["HF_HUB_OFFLINE"] = "1"
+        environment = variables(self._settings)
         if traceparent := tracing.current_traceparent():
             environment[tracing.VARIABLE] = traceparent
         if self._device:
@@ -234,7 +256,8 @@ class Attempt:
             if reports is None:
                 return
             for report in reports:
-                self._reporter.receive(report)
+                start = self._start_of(process) if report["type"] == "first_step" else {}
+                self._reporter.receive({**report, **start})
             self._obey(process)
             self._oom_watch.look()
             now = time.monotonic()
@@ -248,6 +271,11 @@ class Attempt:
                 process.kill()
             if process.killed_at is not None and now >= process.killed_at + _UNKILLABLE_S:
                 return
+
+    def _start_of(self, process: TrainingProcess) -> dict[str, Any]:
+        """How the process was started, and the seconds from the claim until now."""
+        start = {"start": "cold", "reason": process.cold_reason} if process.cold_reason else {"start": "warm"}
+        return {**start, "since_claim_s": round(time.monotonic() - self._claimed_at, 3)}
 
     def _obey(self, process: TrainingProcess) -> None:
         """Does what people and the worker's shutdown ask, once each."""
@@ -388,6 +416,15 @@ class Attempt:
         self._reporter.insist(finish, self._gives_up)
         self._clear_store()
         self._supervisor.queue.nudge(self._job.id)
+
+
+def variables(settings: Settings) -> dict[str, str]:
+    """What every training process has in its environment on top of the worker's own."""
+    # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
+    environment = {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+    if not settings.allow_hub:
+        environment["HF_HUB_OFFLINE"] = "1"
+    return environment
 
 
 def _traced(job: JobRecord) -> tracing.Attributes:

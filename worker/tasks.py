@@ -7,19 +7,41 @@ import socket
 import threading
 from typing import Any
 
-from celery.signals import celeryd_after_setup
+from celery.signals import celeryd_after_setup, worker_process_init, worker_process_shutdown
 
 from jobs.database import Database
 from jobs.queue import TRAIN_TASK, CeleryQueue, train_queue
 from jobs.settings import get_settings
-from worker import supervisor
+from worker import gpu, supervisor
 from worker.celery_app import app, is_draining, trace_as
 from worker.dispatcher import warn_of_other_host
 from worker.supervisor import Supervisor
+from worker.training_process import whole_environment
+from worker.warm_start import ForkServer
 
 log = logging.getLogger(__name__)
 
 trace_as("tafdil-train-worker")
+
+# Of this pool process: the runs that it forks become this process's children.
+_fork_server: ForkServer | None = None
+
+
+@worker_process_init.connect
+def _start_fork_server(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Has everything imported by the time that the first job comes."""
+    global _fork_server  # noqa: PLW0603  # the process's
+    settings = get_settings()
+    if settings.warm_start:
+        _fork_server = ForkServer(supervisor.TRAINER, whole_environment(supervisor.variables(settings)))
+        if settings.warm_start == "gpu" or not gpu.may_be_visible():
+            _fork_server.start()
+
+
+@worker_process_shutdown.connect
+def _end_fork_server(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
+    if _fork_server:
+        _fork_server.close()
 
 
 @celeryd_after_setup.connect
@@ -53,6 +75,7 @@ def train(job_id: str) -> None:
             worker=f"{socket.gethostname()}:{os.getppid()}",
             is_draining=lambda: is_draining() or asked_to_end.is_set(),
             trainer=supervisor.TRAINER,
+            fork_server=_fork_server,
         )
         if not runner.run_next():
             log.info("woken, but nothing was claimed")

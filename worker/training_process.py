@@ -1,14 +1,19 @@
 """The training process as its supervisor holds it: started, heard, asked, and ended with everything it left."""
 
 import json
+import logging
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from worker.warm_start import ColdReason, ColdStart, ForkedProcess, ForkServer
+
+log = logging.getLogger(__name__)
 
 # The training process needs none of them; what it does not have it cannot leak into a log or an artifact.
 _SECRETS = (
@@ -23,8 +28,11 @@ _SECRETS = (
     "PGPASSFILE",
 )
 _PING_EVERY_S = 0.2
+# The empty line that a forked process waits for.
+_GO = b"\n"
 _UNKILLABLE_S = 10.0
-_SESSION_FIELD = 3  # of /proc/<pid>/stat, counted after the command's name
+# Of /proc/<pid>/stat, counted after the command's name.
+_PARENT_FIELD, _SESSION_FIELD = 1, 3
 
 
 class TrainingProcess:
@@ -35,35 +43,59 @@ class TrainingProcess:
         folder: the attempt's directory; what the process prints goes to `log.txt` there.
         environment: variables to set on top of this process's own.
         lock: a file descriptor that the process inherits and keeps open.
+        server: what forks the process, or why it starts by itself.
+        give_up: whether the fork server is not waited for any longer.
 
     Attributes:
+        cold_reason: why it was not forked; None when it was.
         heard_at: when it was last heard of, by `time.monotonic`.
         killed_at: when it was killed first, if it was.
     """
 
-    def __init__(self, command: Sequence[str], folder: Path, environment: dict[str, str], lock: int | None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        lock: int | None,
+        *,
+        server: ForkServer | ColdReason = ColdReason.SWITCHED_OFF,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.cold_reason: ColdReason | None = None
+        whole = whole_environment(environment)
+        locks = [lock] if lock is not None else []
         self._reports, write_end = os.pipe()
-        kept = {name: value for name, value in os.environ.items() if name not in _SECRETS}
-        try:
-            with (folder / "log.txt").open("ab") as output:
-                self._process = subprocess.Popen(
-                    [*command, str(folder), str(write_end), str(os.getpid())],
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=(write_end, *([lock] if lock is not None else [])),
-                    start_new_session=True,
-                    env={**kept, **environment},
-                )
-        except BaseException:
-            os.close(self._reports)
-            raise
-        finally:
-            os.close(write_end)
-        assert self._process.stdin is not None
-        self._input = self._process.stdin.fileno()
+        given, self._input = os.pipe()
         # A process that does not read must not stop the one that watches it.
         os.set_blocking(self._input, False)
+        try:
+            with (folder / "log.txt").open("ab") as output:
+                try:
+                    if isinstance(server, ColdReason):
+                        raise ColdStart(server)
+                    descriptors = [given, output.fileno(), write_end, *locks]
+                    self._process: subprocess.Popen[bytes] | ForkedProcess = server.fork(folder, whole, descriptors, give_up)
+                    os.write(self._input, _GO)
+                except ColdStart as error:
+                    log.info("the run starts cold: %s", error)
+                    self.cold_reason = error.reason
+                    self._process = subprocess.Popen(
+                        [*command, str(folder), str(write_end), str(os.getpid())],
+                        stdin=given,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        pass_fds=(write_end, *locks),
+                        start_new_session=True,
+                        env=whole,
+                    )
+        except BaseException:
+            os.close(self._reports)
+            os.close(self._input)
+            raise
+        finally:
+            os.close(given)
+            os.close(write_end)
         self.pid = self._process.pid
         self.heard_at = time.monotonic()
         self.killed_at: float | None = None
@@ -85,7 +117,7 @@ class TrainingProcess:
         if not self._is_silent:
             ready, _, _ = select.select([self._reports], [], [], seconds)
             if not ready:
-                if self._process.poll() is None:
+                if not self._has_ended(0):
                     return []
                 # It may have reported its end since; or it left the pipe to a descendant, and is over all the same.
                 if not select.select([self._reports], [], [], 0)[0]:
@@ -97,11 +129,7 @@ class TrainingProcess:
                 *lines, self._buffer = (self._buffer + data).split(b"\n")
                 return [json.loads(line) for line in lines]
         # The end of the reports comes before the end of the process by a moment.
-        try:
-            self._process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return []
-        return None
+        return None if self._has_ended(seconds) else []
 
     def ask_to_stop(self) -> None:
         """Asks it to save a checkpoint at its next step boundary and to leave."""
@@ -137,10 +165,25 @@ class TrainingProcess:
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
             left = session_processes(self.pid)
+        if code is not None:
+            _reap(self.pid)
         os.close(self._reports)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        os.close(self._input)
         return code, left
+
+    def _has_ended(self, seconds: float) -> bool:
+        """Whether it ends within a time. It is left to be waited for at its end, so that no other process gets its id."""
+        if not hasattr(os, "pidfd_open"):
+            try:
+                self._process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return False
+            return True
+        descriptor = os.pidfd_open(self.pid)
+        try:
+            return bool(select.select([descriptor], [], [], seconds)[0])
+        finally:
+            os.close(descriptor)
 
     def _ping(self) -> None:
         now = time.monotonic()
@@ -159,24 +202,40 @@ class TrainingProcess:
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
-            return
+            # One that was forked a moment ago has no group of its own yet, and nothing below it.
+            _kill(self.pid, number)
 
 
 def session_processes(session: int) -> list[int]:
     """Living processes of a session (Linux; elsewhere none are found)."""
-    found = []
+    return [pid for pid, state, _ in _members(session) if state not in "ZX"]
+
+
+def _reap(session: int) -> None:
+    """Waits for processes of a session that have ended, where this process got them as orphans."""
+    for pid, state, parent in _members(session):
+        if state == "Z" and parent == os.getpid():
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _members(session: int) -> Iterator[tuple[int, str, int]]:
+    """Id, state and parent of the processes of a session."""
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             continue
-        if int(fields[_SESSION_FIELD]) == session and fields[0] not in "ZX":
-            found.append(int(stat.parent.name))
-    return found
+        if int(fields[_SESSION_FIELD]) == session:
+            yield int(stat.parent.name), fields[0], int(fields[_PARENT_FIELD])
 
 
-def _kill(pid: int) -> None:
+def whole_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """All variables of a training process: this process's without secrets, and its own on top."""
+    return {**{name: value for name, value in os.environ.items() if name not in _SECRETS}, **own}
+
+
+def _kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
     try:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, number)
     except ProcessLookupError:
         return

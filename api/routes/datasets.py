@@ -1,23 +1,29 @@
 """Datasets: upload, list, show."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
+from api.dataset_schemas import Dataset, DatasetCheck, DatasetPage, DatasetRemoval, DatasetRows
 from api.dependencies import MOST, Datasets, Id
 from api.errors import responses
-from api.schemas import Dataset, DatasetPage, DatasetRemoval, DatasetRows
+from api.files import table_response
+from api.metrics import UploadMetrics
+from api.reading import Options
 from jobs.spec import PlainText
-from trainer_core.errors import DataInvalid
+from trainer_core.errors import DataInvalid, TafdilError
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
 _BODY = {
     "requestBody": {
         "required": True,
-        "description": "JSONL with one row a line, or JSON with `train` and optionally `validation` lists of rows, either "
-        "of them gzipped; or Parquet. Sent as it is: `curl --data-binary @rows.jsonl`.",
+        "description": "A file of rows as the raw body: `curl --data-binary @rows.jsonl`. Its kind is detected from the "
+        "content: JSONL, JSON with `train` and optionally `validation` lists of rows, CSV, TSV, a workbook (such as "
+        "`.xlsx`), Parquet or Arrow; also compressed.",
         "content": {
             "application/x-ndjson": {
                 "schema": {"type": "string"},
@@ -43,20 +49,61 @@ async def upload(
     request: Request,
     datasets: Datasets,
     response: Response,
+    options: Options,
     name: Annotated[PlainText | None, Query(min_length=1, max_length=200, description="A name for people.")] = None,
 ) -> Dataset:
-    """Receives a dataset and checks every row while it arrives. A broken row refuses the file and is named by line."""
-    if request.headers.get("content-type", "").startswith("multipart/"):
-        raise DataInvalid("send the file itself as the body, not a form: curl --data-binary @rows.jsonl")
-    receiving = await run_in_threadpool(datasets.begin_upload, name)
+    """Uploads a dataset and checks every row while it arrives. Invalid rows are named by line.
+
+    A file that can be read in several ways is refused with `data_unclear`; its `question` says which parameter to set.
+    """
+    with _counted(request):
+        _refuse_forms(request)
+        receiving = await run_in_threadpool(datasets.begin_upload, name, options)
+        try:
+            async for data in request.stream():
+                await run_in_threadpool(receiving.write, data)
+            record = await run_in_threadpool(receiving.finish)
+        finally:
+            await run_in_threadpool(receiving.abort)
+    found = Dataset.of(record)
+    _metrics(request).stored(found.file_kind)
+    response.headers["Location"] = f"/v1/datasets/{record.id}"
+    return found
+
+
+@router.post("/check", responses=responses(408, 413, 422), openapi_extra=_BODY)
+async def check(request: Request, datasets: Datasets, options: Options) -> DatasetCheck:
+    """Reads a file like an upload, but stores nothing. Returns how it was read, its first rows, and any error.
+
+    For a file that an upload would refuse, the status is still 200; `valid` is false, and `error` says why.
+    """
+    _refuse_forms(request)
+    receiving = await run_in_threadpool(datasets.begin_check, options)
     try:
         async for data in request.stream():
             await run_in_threadpool(receiving.write, data)
-        record = await run_in_threadpool(receiving.finish)
+        return DatasetCheck.of(await run_in_threadpool(receiving.finish))
     finally:
         await run_in_threadpool(receiving.abort)
-    response.headers["Location"] = f"/v1/datasets/{record.id}"
-    return Dataset.of(record)
+
+
+def _refuse_forms(request: Request) -> None:
+    if request.headers.get("content-type", "").startswith("multipart/"):
+        raise DataInvalid("send the file itself as the body, not as a form: curl --data-binary @rows.jsonl")
+
+
+def _metrics(request: Request) -> UploadMetrics:
+    return request.app.state.upload_metrics
+
+
+@contextmanager
+def _counted(request: Request) -> Generator[None]:
+    """Counts refused uploads."""
+    try:
+        yield
+    except TafdilError as error:
+        _metrics(request).refused(error.code)
+        raise
 
 
 @router.get("", responses=responses(404))
@@ -87,6 +134,20 @@ def rows(
 ) -> DatasetRows:
     """Training rows as they are in the file, each with its line as `row`."""
     return DatasetRows(dataset_id=dataset_id, rows=datasets.rows(dataset_id, first, count))
+
+
+@router.get(
+    "/{dataset_id}/broken",
+    response_class=Response,
+    responses={**responses(404), 200: {"content": {"text/csv": {}}, "description": "The rows as a table"}},
+)
+def broken(dataset_id: Id, datasets: Datasets) -> Response:
+    """The rows that an upload with `on_invalid=skip` skipped, as CSV, each with its line and its errors.
+
+    The CSV is UTF-8 with a byte order mark. An apostrophe precedes cells that a spreadsheet would run as a formula.
+    Uploading the corrected table removes it if `line` and `problem` are still the first columns.
+    """
+    return table_response(datasets.broken(dataset_id), f"{dataset_id[:8]}-broken-rows.csv")
 
 
 @router.get("/{dataset_id}", responses=responses(404))

@@ -26,7 +26,7 @@ EXAMPLES = {
         "summary": "KTO on the sample data",
         "value": {
             "method": "kto",
-            "model_name": "tafdil/tiny-arabic-qwen",
+            "model_name": "tafdil/tiny-arabic-qwen-2",
             "dataset_path": "samples/kto_train.jsonl",
             "learning_rate": 0.001,
             "learning_rate_cap": None,
@@ -38,7 +38,7 @@ EXAMPLES = {
         "summary": "IPO on the sample pairs, with validation data",
         "value": {
             "method": "ipo",
-            "model_name": "tafdil/tiny-arabic-qwen",
+            "model_name": "tafdil/tiny-arabic-qwen-2",
             "dataset_path": "samples/pairs_train.jsonl",
             "eval_dataset_path": "samples/pairs_held_out.jsonl",
             "beta": 0.5,
@@ -53,7 +53,7 @@ EXAMPLES = {
         "summary": "CPO on the sample pairs",
         "value": {
             "method": "cpo",
-            "model_name": "tafdil/tiny-arabic-qwen",
+            "model_name": "tafdil/tiny-arabic-qwen-2",
             "dataset_path": "samples/pairs_train.jsonl",
             "learning_rate": 0.001,
             "learning_rate_cap": None,
@@ -190,7 +190,11 @@ def metrics(
     only_current: Annotated[bool, Query(description="Leave out what a later attempt trained again.")] = False,
     max_points: Annotated[
         int | None,
-        Query(ge=4, le=100_000, description="At most so many a curve: its ends, and the lowest and highest between them."),
+        Query(
+            ge=4,
+            le=100_000,
+            description="The most points per curve: its ends, and the lowest and highest points between them.",
+        ),
     ] = None,
     first_step: Annotated[int | None, Query(ge=0, le=MOST, description="Leave out earlier steps.")] = None,
     last_step: Annotated[int | None, Query(ge=0, le=MOST, description="Leave out later steps.")] = None,

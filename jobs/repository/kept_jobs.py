@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from jobs.database import db_now
 from jobs.records import ArtifactRecord, EventRecord, JobRecord, MetricRecord, TaskRecord
 from jobs.repository import attempts
+from jobs.spec import dataset_ids
 from jobs.states import FINAL, JobState
 
 _OPEN = [state for state in JobState if not state.is_final]
@@ -23,8 +24,7 @@ def count_open(session: Session, tenant: str) -> int:
 def open_user_of(session: Session, tenant: str, dataset_id: str) -> str | None:
     """A job of the tenant's that is not over and names the dataset, for training or for validation."""
     query = select(JobRecord.id, JobRecord.resolved_spec).where(JobRecord.tenant == tenant, JobRecord.state.in_(_OPEN))
-    named = ("dataset_id", "eval_dataset_id")
-    return next((row.id for row in session.execute(query) if dataset_id in [row.resolved_spec.get(n) for n in named]), None)
+    return next((row.id for row in session.execute(query) if dataset_id in dataset_ids(row.resolved_spec)), None)
 
 
 def open_starter_from(session: Session, tenant: str, job_id: str) -> str | None:

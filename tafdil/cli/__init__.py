@@ -13,14 +13,25 @@
 130  interrupted
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from tafdil.cli import data, files, jobs, keys, service
+from tafdil.cli import data, files, jobs, keys, service, streams
 from tafdil.cli.context import Connection, connect_to
 
+
+class _Program(TyperGroup):
+    """The command line. It prepares the standard streams before anything reads or prints."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        streams.prepare()
+        return super().main(*args, **kwargs)
+
+
 app = typer.Typer(
+    cls=_Program,
     help="Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,7 +1,6 @@
 """What every command shares: the connection, where it prints, and how it ends."""
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,9 @@ from typing import Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
-from tafdil.client import Client, Job
+from tafdil.cli.streams import as_json as json_for
+from tafdil.cli.streams import shows_direction
+from tafdil.client import Client
 from tafdil.errors import (
     ApiError,
     Conflict,
@@ -33,7 +34,6 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
-JobName = Annotated[str, typer.Argument(metavar="JOB", help="An id, its beginning, a name, or `last` for the newest job.")]
 
 # A program or a file reads every table whole; only a terminal has an edge.
 _UNBOUNDED = 10_000
@@ -44,8 +44,6 @@ console = Console(
 )
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
-_SHORTEST_PREFIX = 4
-_LOOKED_THROUGH = 1000
 _CODES: tuple[tuple[type[TafdilClientError], int], ...] = (
     (InvalidRequest, 3),
     (TooLarge, 3),
@@ -79,7 +77,15 @@ def connect_to(where: Connection) -> None:
 def connection() -> Client:
     """A client for the command that runs."""
     where = _connection.get()
-    return Client(where.url, key=where.key)
+    try:
+        return Client(where.url, key=where.key)
+    except UnicodeEncodeError:
+        usage("the API key contains characters other than ASCII letters and digits; copy it again")
+
+
+def connection_url() -> str | None:
+    """The service's address, if an option or environment variable sets it."""
+    return _connection.get().url
 
 
 def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
@@ -92,6 +98,8 @@ def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
             return function(*args, **kwargs)
         except TafdilClientError as error:
             _fail(error, as_json)
+        except UnicodeEncodeError as error:
+            _fail(_no_text(error), as_json)
         except KeyboardInterrupt:
             complaints.print("interrupted")
             raise typer.Exit(130) from None
@@ -103,25 +111,45 @@ def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
     return wrapped
 
 
+def _no_text(error: UnicodeEncodeError) -> "Usage":
+    """A usage error for text that cannot be encoded. Re-raises `error` if the text is valid, because that is a bug here."""
+    broken = error.object[error.start : error.end]
+    if not all("\ud800" <= letter <= "\udfff" for letter in broken):
+        raise error
+    escaped = broken.encode("ascii", "backslashreplace").decode()
+    return Usage(f"an argument or the spec contains {escaped}, which is not valid text; write it in UTF-8")
+
+
 def _fail(error: TafdilClientError, as_json: bool) -> NoReturn:
     code = 2 if isinstance(error, Usage) else next((code for kind, code in _CODES if isinstance(error, kind)), 1)
     if as_json:
         told: dict[str, Any] = {"message": str(error), "exit_code": code}
         if isinstance(error, ApiError):
             told |= {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
-        print(json.dumps({"error": told}, ensure_ascii=False), file=sys.stderr)
+            told |= {"question": error.question} if error.question else {}
+        print(json_for({"error": told}, sys.stderr), file=sys.stderr)
     else:
         complain(error.message if isinstance(error, ApiError) else str(error))
         if isinstance(error, ApiError):
             for detail in error.details[1:10]:
-                complain(
-                    f"  line {detail['line']}: " if "line" in detail else "  ", f"{detail['field']}: {detail['reason']}"
-                )
+                complain("  ", spoken(detail))
             if error.hint:
                 complaints.print(error.hint, markup=False)
         if isinstance(error, Unreachable):
             complaints.print("Is it running? `tafdil serve` starts one on this machine; --url names another.", markup=False)
     raise typer.Exit(code) from error
+
+
+def spoken(detail: Mapping[str, Any]) -> str:
+    """An error detail on one line."""
+    place = f"line {detail['line']}: " if "line" in detail else ""
+    field = f"{detail['field']}: " if detail["field"] else ""
+    many = ""
+    if detail.get("count", 1) > 1:
+        lines = ", ".join(map(str, detail["lines"]))
+        more = ", …" if detail["count"] > len(detail["lines"]) else ""
+        many = f" (in {detail['count']:,} rows: {lines}{more})"
+    return f"{place}{field}{detail['reason']}{many}"
 
 
 def complain(*parts: str) -> None:
@@ -131,22 +159,22 @@ def complain(*parts: str) -> None:
 
 
 class Usage(TafdilClientError):
-    """A command line that cannot be meant."""
+    """An invalid command line."""
 
 
 def usage(message: str) -> NoReturn:
-    """Ends a command that cannot be meant."""
+    """Ends an invalid command."""
     raise Usage(message)
 
 
-def show_json(value: Model | Mapping[str, Any] | list[Any]) -> None:
-    """One JSON document on standard output."""
+def show_json(value: Model | Mapping[str, Any] | list[Any], *, in_a_line: bool = False) -> None:
+    """Prints one JSON document on standard output, indented or on one line."""
 
     def plain(one: Any) -> Any:
         return one.as_dict() if isinstance(one, Model) else one
 
     shown = [plain(one) for one in value] if isinstance(value, list) else plain(value)
-    print(json.dumps(shown, ensure_ascii=False, indent=2), flush=True)
+    print(json_for(shown, sys.stdout, None if in_a_line else 2), flush=True)
 
 
 def say(text: str, style: str | None = None) -> None:
@@ -155,25 +183,5 @@ def say(text: str, style: str | None = None) -> None:
 
 
 def told(text: object) -> str:
-    """Text of a user, set apart: it neither moves the cursor nor reorders what stands beside it."""
-    return isolated(str(text))
-
-
-def find_job(client: Client, name: str) -> Job:
-    """The job that a person means. Raises `NotFound`."""
-    if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
-        return client.job(name)
-    if name == "last":
-        for job in client.jobs(limit=1):
-            return job
-        raise NotFound(404, {"code": "not_found", "message": "there is no job yet", "hint": "Submit one: tafdil submit"})
-    is_prefix = len(name) >= _SHORTEST_PREFIX
-    found = [
-        job for job in client.jobs(limit=_LOOKED_THROUGH) if job.name == name or (is_prefix and job.id.startswith(name))
-    ]
-    if len({job.id for job in found if job.name != name}) > 1:
-        usage(f"several jobs begin with {name}: {', '.join(job.id[:12] for job in found[:5])}")
-    if not found:
-        message = f"none of the last {_LOOKED_THROUGH} jobs has the name, or an id that begins with, {name!r}"
-        raise NotFound(404, {"code": "not_found", "message": message, "hint": "See them with: tafdil list"})
-    return found[0]
+    """User text that cannot move the cursor. On a terminal it is also isolated from the text around it."""
+    return isolated(str(text)) if shows_direction(sys.stdout) else visible(str(text))

@@ -1,40 +1,60 @@
-"""`tafdil data`: check a file here, upload it, look at what was uploaded."""
+"""`tafdil data`: check, convert and upload files, and inspect datasets."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from tafdil.cli.context import Json, command, complain, connection, console, say, show_json, told, usage
+from tafdil.cli.listing import Column, show_listing
+from tafdil.cli.names import DatasetName, find_dataset
+from tafdil.cli.reading import (
+    Encoding,
+    Maps,
+    OnInvalid,
+    Sheet,
+    Threshold,
+    ask,
+    complain_of_data,
+    options_of,
+    tell_reading,
+)
+from tafdil.errors import InvalidRequest
+from tafdil.models import Reading
 from tafdil.text import visible
-from trainer_core.errors import DataInvalid
+from trainer_core.errors import DataInvalid, DataUnclear
+from trainer_core.reading_options import ReadingOptions
+from trainer_core.row_conversion import convert as convert_file
 from trainer_core.rows import check_file
 
 app = typer.Typer(no_args_is_help=True)
-DatasetId = Annotated[str, typer.Argument(metavar="DATASET", help="A dataset's id.")]
 _SHOWN_ERRORS = 20
+_REPORTED = (
+    *("format", "kind", "train_rows", "validation_rows", "desirable_rows"),
+    *("file_kind", "encoding", "layout", "mapping", "unused", "skipped_rows"),
+)
 _PATIENCE_S = 300.0
 
 
 @app.command()
 @command
-def check(path: Annotated[Path, typer.Argument(help="A file of rows.")], as_json: Json = False) -> None:
-    """Checks every row of a file on this machine; nothing is sent. Ends with 3 when a row is broken."""
-    try:
-        report = check_file(path)
-    except DataInvalid as error:
-        if as_json:
-            show_json({"valid": False, **error.as_dict()})
-        else:
-            complain(error.message)
-            for detail in error.details[1:_SHOWN_ERRORS]:
-                complain(f"  line {detail.line}: " if detail.line else "  ", f"{detail.field}: {detail.reason}")
-            if len(error.details) > _SHOWN_ERRORS:
-                complain(f"  and {len(error.details) - _SHOWN_ERRORS} more")
-        raise typer.Exit(3) from error
-    found = {name: getattr(report, name) for name in ("format", "kind", "train_rows", "validation_rows", "desirable_rows")}
+def check(
+    path: Annotated[Path, typer.Argument(help="A file of rows: JSONL, JSON, CSV, TSV, Excel, Parquet and more.")],
+    maps: Maps = None,
+    encoding: Encoding = None,
+    sheet: Sheet = None,
+    threshold: Threshold = None,
+    on_invalid: OnInvalid = "refuse",
+    as_json: Json = False,
+) -> None:
+    """Checks every row of a file on this machine; nothing is sent. Exits with 3 if a row is invalid."""
+    options = options_of(maps, encoding, sheet, threshold, on_invalid)
+    with _told_of_data("check", path, options, as_json):
+        report = check_file(path, options=options)
+    found = {name: getattr(report, name) for name in _REPORTED}
     if as_json:
         show_json({"valid": True, **found})
         return
@@ -42,21 +62,108 @@ def check(path: Annotated[Path, typer.Argument(help="A file of rows.")], as_json
     say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {kinds[str(report.kind)]}")
     if report.kind == "kto":
         say(f"{report.desirable_rows} are desirable, {report.train_rows - report.desirable_rows} are not")
+    tell_reading(found)
 
 
 @app.command()
 @command
 def upload(
-    path: Annotated[Path, typer.Argument(help="A file of rows.")],
+    path: Annotated[Path, typer.Argument(help="A file of rows: JSONL, JSON, CSV, TSV, Excel, Parquet and more.")],
     name: Annotated[str | None, typer.Option(help="A name for people; default the file's.")] = None,
+    maps: Maps = None,
+    encoding: Encoding = None,
+    sheet: Sheet = None,
+    threshold: Threshold = None,
+    on_invalid: OnInvalid = "refuse",
     as_json: Json = False,
 ) -> None:
     """Uploads a file; the service checks every row."""
     if not path.is_file():
         usage(f"there is no file {path}")
+    options = options_of(maps, encoding, sheet, threshold, on_invalid)
     with connection() as client:
-        dataset = client.upload_dataset(path, name)
-    show_json(dataset) if as_json else say(f"{dataset.id}  {dataset.train_rows} rows ({dataset.kind})")
+        try:
+            dataset = client.upload_dataset(path, name, **cast("Reading", options.model_dump(exclude_defaults=True)))
+        except InvalidRequest as error:
+            if as_json or error.question is None:
+                raise
+            complain(error.message)
+            ask(error.question, "upload", path, options)
+            raise typer.Exit(3) from error
+    if as_json:
+        show_json(dataset)
+        return
+    say(f"{dataset.id}  {dataset.train_rows} rows ({dataset.kind})")
+    tell_reading(dataset.as_dict())
+    if dataset.skipped_rows:
+        say(f"see them: tafdil data broken {dataset.id} broken.csv")
+
+
+@app.command()
+@command
+def convert(
+    path: Annotated[Path, typer.Argument(help="A file of rows: JSONL, JSON, CSV, TSV, Excel, Parquet and more.")],
+    out: Annotated[Path, typer.Argument(help="The file to write, in Tafdil's own format.")],
+    maps: Maps = None,
+    encoding: Encoding = None,
+    sheet: Sheet = None,
+    threshold: Threshold = None,
+    on_invalid: OnInvalid = "refuse",
+    as_json: Json = False,
+) -> None:
+    """Converts a file to Tafdil's own format on this machine; nothing is sent."""
+    options = options_of(maps, encoding, sheet, threshold, on_invalid)
+    if out.exists():
+        usage(f"{out} already exists; choose another name, or remove it first")
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with _told_of_data("convert", path, options, as_json, str(out)):
+            report = convert_file(path, part, options)
+        part.rename(out)
+    except OSError as error:
+        usage(f"cannot write {out}: {error.strerror}")
+    finally:
+        part.unlink(missing_ok=True)
+    found = {name: getattr(report, name) for name in _REPORTED}
+    if as_json:
+        show_json({"out": str(out), **found})
+        return
+    say(f"{out}: {report.train_rows} rows, {report.validation_rows} for validation ({report.kind})")
+    tell_reading(found)
+
+
+@app.command()
+@command
+def broken(
+    dataset: DatasetName,
+    out: Annotated[Path, typer.Argument(help="The CSV file to write.")],
+    as_json: Json = False,
+) -> None:
+    """Saves the rows that an upload skipped (`--on-invalid skip`), to correct them in a spreadsheet."""
+    with connection() as client:
+        table = client.broken_rows(find_dataset(client, dataset).id)
+    try:
+        out.write_bytes(table)
+    except OSError as error:
+        usage(f"cannot write {out}: {error.strerror}")
+    show_json({"out": str(out), "size_bytes": len(table)}) if as_json else say(f"{out}: {len(table):,} bytes")
+
+
+@contextmanager
+def _told_of_data(command: str, path: Path, options: ReadingOptions, as_json: bool, *more: str) -> Generator[None]:
+    """Exits with 3 and the reason if a local command cannot read its file."""
+    try:
+        yield
+    except DataInvalid as error:
+        said = error.as_dict()
+        if as_json:
+            show_json({"valid": False, **said})
+        elif isinstance(error, DataUnclear) and error.question:
+            complain(error.message)
+            ask(said["question"], command, path, options, *more)
+        else:
+            complain_of_data(said, _SHOWN_ERRORS)
+        raise typer.Exit(3) from error
 
 
 @app.command("list")
@@ -68,26 +175,29 @@ def list_datasets(as_json: Json = False) -> None:
     if as_json:
         show_json(list(found))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("dataset", "name", "kind", "rows", "validation", "bytes"):
-        table.add_column(column, justify="left" if column in ("dataset", "name", "kind") else "right")
+    if not found:
+        say("There are no datasets yet.")
+        return
+    rows: list[tuple[str, ...]] = []
     for one in found:
         counts = (f"{one.train_rows:,}", f"{one.validation_rows:,}", f"{one.size_bytes:,}")
-        table.add_row(*map(Text, (one.id, told(one.name or ""), one.kind, *counts)))
-    console.print(table if found else "There are no datasets yet.")
+        rows.append((one.id, one.name or "", one.kind, *counts))
+    numbers = [Column(name, is_number=True) for name in ("rows", "validation", "bytes")]
+    show_listing([Column("dataset", is_whole=True), Column("name"), Column("kind"), *numbers], rows)
 
 
 @app.command()
 @command
 def show(
-    dataset: DatasetId,
+    dataset: DatasetName,
     first: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1,
     count: Annotated[int, typer.Option(min=1, max=200, help="How many rows.")] = 3,
     as_json: Json = False,
 ) -> None:
     """Shows a dataset and some of its rows."""
     with connection() as client:
-        found, rows = client.dataset(dataset), client.rows(dataset, first, count)
+        found = find_dataset(client, dataset)
+        rows = client.rows(found.id, first, count)
     if as_json:
         show_json({**found.as_dict(), "rows": rows})
         return
@@ -102,15 +212,15 @@ def show(
 @app.command()
 @command
 def preview(
-    dataset: DatasetId,
-    model: Annotated[str, typer.Option(help="The model whose tokenizer and template are used.")] = "tafdil/tiny-arabic-qwen",
+    dataset: DatasetName,
+    model: Annotated[str, typer.Option(help="Its tokenizer and template are used.")] = "tafdil/tiny-arabic-qwen-2",
     first: Annotated[int, typer.Option(min=1, help="The first row to show.")] = 1,
     count: Annotated[int, typer.Option(min=1, max=50, help="How many rows.")] = 2,
     as_json: Json = False,
 ) -> None:
     """Shows rows as a model sees them: the prompt, and underlined the tokens that the loss is taken of."""
     with connection() as client:
-        task = client.preview(dataset, model, first_row=first, rows=count)
+        task = client.preview(find_dataset(client, dataset).id, model, first_row=first, rows=count)
         result = (task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}
     if as_json:
         show_json(result)
@@ -126,8 +236,8 @@ def preview(
 
 @app.command()
 @command
-def delete(dataset: DatasetId, as_json: Json = False) -> None:
+def delete(dataset: DatasetName, as_json: Json = False) -> None:
     """Deletes a dataset. Refused while a job that is not over uses it."""
     with connection() as client:
-        removed = client.delete_dataset(dataset)
+        removed = client.delete_dataset(find_dataset(client, dataset).id)
     show_json(removed) if as_json else say(f"deleted, {removed['freed_bytes']:,} bytes")

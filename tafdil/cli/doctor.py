@@ -62,10 +62,12 @@ def _gpu() -> Finding:
         return Finding("GPU", None, "none here; trainings run on the CPU")
     try:
         asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True).stdout.strip()
+        found = subprocess.run(
+            asked, capture_output=True, encoding="utf-8", errors="replace", timeout=_ASK_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("GPU", False, f"nvidia-smi fails: {error}", "Check the driver.")
-    return Finding("GPU", True, "; ".join(found.splitlines()))
+    return Finding("GPU", True, "; ".join(found.stdout.strip().splitlines()))
 
 
 def _service(client: Client) -> Iterator[Finding]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
+from tafdil.cli.context import Json, command, connection, say, show_json
+from tafdil.cli.listing import Column, show_listing
+from tafdil.cli.names import JobName, find_job
 
 Kinds = Annotated[
     list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest; again for more.")
@@ -25,12 +25,11 @@ def files(job: JobName, kinds: Kinds = None, as_json: Json = False) -> None:
     if as_json:
         show_json(list(found))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("kind", "size", "sha256", "name"):
-        table.add_column(column, justify="right" if column == "size" else "left")
-    for file in found:
-        table.add_row(*map(Text, (file.kind, f"{file.size_bytes:,}", file.sha256[:12], told(file.name))))
-    console.print(table if found else "It has left nothing behind yet.")
+    if not found:
+        say("It has left nothing behind yet.")
+        return
+    columns = (Column("kind"), Column("size", is_number=True), Column("sha256"), Column("name", is_whole=True))
+    show_listing(columns, [(file.kind, f"{file.size_bytes:,}", file.sha256[:12], file.name) for file in found])
 
 
 @command
@@ -40,7 +39,7 @@ def download(
     kinds: Kinds = None,
     as_json: Json = False,
 ) -> None:
-    """Downloads the model, or other files, and checks their hashes. What was interrupted goes on where it stood."""
+    """Downloads the model, or other files, and checks their hashes. Resumes interrupted downloads."""
     with connection() as client:
         found = find_job(client, job)
         saved = found.download(folder or Path(found.id), kinds or ["model"])

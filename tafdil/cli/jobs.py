@@ -1,6 +1,5 @@
 """Commands on jobs: submit, look, watch, control, compare."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -13,10 +12,12 @@ from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-from tafdil.cli.context import JobName, Json, command, connection, console, find_job, say, show_json, told
-from tafdil.cli.specs import changes, data_fields, read_spec
+from tafdil.cli.context import Json, command, connection, console, say, show_json, told
+from tafdil.cli.listing import Column, show_listing
+from tafdil.cli.names import JobName, find_job
+from tafdil.cli.specs import changes, data_fields, named_datasets, read_spec
+from tafdil.cli.streams import is_unicode
 from tafdil.client import Client, Job
 from tafdil.effects import EFFECTS, FORECASTS, evidence_lines
 from tafdil.errors import JobFailed, NotFound, WaitTimeout
@@ -33,6 +34,7 @@ _WATCHED = (
     "kl",
     "eval_loss",
     "eval_preference_accuracy",
+    "eval_margin_accuracy",
     "eval_overall_accuracy",
 )
 _METRICS_EVERY_S = 3.0
@@ -48,7 +50,9 @@ def submit(
     model: Annotated[str | None, typer.Option(help="The model to train.")] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Training rows: a file here (it is uploaded), a dataset's id, or a path on the service."),
+        typer.Option(
+            help="Training rows: a local file (which is uploaded), a dataset's id or name, or a path on the service."
+        ),
     ] = None,
     validation: Annotated[str | None, typer.Option("--eval", help="Validation rows, likewise.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
@@ -66,6 +70,7 @@ def submit(
     spec |= {field: value for field, value in given.items() if value is not None} | changes(fields)
     with connection() as client:
         spec |= data_fields(client, data, "dataset") | data_fields(client, validation, "eval_dataset")
+        spec |= named_datasets(client, spec)
         if dry_run:
             task = client.validate(spec)
             _show_dry_run((task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}, as_json)
@@ -87,6 +92,8 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
     plan, data = result["plan"], result["data"]
     train = data["train"]
     say(f"{data['rows_trained_on']} rows train, {data['rows_validated_on']} validate; {plan['optimizer_steps']} steps")
+    for one in data.get("datasets", []):
+        say(f"  {told(one['name'])}: {one['rows_taken']} of its {one['rows_in_file']} rows")
     dropped = train["rows_dropped"] + sum(one["rows"] for one in train.get("findings", []) if one["dropped"])
     say(f"{train['prompts_cut']} prompts and {train['completions_cut']} answers cut, {dropped} rows dropped")
     if result.get("stop_tokens"):
@@ -112,7 +119,7 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
 def list_(
     state: Annotated[str | None, typer.Option(help="Only queued, running, paused, succeeded, failed or cancelled.")] = None,
     method: Annotated[str | None, typer.Option(help="Only kto, ipo or cpo.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, help="The most jobs to list.")] = 20,
     as_json: Json = False,
 ) -> None:
     """Lists jobs, newest first."""
@@ -121,22 +128,16 @@ def list_(
     if as_json:
         show_json(found)
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("job", "name", "method", "model", "state", "effect", "done", "created"):
-        table.add_column(column, justify="right" if column == "done" else "left")
+    if not found:
+        say("There are no jobs" + (" like that." if state or method else " yet."))
+        return
+    rows: list[tuple[str, ...]] = []
     for job in found:
-        effect = (job.effect or "").replace("_", " ")
-        cells = (
-            job.id[:12],
-            told(job.name or ""),
-            job.method,
-            told(job.model_name),
-            job.state,
-            effect,
-            f"{job.percent:.0f}%",
-        )
-        table.add_row(*map(Text, cells), Text(_ago(job.created_at)), style=_STYLES.get(job.state))
-    console.print(table if found else "There are no jobs" + (" like that." if state or method else " yet."))
+        effect, done = (job.effect or "").replace("_", " "), f"{job.percent:.0f}%"
+        rows.append((job.id, job.name or "", job.method, job.model_name, job.state, effect, done, _ago(job.created_at)))
+    columns = [Column("job", is_whole=True), *map(Column, ("name", "method", "model", "state", "effect"))]
+    columns += [Column("done", is_number=True), Column("created")]
+    show_listing(columns, rows, [_STYLES.get(job.state) for job in found])
 
 
 list_.__name__ = "list"
@@ -210,7 +211,7 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
                     say(f"warning: {told(warning['message'])}", "yellow")
                 seen.add(warning["message"])
             if as_json:
-                print(last.model_dump_json(), flush=True)
+                show_json(last, in_a_line=True)
             elif screen is not None:
                 _advance(progress, bar, last)
                 if time.monotonic() - read_at >= _METRICS_EVERY_S or last.is_over:
@@ -236,10 +237,11 @@ def _advance(progress: Progress, bar: TaskID, job: Job) -> None:
 def _newest_metrics(client: Client, job_id: str) -> Table:
     series = client.metrics(job_id, only_current=True, max_points=4)
     table = Table(box=None, pad_edge=False, show_header=False)
+    arrow = "→" if is_unicode(sys.stdout) else "->"
     for name in _WATCHED:
         values = [point["value"] for point in series.get(name, []) if point["value"] is not None]
         if values:
-            table.add_row(name, f"{values[0]:.4g}", "→", f"{values[-1]:.4g}")
+            table.add_row(name, f"{values[0]:.4g}", arrow, f"{values[-1]:.4g}")
     return table
 
 
@@ -277,7 +279,7 @@ def _log_of(client: Client, job_id: str, attempt: int, *, must_be_there: bool) -
 
 def _print_log(attempt: int, text: str, with_head: bool, as_json: bool) -> None:
     if as_json and text:
-        print(json.dumps({"attempt": attempt, "text": text}, ensure_ascii=False), flush=True)
+        show_json({"attempt": attempt, "text": text}, in_a_line=True)
     elif not as_json:
         sys.stdout.write((f"--- attempt {attempt} ---\n" if with_head else "") + visible(text))
         sys.stdout.flush()
@@ -325,7 +327,7 @@ def pause(job: JobName, as_json: Json = False) -> None:
 
 @command
 def resume(job: JobName, as_json: Json = False) -> None:
-    """Queues a paused job again; it goes on exactly where it stood."""
+    """Queues a paused job again; it continues exactly where it stopped."""
     with connection() as client:
         _changed(find_job(client, job).resume(), as_json)
 
@@ -341,14 +343,18 @@ def rerun(job: JobName, from_checkpoint: FromCheckpoint = False, as_json: Json =
 def clone(job: JobName, fields: Changes = [], as_json: Json = False) -> None:  # noqa: B006  # typer copies it
     """Queues a new job with the spec of another one, changed."""
     with connection() as client:
-        _changed(find_job(client, job).clone(**changes(fields)), as_json)
+        changed = changes(fields)
+        _changed(find_job(client, job).clone(**changed | named_datasets(client, changed)), as_json)
 
 
 @command
 def compare(
     job: JobName,
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to ask both models.")],
-    max_length: Annotated[int, typer.Option(min=1, help="Most new tokens of an answer.")] = 256,
+    max_length: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most new tokens of an answer; by default 256, or what the prompt leaves room for."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0 samples.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
     wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for an answer, in seconds.")] = 100.0,
@@ -357,7 +363,7 @@ def compare(
     """Asks the trained model and its reference, and shows both answers with the proof of which weights answered."""
     with connection() as client:
         found = find_job(client, job)
-        options = {"max_length": max_length, "temperature": temperature, **({} if seed is None else {"seed": seed})}
+        options = {"max_length": max_length, "temperature": temperature, "seed": seed}
         answers = [found.compare(prompt, wait_s, **options) for prompt in prompts]
     if as_json:
         show_json(list(answers))
@@ -370,7 +376,7 @@ def compare(
         say(f"\n{told(answer.request['prompt'])}", "bold")
         say(f"  reference  {told(result['reference_model_response'])}")
         say(f"  trained    {told(result['trained_model_response'])}")
-        say(f"  {_proof_line(proof)}", "dim")
+        say(f"  {_proof_line(proof, result.get('dtype'))}", "dim")
     _all_answered(answers, wait_s)
 
 
@@ -380,11 +386,14 @@ def _all_answered(answers: Sequence[Comparison], wait_s: float) -> None:
         raise WaitTimeout(f"{len(late)} of {len(answers)} questions were not answered in {wait_s:g} s: {', '.join(late)}")
 
 
-def _proof_line(proof: dict[str, Any]) -> str:
+def _proof_line(proof: dict[str, Any], dtype: str | None) -> str:
+    """`dtype`: what both sides answered in; None in answers of earlier versions."""
+    told = f", in {dtype}" if dtype else ""
     if proof.get("adapter_has_no_effect"):
-        return "The adapter has no effect: both sides are the same model."
+        return f"The adapter has no effect{told}: both sides are the same model."
     sides = (str(proof.get(name, ""))[:12] for name in ("trained_fingerprint", "reference_fingerprint"))
-    return "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof["max_logit_difference"])
+    line = "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof["max_logit_difference"])
+    return f"{line}{told}; proof: {proof.get('covers', 'tensors only')}"
 
 
 def _span(seconds: float) -> str:

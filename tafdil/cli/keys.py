@@ -3,10 +3,9 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from tafdil.cli.context import Json, command, complaints, connection, console, say, show_json, told
+from tafdil.cli.context import Json, command, complaints, connection, say, show_json
+from tafdil.cli.listing import Column, show_listing
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -50,16 +49,18 @@ def list_keys(as_json: Json = False) -> None:
     if as_json:
         show_json(list(found))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("id", "begins", "name", "tenant", "scopes", "state", "last used"):
-        table.add_column(column)
+    if not found:
+        say("There are no keys yet.")
+        return
+    rows: list[tuple[str, ...]] = []
     for key in found:
         state = (
             "revoked" if key.revoked_at else "expires " + key.expires_at.date().isoformat() if key.expires_at else "valid"
         )
         used = key.last_used_at.isoformat(" ", "minutes") if key.last_used_at else "never"
-        table.add_row(*map(Text, (key.id, key.prefix, told(key.name or ""), key.tenant, ", ".join(key.scopes), state, used)))
-    console.print(table if found else "There are no keys yet.")
+        rows.append((key.id, key.prefix, key.name or "", key.tenant, ", ".join(key.scopes), state, used))
+    others = map(Column, ("begins", "name", "tenant", "scopes", "state", "last used"))
+    show_listing([Column("id", is_whole=True), *others], rows)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Commands on the service itself: run it, show what it does, find what is wrong with it."""
 
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -70,7 +71,7 @@ def serve(
                 stack.watch()
                 time.sleep(1)
     except _Ended:
-        complaints.print("Stopped. What was running goes on from its checkpoint at the next start.")
+        complaints.print("Stopped. Running jobs resume from their checkpoints at the next start.")
     except TafdilClientError as error:
         complaints.print(f"error: {error}", style="red", markup=False, highlight=False)
         raise typer.Exit(1) from error
@@ -83,11 +84,14 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Trains the small shipped model with KTO, IPO and CPO, compares the answers, and leaves nothing running."""
-    from tafdil.demo import run
+    from tafdil.demo import VARIABLES, run
 
     shown = complaints if as_json else console
     with tempfile.TemporaryDirectory(prefix="tafdil-demo-", ignore_cleanup_errors=True) as temporary:
-        stack = LocalStack(data_dir or Path(temporary), None, port, say=complaints.print)
+        folder = data_dir or Path(temporary)
+        # A GPU runs one training at a time. Without one, two jobs train at the same time.
+        workers = 1 if shutil.which("nvidia-smi") else 2
+        stack = LocalStack(folder, None, port, say=complaints.print, train_workers=workers, variables=VARIABLES)
         try:
             with _ending_on_signals():
                 shown.print("Starting the local stack ...")

@@ -16,7 +16,7 @@ from tests.stack import OnlyTheAPI, StackUnderTest
 
 SPEC = {
     "method": "ipo",
-    "model_name": "tafdil/tiny-arabic-qwen",
+    "model_name": "tafdil/tiny-arabic-qwen-2",
     "dataset_path": "samples/pairs_train.jsonl",
     "learning_rate": 0.001,
     "learning_rate_cap": None,

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from tafdil import Client
+from tafdil.demo import MODEL
 from tests.conftest import DATA
 from tests.stack import OnlyTheAPI, StackUnderTest, until
 
@@ -101,11 +102,12 @@ def test_the_demo_learns_shows_and_leaves_nothing(tmp_path: Path) -> None:
     }
     assert set(rows) == {"KTO", "IPO", "CPO"}
     for method, (*numbers, effect, _) in rows.items():
-        loss_before, loss_after, before, after = map(float, numbers)
+        loss_before, loss_after, margin_accuracy, before, after = map(float, numbers)
         assert effect == "changed"
         assert loss_after < loss_before
         assert 0.4 <= before <= 0.6
         assert after > (0.85 if method == "KTO" else 0.9)
+        assert margin_accuracy > 0.9
     assert "lift the learning-rate cap" in " ".join(result.stdout.split())
     assert result.stdout.count("reference:") == 3
     for method in ("KTO", "IPO", "CPO"):
@@ -123,8 +125,8 @@ def test_a_signal_to_serve_leaves_no_process(tmp_path: Path, signal_name: str) -
         url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
         assert url
         with Client(url[0]) as client:
-            model, rows = "tafdil/tiny-arabic-qwen", "samples/kto_train.jsonl"
-            job = client.submit({"method": "kto", "model_name": model, "dataset_path": rows, "num_train_epochs": 100})
+            rows = "samples/kto_train.jsonl"
+            job = client.submit({"method": "kto", "model_name": MODEL, "dataset_path": rows, "num_train_epochs": 100})
             events = client.events(job["id"])
             assert next(events)["event"] == "queued"
             assert len(own_processes(folder)) >= 5

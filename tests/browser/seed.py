@@ -23,6 +23,8 @@ PROOF = {
     "template_fingerprint": "c" * 64,
     "max_logit_difference": 5.7,
     "mean_kl": 0.87,
+    "function_sha256": "d" * 64,
+    "covers": "function",
     "adapter_has_no_effect": False,
 }
 PART = {
@@ -72,7 +74,7 @@ class Seeded:
         spec = {
             "method": method,
             "name": name,
-            "model_name": "tafdil/tiny-arabic-qwen",
+            "model_name": "tafdil/tiny-arabic-qwen-2",
             "dataset_path": f"samples/{'kto' if method == 'kto' else 'pairs'}_train.jsonl",
             "learning_rate": 1e-3,
             "learning_rate_cap": None,
@@ -112,7 +114,7 @@ class Seeded:
             jobs.keep_checkpoint(session, fence, steps)
         log = run_dir(self.live.settings, fence.job_id) / f"attempt-{fence.attempt}" / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("loading tafdil/tiny-arabic-qwen\nstep 1 loss 0.5\n", encoding="utf-8")
+        log.write_text("loading tafdil/tiny-arabic-qwen-2\nstep 1 loss 0.5\n", encoding="utf-8")
 
     def finish(self, fence: Fence, cause: Cause, **values: Any) -> None:
         with self.live.database.transaction() as session:
@@ -135,6 +137,7 @@ class Seeded:
             "trained_model_response": trained,
             "reference_model_response": reference,
             "seed": None,
+            "dtype": "bfloat16",
             "proof": PROOF,
             "preference_score": 0.98,
             "improvement_detected": True,

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 from pydantic import SecretStr
 
-from jobs.repository import jobs
+from jobs.repository import jobs, metrics
 from jobs.settings import Settings
 from tests.browser.chromium import screen
 from tests.browser.seed import Seeded
@@ -57,6 +57,19 @@ def test_a_job_is_watched_without_a_reload(browser: Browser, empty: Seeded) -> N
         expect(page.get_by_role("link", name="adapter_model.safetensors")).to_have_attribute(
             "href", f"/v1/jobs/{job_id}/artifacts/{_artifact(empty, job_id)}"
         )
+
+
+def test_curves_that_hardly_differ_are_drawn(browser: Browser, empty: Seeded) -> None:
+    """Before the first step two ways to compute a loss differ by rounding, and the chart divides that."""
+    job_id = empty.submit("watched")
+    fence = empty.claim(job_id)
+    with empty.live.database.transaction() as session:
+        metrics.add(session, fence.job_id, fence.attempt, 0, {"eval_loss": 1.0, "eval_preference_loss": 1.0000000123})
+    with screen(browser, empty.live.url, "en") as found:
+        page = found.open(f"jobs/{job_id}")
+        expect(page.locator("figure .u-over").first).to_be_visible()
+        empty.train(fence, 10)
+        expect(page.locator("figure .u-over").first).to_be_visible()
 
 
 def _artifact(empty: Seeded, job_id: str) -> str:
@@ -197,10 +210,11 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(browser: Browser, empty: Se
         broken = {
             "name": "rows.jsonl",
             "mimeType": "application/x-ndjson",
-            "buffer": b'{"prompt": "a", "completion": "b", "label": 1}\n',
+            "buffer": b'{"prompt": "a", "completion": "b", "label": "maybe"}\n',
         }
         page.get_by_label(found.say("datasets.upload")).set_input_files(broken)
         expect(page.locator(".box.error")).to_contain_text("line 1")
+        found.button("cancel").click()
         good = {**broken, "buffer": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()}
         page.get_by_label(found.say("datasets.upload")).set_input_files(good)
         expect(page.locator(".balance")).to_contain_text("67 % wanted")

@@ -8,8 +8,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser
 
+from jobs.repository import jobs
 from tests.browser.chromium import PHONE, Screen, screen
-from tests.browser.seed import Seeded
+from tests.browser.seed import PART, Seeded
 from tests.training import config
 from trainer_core.dry_run import dry_run
 
@@ -96,6 +97,36 @@ def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, langua
         found.keep("dry-run")
         assert found.untranslated() == []
         assert found.barriers() == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_mix_is_shown(browser: Browser, seeded: Seeded, language: str) -> None:
+    """What the spec asks of each dataset, what each gives, and rows by dataset and line."""
+    datasets = [{"dataset_id": seeded.dataset, "weight": 3}, {"dataset_path": "samples/pairs_train.jsonl", "weight": 0.5}]
+    job = seeded.submit("خليط", "kto", dataset_path=None, datasets=datasets, priority=100)
+    gives = {"rows_in_file": 1234, "rows_taken": 987, "rows_trained_on": 986}
+    report = {
+        "train": {**PART, "first_rows_cut": ["رسمي:3", "samples/pairs_train.jsonl:7"]},
+        "rows_trained_on": 1,
+        "rows_validated_on": 0,
+        "rows_held_back": 0,
+        "rows_left_over": 0,
+        "datasets": [{"name": "رسمي", **gives}],
+    }
+    fence = seeded.claim(job)
+    with seeded.live.database.transaction() as session:
+        jobs.record(session, fence, "data", {"report": report})
+    with screen(browser, seeded.live.url, language) as found:
+        page = found.open(f"jobs/{job}/data")
+        page.get_by_text(found.say("mix.weight", weight="0.5")).wait_for()
+        page.locator(f'.head a[href="#/datasets/{seeded.dataset}"]').wait_for()
+        for text in ("1,234", "987", "samples/pairs_train.jsonl:7"):
+            page.get_by_text(text, exact=True).wait_for()
+        found.keep("job-mix")
+        assert found.untranslated() == []
+        assert found.barriers() == []
+        page.set_viewport_size(PHONE)
+        assert not found.is_too_wide()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -183,7 +183,7 @@ BAD_DATA: list[tuple[str, bytes]] = [
     ("half a document", b'{"train": [' + rows(PAIR)),
     ("half a line", rows(PAIR)[:-4]),
     ("half a line at the end", rows(PAIR, PAIR)[:-4]),
-    ("UTF-16", rows(PAIR).decode().encode("utf-16")),
+    ("cut UTF-16", rows(PAIR).decode().encode("utf-16")[:-5]),
     ("Windows-1256", b'{"prompt": "\xd3", "chosen": "\xe4", "rejected": "\xe1"}'),
     ("cut UTF-8", rows(PAIR).replace("س".encode(), "س".encode()[:1])),
     ("half a surrogate", b'{"prompt": "\\ud800", "chosen": "a", "rejected": "b"}'),
@@ -192,8 +192,8 @@ BAD_DATA: list[tuple[str, bytes]] = [
     ("no rejected", rows({"prompt": "x", "chosen": "b"})),
     ("no label", rows({"prompt": "x", "completion": "b"})),
     ("no completion", rows({"prompt": "x", "label": True})),
-    ("a label that is a string", rows({**KTO, "label": "yes"})),
-    ("a label that is a number", rows({**KTO, "label": 1})),
+    ("a label that is a string", rows({**KTO, "label": "maybe"})),
+    ("a label that is a number", rows({**KTO, "label": 3})),
     ("a label that is null", rows({**KTO, "label": None})),
     ("an empty prompt", rows({**PAIR, "prompt": ""})),
     ("a blank prompt", rows({**PAIR, "prompt": "  "})),
@@ -214,7 +214,7 @@ BAD_DATA: list[tuple[str, bytes]] = [
     ("a broken Parquet", b"PAR1" + b"x" * 50 + b"PAR1"),
     ("a zip archive", b"PK\x03\x04" + b"\x00" * 100),
     ("a binary file", bytes(range(256)) * 10),
-    ("CSV", "prompt,chosen,rejected\nس,نعم,لا\n".encode()),
+    ("CSV without an answer", "prompt,chosen,rejected\nس,نعم,\n".encode()),
 ]
 
 
@@ -226,11 +226,13 @@ def test_bad_data_never_reaches_a_worker(start_rig: StartRig) -> None:
         for name, body in BAD_DATA:
             reply = http.post("/v1/datasets", content=body)
             assert reply.status_code == 422, (name, reply.status_code, reply.text[:300])
-            assert reply.json()["error"]["code"] == "data_invalid", name
+            # Which encoding it is, or from which score on an answer is good, is a question.
+            code = "data_unclear" if name in ("Windows-1256", "a label that is a number") else "data_invalid"
+            assert reply.json()["error"]["code"] == code, name
             (rig.data_dir / "bad.jsonl").write_bytes(body)
             for method in ("ipo", "kto"):
                 reply = http.post("/v1/jobs", json=job_spec(3, method=method, dataset_path="bad.jsonl"))
-                assert (reply.status_code, reply.json()["error"]["code"]) == (422, "data_invalid"), (name, reply.text[:300])
+                assert (reply.status_code, reply.json()["error"]["code"]) == (422, code), (name, reply.text[:300])
     assert not list(client.jobs())
     assert not list(rig.data_dir.glob("datasets/*"))
 

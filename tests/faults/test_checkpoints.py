@@ -86,7 +86,8 @@ def test_a_damaged_checkpoint_is_never_chosen(tmp_path: Path, harm: str) -> None
         case "cut":
             weights.write_bytes(weights.read_bytes()[:-1])
         case "changed":
-            weights.write_bytes(b"x" + weights.read_bytes()[1:])
+            first, *others = weights.read_bytes()
+            weights.write_bytes(bytes([first ^ 1, *others]))
         case "missing":
             weights.unlink()
         case "no manifest":

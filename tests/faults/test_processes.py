@@ -89,6 +89,27 @@ def test_a_killed_training_is_tried_again_at_once(shared: Shared) -> None:
     assert 0 <= first["last_step"] - second["first_step"] <= 5, "no more is lost than since the last checkpoint"
 
 
+def test_a_killed_fork_server(shared: Shared) -> None:
+    """Every server is killed while a training runs, which does not notice. Later runs start cold once, then warm again."""
+    rig, client = shared
+    job_id = client.submit(job_spec(60, behaviour={"step_s": 0.05}))["id"]
+    running(client, job_id, 5)
+    servers = until(lambda: found if len(found := rig.fork_servers()) == 2 else None)
+    for server in servers:
+        os.kill(server, signal.SIGKILL)
+    assert finished(rig, client, job_id, 60)["attempt"] == 1
+
+    def start_of(job_id: str) -> str:
+        return next(event["data"]["start"] for event in client.events(job_id) if event["event"] == "first_step")
+
+    assert start_of(job_id) == "warm"
+    later = [client.submit(job_spec(20))["id"] for _ in range(6)]
+    for each in later:
+        finished(rig, client, each, 20)
+    assert {start_of(each) for each in later} == {"cold", "warm"}
+    assert not set(servers) & set(rig.fork_servers())
+
+
 def test_a_worker_that_stands_still_past_its_lease_changes_nothing_when_it_wakes(shared: Shared) -> None:
     """Supervisor and training are stopped for three leases. Another worker finishes; then the first ones wake."""
     rig, client = shared

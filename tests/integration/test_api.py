@@ -115,9 +115,26 @@ def test_a_body_that_is_no_spec(client: TestClient, body: bytes) -> None:
 def test_an_unknown_model_is_named_with_those_there_are(client: TestClient, spec: dict[str, Any]) -> None:
     error = error_of(client.post("/v1/jobs", json={**spec, "model_name": "Qwen/None"}), 422, "model_not_found")
     assert "Qwen/None" in error["message"]
-    assert "tafdil/tiny-arabic-qwen" in error["message"]
+    assert "tafdil/tiny-arabic-qwen-2" in error["message"]
     error = error_of(client.post("/v1/jobs", json={**spec, "adapter_name": "my/adapter"}), 422, "model_not_found")
     assert "my/adapter" in error["message"]
+
+
+def test_a_model_that_shipped_earlier_is_named_with_its_replacement(client: TestClient, spec: dict[str, Any]) -> None:
+    error = error_of(client.post("/v1/jobs", json={**spec, "model_name": "tafdil/tiny-arabic-qwen"}), 422, "model_not_found")
+    assert "'tafdil/tiny-arabic-qwen-2' took its place" in error["message"]
+    assert error["details"][0]["reason"] == "was replaced by tafdil/tiny-arabic-qwen-2"
+
+
+def test_a_paused_job_whose_model_is_gone_stays_paused(client: TestClient, spec: dict[str, Any], database: Database) -> None:
+    job_id = client.post("/v1/jobs", json=spec).json()["id"]
+    client.post(f"/v1/jobs/{job_id}/pause")
+    with database.transaction() as session:
+        job = jobs.get(session, job_id)
+        assert job
+        job.resolved_spec = {**job.resolved_spec, "model_name": "tafdil/tiny-arabic-qwen"}
+    error_of(client.post(f"/v1/jobs/{job_id}/resume"), 422, "model_not_found")
+    assert client.get(f"/v1/jobs/{job_id}").json()["state"] == "paused"
 
 
 @pytest.mark.parametrize(
@@ -212,8 +229,8 @@ def test_an_upload_is_checked_while_it_arrives(client: TestClient, settings: Set
         "format": "json",
         "kind": "kto",
         "train_rows": 400,
-        "validation_rows": 96,
-        "desirable_rows": 200,
+        "validation_rows": 200,
+        "desirable_rows": 207,
     }
     assert {name: dataset[name] for name in expected} == expected
     assert client.get(reply.headers["location"]).json() == dataset

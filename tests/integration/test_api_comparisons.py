@@ -113,7 +113,7 @@ def test_a_dry_run_is_refused_as_a_submit_and_answered_by_a_worker(
 
 def test_a_preview_is_checked_before_a_worker_is_asked(client: TestClient, queue: FakeQueue) -> None:
     kto = client.post("/v1/datasets", content=(DATA / "kto_train.jsonl").read_bytes()).json()["id"]
-    model = "tafdil/tiny-arabic-qwen"
+    model = "tafdil/tiny-arabic-qwen-2"
     path = f"/v1/datasets/{kto}/preview"
     for body, code in (
         ({}, "spec_invalid"),

@@ -26,9 +26,9 @@ from tests.api import client, database, error_of, queue, run
 from tests.conftest import DATA, TINY_MODEL
 from tests.fakes import FakeQueue, RecordingObserver
 from trainer_core import IPOConfig, PreferenceTrainer
-from trainer_core.errors import ReferenceMismatch
+from trainer_core.errors import ModelNotFound, ReferenceMismatch
 from trainer_core.merging import merge
-from worker.exports import _merge, push
+from worker.exports import _merge, complete, push
 from worker.task_runner import Desk
 
 __all__ = ["client", "database", "queue"]
@@ -270,7 +270,7 @@ def test_another_base_than_the_trained_one_is_refused(trained: Path, tmp_path: P
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     model.model.embed_tokens.weight.data += 0.1
     model.save_pretrained(other)
-    with pytest.raises(ReferenceMismatch, match="not those that the adapter was trained on"):
+    with pytest.raises(ReferenceMismatch, match="training ended with: the weights of its base differ"):
         merge(trained, tmp_path / "merged", lambda _: str(other))
     assert not (tmp_path / "merged").exists()
 
@@ -384,6 +384,35 @@ def test_a_model_is_pushed_to_a_hub(trained: Path, hub: str, monkeypatch: pytest
     Hub.refuses = True
     with pytest.raises(Forbidden, match="acme/model with HTTP 400"):
         push(trained, names, "acme/model", "hf_secret", private=True, endpoint=hub)
+
+
+def test_what_an_earlier_version_left_is_pushed_with_a_card_and_the_base_by_name(trained: Path, tmp_path: Path) -> None:
+    metadata = json.loads((trained / "ipo_metadata.json").read_text(encoding="utf-8"))
+    config = json.loads((trained / "adapter_config.json").read_text(encoding="utf-8"))
+    earlier = tmp_path / "earlier"
+    shutil.copytree(trained, earlier, ignore=shutil.ignore_patterns("checkpoint-*", "README.md"))
+    metadata["model_name"] = "acme/base"
+    (earlier / "ipo_metadata.json").write_text(json.dumps(without(metadata, "dtype", "evaluation")), encoding="utf-8")
+    (earlier / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "/srv/models/base"}))
+    before = {path.name: path.read_bytes() for path in earlier.iterdir()}
+    for number, place in enumerate((str(TINY_MODEL), None)):
+        staged = tmp_path / f"staged-{number}"
+        staged.mkdir()
+        names = complete(earlier, sorted(before), staged, lambda _, place=place: place or gone())
+        assert set(names) == {path.name for path in staged.iterdir()} == {*before, "README.md"}
+        assert '"base_model_name_or_path": "acme/base"' in (staged / "adapter_config.json").read_text(encoding="utf-8")
+        card = (staged / "README.md").read_text(encoding="utf-8")
+        assert "base_model: acme/base" in card
+        assert f'dtype="{"bfloat16" if place else "float32"}"' in card
+    assert {path.name: path.read_bytes() for path in earlier.iterdir()} == before
+
+
+def without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
+
+
+def gone() -> str:
+    raise ModelNotFound("there is no model 'acme/base'")
 
 
 def test_a_merge_that_is_done_again_keeps_its_weights(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -40,14 +41,44 @@ def run(live: Live | None, *arguments: str, code: int = 0, stdin: str | None = N
 
 
 def submitted(live: Live, *more: str) -> str:
-    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen", "--data", "samples/pairs_train.jsonl"]
+    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen-2", "--data", "samples/pairs_train.jsonl"]
     return json.loads(run(live, "submit", *options, *more, "--json").stdout)["id"]
+
+
+def answer_dry_run(live: Live, said: dict[str, Any]) -> None:
+    """Answers the next dry run that is asked for, as its worker would."""
+    for _ in range(200):
+        with live.database.transaction() as session:
+            task = tasks.claim_next(session, [TaskKind.VALIDATE], 60)
+            if task:
+                tasks.finish(session, task, {**said, "spec": task.request["spec"]})
+                return
+        threading.Event().wait(0.05)
+
+
+def test_a_spec_file_may_list_several_datasets(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:
+    del spec["dataset_path"]
+    datasets = [{"dataset_path": f"samples/pairs_{part}.jsonl", "weight": 1} for part in ("train", "held_out")]
+    as_json, as_toml = tmp_path / "spec.json", tmp_path / "spec.toml"
+    as_json.write_text(json.dumps({**spec, "datasets": datasets}), encoding="utf-8")
+    lists = "".join(f'[[datasets]]\ndataset_path = "{each["dataset_path"]}"\nweight = 1\n' for each in datasets)
+    as_toml.write_text(f'method = "ipo"\nmodel_name = "{spec["model_name"]}"\n{lists}', encoding="utf-8")
+    names = [each["dataset_path"] for each in datasets]
+    for path in (as_json, as_toml):
+        job = json.loads(run(live, "submit", str(path), "--json").stdout)
+        assert [(each["name"], each["weight"]) for each in job["spec"]["datasets"]] == [(name, 1.0) for name in names]
+    said = dry_run(config("ipo", tmp_path))
+    said["data"]["datasets"] = [{"name": "formal", "rows_in_file": 640, "rows_taken": 414, "rows_trained_on": 400}]
+    answering = threading.Thread(target=answer_dry_run, args=(live, said))
+    answering.start()
+    assert ": 414 of its 640 rows\n" in run(live, "submit", str(as_json), "--dry-run").stdout
+    answering.join()
 
 
 def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:
     as_json, as_toml = tmp_path / "spec.json", tmp_path / "spec.toml"
     as_json.write_text(json.dumps(spec), encoding="utf-8")
-    as_toml.write_text('method = "cpo"\nmodel_name = "tafdil/tiny-arabic-qwen"\nbeta = 0.2\n', encoding="utf-8")
+    as_toml.write_text('method = "cpo"\nmodel_name = "tafdil/tiny-arabic-qwen-2"\nbeta = 0.2\n', encoding="utf-8")
     first = json.loads(run(live, "submit", str(as_json), "--set", "max_steps=7", "--name", "أول", "--json").stdout)
     assert (first["spec"]["max_steps"], first["spec"]["learning_rate"], first["name"]) == (7, 1e-3, "أول")
     second = json.loads(run(live, "submit", str(as_toml), "--data", ROWS, "--eval", ROWS, "--json").stdout)
@@ -101,10 +132,10 @@ def test_jobs_are_listed_and_shown(live: Live) -> None:
     job_id = submitted(live, "--name", HOSTILE.replace("\x00", ""))
     other = submitted(live, "--name", "ثان")
     listed = run(live, "list").stdout
-    assert job_id[:12] in listed
+    assert job_id in listed
     assert "\\u202e" in listed
     assert "\x1b[31m" not in listed
-    assert "\u2068ثان\u2069" in listed
+    assert " ثان " in listed
     assert [job["id"] for job in json.loads(run(live, "list", "--limit", "1", "--json").stdout)] == [other]
     for name in (job_id, job_id[:9], "last", "ثان"):
         found = json.loads(run(live, "show", name, "--json").stdout)
@@ -180,18 +211,9 @@ def test_the_effect_of_a_run_is_listed_shown_and_watched(live: Live) -> None:
 def test_a_dry_run_forecasts_the_effect(live: Live, tmp_path: Path) -> None:
     said = dry_run(config("ipo", tmp_path, learning_rate=1e-6))
 
-    def answer() -> None:
-        for _ in range(200):
-            with live.database.transaction() as session:
-                task = tasks.claim_next(session, [TaskKind.VALIDATE], 60)
-                if task:
-                    tasks.finish(session, task, {**said, "spec": task.request["spec"]})
-                    return
-            threading.Event().wait(0.05)
-
-    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen", "--data", "samples/pairs_train.jsonl", "--dry-run"]
+    options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen-2", "--data", "samples/pairs_train.jsonl", "--dry-run"]
     for more in ([], ["--json"]):
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=answer_dry_run, args=(live, said))
         thread.start()
         shown = run(live, "submit", *options, *more).stdout
         thread.join()
@@ -242,8 +264,8 @@ def test_a_merge_that_fails_says_why(live: Live) -> None:
 def test_answers_are_compared(live: Live) -> None:
     job_id = submitted(live)
     finished(live, claimed(live))
-    proof = Proof("a" * 64, "b" * 64, "c" * 64, 1.5, 0.1).as_dict()
-    result = {"trained_model_response": "الرباط", "reference_model_response": "مراكش", "proof": proof}
+    proof = Proof("a" * 64, "b" * 64, "c" * 64, 1.5, 0.1, "d" * 64, "function").as_dict()
+    result = {"trained_model_response": "الرباط", "reference_model_response": "مراكش", "dtype": "bfloat16", "proof": proof}
 
     def answer() -> None:
         for _ in range(200):
@@ -261,7 +283,8 @@ def test_answers_are_compared(live: Live) -> None:
         thread.join()
         assert "الرباط" in shown
         assert "مراكش" in shown
-        assert ("aaaaaaaaaaaa and bbbbbbbbbbbb; largest logit difference 1.5" in shown) == (not arguments)
+        expected = "aaaaaaaaaaaa and bbbbbbbbbbbb; largest logit difference 1.5, in bfloat16; proof: function"
+        assert (expected in shown) == (not arguments)
     assert json.loads(shown)[0]["result"]["proof"]["max_logit_difference"] == 1.5
     assert "not answered in 0 s" in run(live, "compare", job_id, "سؤال", "--wait-s", "0", code=124).stderr
 
@@ -281,6 +304,55 @@ def test_data_is_checked_uploaded_and_shown(live: Live, tmp_path: Path) -> None:
     assert "row 2" in run(live, "data", "show", dataset["id"], "--first", "2", "--count", "1").stdout
     assert json.loads(run(live, "data", "delete", dataset["id"], "--json").stdout)["freed_bytes"] > 0
     assert json.loads(run(live, "data", "list", "--json").stdout) == []
+
+
+def test_a_question_is_printed_with_the_command_that_answers_it(live: Live, tmp_path: Path) -> None:
+    table = tmp_path / "جدول.csv"
+    table.write_bytes("السؤال,جواب جيد,جواب سيئ\nما عاصمة مصر؟,القاهرة,لا أدري\n".encode("cp1256"))
+    for command, where in (("check", None), ("upload", live)):
+        said = run(where, "data", command, str(table), code=3).stderr
+        assert "cp1256" in said
+        assert "ما عاصمة مصر؟" in said
+        answer = shlex.split(said.strip().splitlines()[-1])
+        assert answer[-5:] == ["data", command, str(table), "--encoding", "cp1256"]
+        assert "prompt is read from" in run(where, *answer[-4 - 1 :]).stdout
+    assert json.loads(run(None, "data", "check", str(table), "--json", code=3).stdout)["question"]["guess"] == "cp1256"
+    assert (
+        json.loads(run(live, "data", "upload", str(table), "--json", code=3).stderr)["error"]["question"]["about"]
+        == "encoding"
+    )
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text('{"a b": "x", "c": "y", "d": "z"}\n', encoding="utf-8")
+    said = run(None, "data", "check", str(unknown), code=3).stderr
+    assert "a b" in said
+    assert "--map prompt=COLUMN --map chosen=COLUMN --map rejected=COLUMN" in said.replace("\n", " ")
+    columns = ["--map", "prompt=a b", "--map", "chosen=c", "--map", "rejected=d"]
+    assert "prompt is read from" in run(None, "data", "check", str(unknown), *columns).stdout
+
+
+def test_a_table_that_was_uploaded_is_known_again(live: Live, tmp_path: Path) -> None:
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,chosen,rejected\nس,نعم,لا\n", encoding="utf-8")
+    options = ["submit", "--method", "ipo", "--model", "tafdil/tiny-arabic-qwen-2", "--data", str(table), "--json"]
+    first, second = (json.loads(run(live, *options).stdout)["spec"]["dataset_id"] for _ in range(2))
+    assert first == second
+
+
+def test_broken_rows_stay_out_and_are_saved(live: Live, tmp_path: Path) -> None:
+    rows, out = tmp_path / "rows.jsonl", tmp_path / "broken.csv"
+    good = '{"prompt": "س", "chosen": "نعم", "rejected": "لا"}\n'
+    rows.write_text(good + '{"prompt": "=x", "chosen": 1}\n' + good.replace("س", "ص"), encoding="utf-8")
+    assert "skipped 1 invalid row" in run(None, "data", "check", str(rows), "--on-invalid", "skip").stdout
+    said = run(live, "data", "upload", str(rows), "--on-invalid", "skip").stdout
+    run(live, *said.partition("see them: tafdil ")[2].split()[:3], str(out))
+    assert out.read_bytes().startswith(b"\xef\xbb\xbfline,problem,prompt,chosen")
+    converted = tmp_path / "ours.jsonl"
+    run(None, "data", "convert", str(rows), str(converted), code=3)
+    assert not list(tmp_path.glob(".*")), "what failed leaves nothing"
+    run(None, "data", "convert", str(rows), str(converted), "--on-invalid", "skip")
+    assert "already exists" in run(None, "data", "convert", str(rows), str(converted), code=2).stderr
+    assert "2 rows" in run(None, "data", "check", str(converted)).stdout
+    assert "field=column" in run(None, "data", "check", str(rows), "--map", "prompt", code=2).stderr
 
 
 def test_files_are_downloaded_and_deleted(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:

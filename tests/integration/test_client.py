@@ -22,7 +22,7 @@ from jobs.repository import artifacts, jobs, metrics, tasks
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, TaskKind
-from tafdil import AsyncClient, Client, async_client
+from tafdil import AsyncClient, Client, InvalidRequest, async_client
 from tafdil import client as sync_client
 from tafdil.calls import Retries, job, rerun, submit
 from tafdil.downloads import local_name
@@ -151,6 +151,22 @@ def test_the_twin_awaits_the_same(live: Live, spec: dict[str, Any]) -> None:
             assert (await client.readiness())["ready"]
 
     asyncio.run(walk())
+
+
+def test_a_table_is_read_as_a_person_says(client: Client, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a,b,c\nس,نعم,لا\nس,,\n", encoding="utf-8")
+    with pytest.raises(InvalidRequest) as raised:
+        client.upload_dataset(table)
+    assert raised.value.code == "data_unclear"
+    assert raised.value.question
+    assert (raised.value.question["about"], raised.value.question["choices"]) == ("map", ["a", "b", "c"])
+    columns = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    checked = client.check_dataset(table, map=columns)
+    assert (checked.valid, checked.error_count, checked.rows[0]["chosen"]) == (False, 1, "نعم")
+    dataset = client.upload_dataset(table, map=columns, on_invalid="skip")
+    assert (dataset.mapping, dataset.skipped_rows, dataset.file_kind) == (columns, 1, "csv")
+    assert client.broken_rows(dataset.id).startswith(b"\xef\xbb\xbfline,problem,")
 
 
 def test_keys_are_sent_and_made(settings: Settings, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,5 +448,5 @@ def test_hostile_text_is_shown_not_obeyed() -> None:
     assert visible("مرحبا\nسطر\tثان") == "مرحبا\nسطر\tثان"
     assert visible("آية \u06dd") == "آية \u06dd"
     assert visible("می\u200cخواهم 👨\u200d👩") == "می\u200cخواهم 👨\u200d👩"
-    assert isolated("عربي\n\nabc") == "\u2068عربي\u2069\n\n\u2068abc\u2069"
-    assert isolated("x\u2069y") == "\u2068x\\u2069y\u2069"
+    assert isolated("عربي\n\nabc 123") == "\u2068عربي\u2069\n\nabc 123"
+    assert isolated("xא\u2069y") == "\u2068xא\\u2069y\u2069"

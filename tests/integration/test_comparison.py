@@ -90,7 +90,7 @@ def test_texts_are_told_while_they_grow(
 
 
 def test_an_adapter_without_effect_is_told(pair: ModelPair) -> None:
-    pair._expected = None
+    pair = ModelPair(pair.policy, pair.reference, pair.renderer, pair.beta)
     with torch.no_grad():
         for name, tensor in adapter_tensors(pair.policy, "default"):
             if "lora_B" in name:
@@ -172,13 +172,15 @@ def test_a_trained_side_with_its_adapter_off_is_noticed(pair: ModelPair) -> None
         pair.compare(PROMPT, max_new_tokens=4)
 
 
-def test_fingerprints_are_of_live_tensors(pair: ModelPair) -> None:
+def test_fingerprints_are_of_live_tensors(trained: Path) -> None:
+    loaded = load_pair(trained / "first", lambda name: name)[1]
+    pair = ModelPair(loaded.policy, loaded.reference, loaded.renderer, loaded.beta)
     before = pair.compare(PROMPT, max_new_tokens=4).proof
-    pair._expected = None
     with torch.no_grad():
         next(tensor for name, tensor in adapter_tensors(pair.policy, "default") if "lora_B" in name).add_(1e-6)
     after = pair.compare(PROMPT, max_new_tokens=4).proof
     assert after.trained_fingerprint != before.trained_fingerprint
+    assert after.function_sha256 != before.function_sha256
     assert after.reference_fingerprint == before.reference_fingerprint
     with torch.no_grad():
         next(tensor for _, tensor in base_tensors(pair.policy)).add_(1e-6)

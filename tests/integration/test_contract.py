@@ -187,7 +187,7 @@ def test_a_trainer_of_ones_own_evaluates(model: str, tmp_path: Path) -> None:
     made = trainer.create_trainer(trainer.data_loader.dataset(trainer.data_loader.train), arguments, [])
     made.train()
     assert [step for step, _ in trainer.observer.answers] == [0, 2]
-    assert "eval_preference_accuracy" in made.evaluate()
+    assert {"eval_preference_accuracy", "eval_margin_accuracy"} <= set(made.evaluate())
 
 
 def test_a_pair_with_a_completion_is_a_pair(model: str, tmp_path: Path) -> None:
@@ -212,11 +212,11 @@ def test_what_is_returned_and_saved(method: str, model: str, tmp_path: Path) -> 
     rows = Dataset.from_list(some_rows(method, 40)).select(range(32, 40))
     evaluated, metrics = trainer.evaluate_model(rows), trainer.compute_preference_metrics(rows)
     if method == "kto":
-        expected = {"kto_loss", "desirable_accuracy", "undesirable_accuracy", "overall_accuracy"}
+        expected = {"kto_loss", "desirable_accuracy", "undesirable_accuracy", "overall_accuracy", "margin_accuracy"}
         reply = {"preference_signal", "confidence_score"}
         saved = {"desirable_weight", "undesirable_weight", "use_ref_model"}
     else:
-        expected = {"preference_loss", "preference_accuracy", "margin", "confidence"}
+        expected = {"preference_loss", "preference_accuracy", "margin_accuracy", "margin", "confidence"}
         reply = {"preference_score", "improvement_detected"}
         saved = {"label_smoothing"} if method == "ipo" else {"label_smoothing", "cpo_alpha", "loss_type"}
     assert expected <= set(metrics)

@@ -8,6 +8,7 @@ import pytest
 
 from tests.conftest import DATA, TINY_MODEL
 from tests.fakes import RecordingObserver
+from tests.training import held_out
 from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer
 from trainer_core.dry_run import Machine, dry_run, histogram, preview
 from trainer_core.errors import DataOverlong, ModelNotFound, SpecInvalid
@@ -20,11 +21,10 @@ KINDS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 def config(method: str, tmp_path: Path, **fields: Any) -> Any:
     rows = "kto_train.jsonl" if method == "kto" else "pairs_train.jsonl"
-    held_out = "kto_held_out.jsonl" if method == "kto" else "pairs_held_out.jsonl"
     common = {
         "model_name": str(TINY_MODEL),
         "dataset_path": str(DATA / rows),
-        "eval_dataset_path": str(DATA / held_out),
+        "eval_dataset_path": held_out("ipo"),
         "output_dir": str(tmp_path / "out"),
         "max_prompt_length": 24,
         "max_length": 40,
@@ -38,7 +38,8 @@ def config(method: str, tmp_path: Path, **fields: Any) -> Any:
 
 @pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
 def test_it_says_what_the_training_then_does(method: str, tmp_path: Path) -> None:
-    settings = config(method, tmp_path)
+    asked = {"kto": 2, "ipo": 0.5, "cpo": 0.5}[method]
+    settings = config(method, tmp_path, eval_steps=asked)
     said = dry_run(settings, this_machine())
     observer = RecordingObserver()
     trainer = PreferenceTrainer(settings, observer=observer)
@@ -119,6 +120,10 @@ def test_memory_grows_with_what_takes_it(tmp_path: Path) -> None:
     assert parts(gradient_checkpointing=False)["activations"] > 2 * lora["activations"]
     assert parts(per_device_train_batch_size=8)["activations"] > 1.5 * lora["activations"]
     assert parts(lora_target_modules=["q_proj"])["adapters"] < lora["adapters"]
+    assert lora["adapters"] < parts(use_dora=True)["adapters"] < 1.2 * lora["adapters"]
+    states = {name: parts(optim=name)["optimizer"] for name in ("adamw_torch", "adamw_8bit", "adafactor")}
+    assert states == {"adamw_torch": lora["optimizer"], "adamw_8bit": lora["optimizer"] // 4, "adafactor": 0}
+    assert parts(lora_dropout=0.1)["activations"] > lora["activations"], "rows compute their prompts one by one"
 
 
 def test_sizes_are_those_of_the_weights() -> None:

@@ -11,8 +11,9 @@ import torch
 
 from tests.fakes import RecordingObserver
 from tests.training import METHODS, config, make_model, some_rows, write_rows
-from trainer_core import PreferenceTrainer
+from trainer_core import PreferenceTrainer, effect_measurement
 from trainer_core.forecast import forecast
+from trainer_core.samples import Sample
 
 # Rows that the calibration's held-out files do not have and in another order; 8 of them are held back and measured.
 FIRST, ROWS = 320, 160
@@ -248,3 +249,25 @@ def test_bounds_follow_the_precision_of_the_weights(tmp_path: Path) -> None:
         for precision in ("fp32", "bf16")
     }
     assert {found.verdict for found in verdicts.values() if found} == {"changed"}
+
+
+@pytest.mark.parametrize("said", ["", "<think>\n\n</think>\n\n", "<think>\n"])
+def test_answers_of_no_more_than_an_empty_block_of_thoughts_are_empty(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run moves the model, and after it every answer is the same few tokens that say nothing."""
+    whole = effect_measurement.answer
+
+    def silent(model: Any, renderer: Any, prompts: list[Any], most: int) -> list[Sample]:
+        found = whole(model, renderer, prompts, most)
+        # The reference answers with the adapter switched off.
+        is_reference = all(layer.disable_adapters for layer in model.modules() if hasattr(layer, "disable_adapters"))
+        return found if is_reference else [Sample(one.prompt, said, [1, 2, 3, 4, 5]) for one in found]
+
+    monkeypatch.setattr(effect_measurement, "answer", silent)
+    effect = trained(settings("ipo", tmp_path, learning_rate=1e-3, max_steps=2)).effect
+    assert effect is not None
+    assert effect.verdict == "collapsed"
+    assert effect.decided_by == ("length_ratio",)
+    assert effect.evidence.samples is not None
+    assert effect.evidence.samples.length_ratio == 0

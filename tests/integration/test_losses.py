@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from tests import reference_losses
 from tests.conftest import DATA
@@ -62,6 +63,17 @@ def reference_loss(method: str, settings: Any, rows: list[dict[str, Any]], polic
     return reference_losses.cpo(chosen, rejected, chosen_tokens, *weights)
 
 
+@pytest.fixture
+def _exact_norms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers' norms compute in float32 whatever the weights are, so their rounding would be compared, too."""
+
+    def forward(norm: Qwen2RMSNorm, states: Tensor) -> Tensor:
+        return norm.weight * states * torch.rsqrt(states.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+
+    monkeypatch.setattr(Qwen2RMSNorm, "forward", forward)
+
+
+@pytest.mark.usefixtures("_exact_norms")
 @pytest.mark.parametrize(("method", "fields"), CASES)
 def test_the_loss_and_its_gradients_are_the_papers(method: str, fields: dict[str, Any], tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
@@ -87,7 +99,8 @@ def test_the_loss_and_its_gradients_are_the_papers(method: str, fields: dict[str
     expected = reference_loss(method, settings, trainer.data_loader.train[:6], policy, frozen)
     expected.backward()
 
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    # TRL's log-probabilities are float32: a unit in the last place of one, 5e-7, is 1e-6 of IPO's squared distance.
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
     wanted = {name: tensor.grad for name, tensor in policy.named_parameters() if tensor.grad is not None}
     found = {name: tensor.grad.double() for name, tensor in trainer.model.named_parameters() if tensor.grad is not None}
     assert wanted.keys() == found.keys()

@@ -101,7 +101,7 @@ HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "another vocabulary": (
         edit(vocab_size=2000),
-        r"lm_head\.weight has the shape \(973, 32\), but the configuration asks for \(2000, 32\) \(mismatched weights: 2\)",
+        r"lm_head\.weight has the shape \(1252, 32\), but the configuration asks for \(2000, 32\) \(mismatched weights: 2\)",
     ),
     "another type": (edit(model_type="gpt2", n_layer=2), "lack .* weights, the first is transformer"),
     "an unknown type": (edit(model_type="nothing"), "model type `nothing` but Transformers does not recognize"),

@@ -10,7 +10,15 @@ import pytest
 from tests.fakes import RecordingObserver
 from tests.training import config, make_model, some_rows, write_rows
 from trainer_core import KTOConfig, PreferenceTrainer
-from trainer_core.errors import DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid, TafdilError
+from trainer_core.errors import (
+    DataInvalid,
+    DataOverlong,
+    ModelNotFound,
+    ModelRefused,
+    NotInstalled,
+    SpecInvalid,
+    TafdilError,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +64,19 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
     ({"model_name": "adapter"}, ModelRefused, "is a LoRA adapter: name it as adapter_name"),
     ({"model_name": "no_end"}, ModelRefused, "no end token"),
     ({"ref_model_name": "nowhere"}, ModelNotFound, "no model '.*nowhere'"),
-    ({"ref_model_name": "other_words"}, ModelRefused, "a vocabulary of 2000 tokens, the model .* one of 973"),
+    ({"ref_model_name": "other_words"}, ModelRefused, "a vocabulary of 2000 tokens, the model .* one of 1252"),
     ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
     ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
     ({"adapter_name": "more"}, ModelRefused, "has modules_to_save"),
     ({"adapter_name": "by_token"}, ModelRefused, "has alora_invocation_tokens"),
     ({"output_dir": "model"}, SpecInvalid, "output_dir is the directory of the model"),
     ({"adapter_name": "ia3"}, ModelRefused, "not LoRA"),
-    ({"lora_target_modules": ["q_proj", "qq_proj"]}, SpecInvalid, "names qq_proj, .* it has down_proj, gate_proj, k_proj"),
+    (
+        {"lora_target_modules": ["q_proj", "qq_proj"]},
+        SpecInvalid,
+        "'qq_proj' is not in the model.* are down_proj, embed_tokens, gate_proj",
+    ),
+    ({"lora_target_modules": ["q_proj", "mlp"]}, SpecInvalid, "'mlp' is in the model but is neither a linear"),
     ({"max_length": 4096}, SpecInvalid, "max_length is 4096, but .* reads at most 512 tokens"),
     ({"load_in_4bit": True}, SpecInvalid, "divides by 64"),
     ({"output_dir": "file/below"}, SpecInvalid, "output_dir .* cannot be written"),
@@ -107,8 +120,9 @@ def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     trainer = PreferenceTrainer(config("ipo", tmp_path, load_in_4bit=True))
-    with pytest.raises(SpecInvalid, match=r"4-bit weights do not work here .* pip install 'tafdil\[quant\]'"):
+    with pytest.raises(NotInstalled, match=r"\(bitsandbytes\); pip install 'tafdil\[quant\]', or set load_in_4bit") as found:
         trainer.load()
+    assert not found.value.user_fault
 
 
 @pytest.mark.parametrize("local_rank", [None, "0"])

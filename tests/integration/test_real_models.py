@@ -1,17 +1,14 @@
 """Runs on models as they are published: a base model under a chat template, options of templates, hostile text."""
 
 import json
-import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, PROMPT, config, held_out, some_rows, write_rows
+from tests.training import METHODS, PROMPT, config, copy_model, held_out, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.comparison import load_pair
 from trainer_core.dry_run import dry_run, preview
@@ -20,24 +17,13 @@ from trainer_core.errors import DataInvalid, ModelRefused
 IM_END, END_OF_TEXT = 2, 0
 
 
-def copy_model(folder: Path, template: str | None = None, **files: dict[str, Any]) -> str:
-    """The shipped model with other settings, by file, and another template."""
-    shutil.copytree(TINY_MODEL, folder)
-    for name, changes in files.items():
-        path = folder / f"{name}.json"
-        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **changes}), encoding="utf-8")
-    if template is not None:
-        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return str(folder)
-
-
 @pytest.fixture
 def base_model(tmp_path: Path) -> str:
     """As in `Qwen/Qwen2.5-7B`, its files name `<|endoftext|>` as the end, and its template writes `<|im_end|>`."""
     return copy_model(
         tmp_path / "base",
         tokenizer_config={"eos_token": "<|endoftext|>"},
-        config={"eos_token_id": END_OF_TEXT},
+        config={"eos_token_id": END_OF_TEXT, "dtype": "float32"},
         generation_config={"eos_token_id": END_OF_TEXT},
     )
 
@@ -142,7 +128,7 @@ def test_a_model_saved_by_an_earlier_version_is_compared_as_it_was_trained(tmp_p
     trainer.train()
     path = tmp_path / "out" / "ipo_metadata.json"
     metadata = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("system_prompt", "chat_template_kwargs", "special_tokens_in_text", "stop_tokens"):
+    for name in ("system_prompt", "chat_template_kwargs", "special_tokens_in_text", "stop_tokens", "proof"):
         del metadata[name]
     path.write_text(json.dumps(metadata), encoding="utf-8")
     pair = load_pair(tmp_path / "out", lambda name: name)[1]

@@ -52,7 +52,7 @@ def settings(method: str, folder: Path, **fields: Any) -> Any:
 def end_of(trainer: PreferenceTrainer) -> dict[str, Any]:
     """What must be equal, bit by bit."""
     run_dir = Path(trainer.config.output_dir)
-    optimizer = torch.load(run_dir / f"checkpoint-{STEPS}" / "optimizer.pt", weights_only=True)
+    optimizer = torch.load(run_dir / f"checkpoint-{trainer.trainer.state.global_step}" / "optimizer.pt", weights_only=True)
     history = [
         {name: value for name, value in entry.items() if not name.endswith(("_runtime", "_per_second"))}
         for entry in trainer.trainer.state.log_history

@@ -95,7 +95,7 @@ def test_a_change_of_live_weights_is_noticed_although_fingerprints_are_remembere
 
 def test_fingerprints_are_taken_anew_only_when_weights_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
-    monkeypatch.setattr(fingerprints, "fingerprint", lambda tensors: taken.append(1) or fingerprint(tensors))
+    monkeypatch.setattr(fingerprints, "fingerprint", lambda *asked: taken.append(1) or fingerprint(*asked))
     torch.manual_seed(0)
     weights = {
         "long": torch.randn(70, 100),

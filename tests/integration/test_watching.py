@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.fakes import RecordingObserver
 from tests.training import METHODS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
-from trainer_core.errors import NonfiniteLoss, SpecInvalid, Stopped
+from trainer_core.errors import NonfiniteLoss, NotInstalled, SpecInvalid, Stopped
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def evaluations(observer: RecordingObserver, name: str) -> dict[int, float]:
     return {step: values[name] for step, values in observer.points if values.get(name) is not None}  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("preference_accuracy", -1)])
+@pytest.mark.parametrize(("metric", "sign"), [("loss", 1), ("preference_accuracy", -1), ("margin_accuracy", -1)])
 def test_early_stopping_keeps_the_best_model(metric: str, sign: int, place: Path, tmp_path: Path) -> None:
     """A rate so high that the evaluations soon get worse."""
     fields = {"early_stopping_patience": 2, "early_stopping_metric": metric, "max_steps": 40, "save_total_limit": 1}
@@ -139,20 +139,22 @@ def test_metrics_go_to_tensorboard_wandb_and_mlflow(place: Path, tmp_path: Path,
     trainer.train()
     events = b"".join(path.read_bytes() for path in out.rglob("events.out.tfevents.*"))
     assert b"eval/preference_accuracy" in events
+    assert b"eval/margin_accuracy" in events
     assert b"train/rewards/margins" in events
     assert list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     series = {
         path.relative_to(tmp_path).as_posix().partition("/metrics/")[2] for path in tmp_path.glob("mlruns/**/metrics/**/*")
     }
-    assert {"eval_preference_accuracy", "loss"} <= series
+    assert {"eval_preference_accuracy", "eval_margin_accuracy", "loss"} <= series
     assert str(tmp_path) not in (os.environ.get("WANDB_NAME") or "")
 
 
 def test_a_report_whose_package_is_missing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer_core.preflight.find_spec", lambda _: None)
     trainer = trainer_of("ipo", place, tmp_path, report_to=["wandb"])
-    with pytest.raises(SpecInvalid, match="pip install wandb"):
+    with pytest.raises(NotInstalled, match="pip install wandb") as found:
         trainer.load()
+    assert not found.value.user_fault, "only who runs the service can install it"
     assert trainer.tokenizer is None
 
 

@@ -161,6 +161,16 @@ class Rig(StackUnderTest):
                 found.append(process.pid)
         return found
 
+    def fork_servers(self) -> list[int]:
+        """The processes that trainings are forked from."""
+        names = [
+            service.name
+            for service in self._services
+            if service.name.startswith("train-worker") and self.is_up(service.name)
+        ]
+        below = (psutil.Process(supervisor).children() for name in names for supervisor in self.pool_children(name))
+        return sorted(child.pid for children in below for child in children if "worker.fork_server" in child.cmdline())
+
     def supervisor_of(self, training: int) -> int:
         return psutil.Process(training).ppid()
 
@@ -243,7 +253,7 @@ def job_spec(steps: int = 20, save_steps: int = 5, behaviour: dict[str, Any] | N
     return {
         "method": "ipo",
         "name": json.dumps(behaviour or {}),
-        "model_name": "tafdil/tiny-arabic-qwen",
+        "model_name": "tafdil/tiny-arabic-qwen-2",
         "dataset_path": "rows.jsonl",
         "max_steps": steps,
         "save_steps": save_steps,

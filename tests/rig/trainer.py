@@ -71,6 +71,7 @@ def train(plan: dict[str, Any], reports: child.Reports, stop: threading.Event) -
         step = verified_step(found) or 0
         state = json.loads((found / TRAINER_STATE).read_text())["state"]
         reports.send("checkpoint_loaded", step=step, job_id=found.parents[2].name)
+    first = step + 1
     total, every = spec["max_steps"], spec["save_steps"] or 5
     reports.send("phase", phase="training")
     reports.send("progress", step=step, total_steps=total)
@@ -81,6 +82,8 @@ def train(plan: dict[str, Any], reports: child.Reports, stop: threading.Event) -
         state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
         note("step", job=job_id, attempt=attempt, step=step)
         reports.send("metrics", step=step, values={"loss": 1 / step, "none": None})
+        if step == first:
+            reports.send("first_step", step=step, seconds={})
         reports.send("progress", step=step, total_steps=total)
         leaves = stop.is_set() and step < total
         if leaves or step % every == 0 or step == total:
@@ -129,5 +132,13 @@ def _save(output: Path, step: int, state: str, behaviour: Behaviour, reports: ch
     reports.send("phase", phase="training")
 
 
+def preload() -> None:
+    """Nothing is left to import here."""
+
+
+def main() -> int:
+    return child.main(train)
+
+
 if __name__ == "__main__":
-    sys.exit(child.main(train))
+    sys.exit(main())

@@ -1,11 +1,13 @@
-"""Limits on what is sent and on what it expands to: bodies, headers, ranges, gzip and Parquet bombs."""
+"""Limits on what is sent and on what it expands to: bodies, headers, ranges, bombs of each kind of file."""
 
 import gzip
+import io
 import json
 import random
 import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,9 @@ from pydantic import SecretStr
 from jobs.settings import Settings
 from tests.conftest import DATA
 from tests.live import Live, live, serving, settings
+from tests.workbooks import xlsx, zipped
 from trainer_core.errors import DataInvalid
-from trainer_core.row_bytes import MAX_LINE_BYTES
+from trainer_core.reading import MAX_LINE_BYTES
 
 __all__ = ["live", "settings"]
 
@@ -129,11 +132,11 @@ def test_bombs_of_gzip_are_refused_in_little_memory(tmp_path: Path) -> None:
     # 10 GiB of blanks, in members of 64 MiB.
     member = gzip.compress(b" " * 64 * MIB)
     bomb.write_bytes(member * 160)
-    refused(bomb, "expands more than 200 times")
+    refused(bomb, "expands to more than 200 times")
     bomb.write_bytes(gzip.compress(gzip.compress(member)))
-    refused(bomb, "not UTF-8")
+    refused(bomb, "gzip inside gzip")
     bomb.write_bytes(gzip.compress((DATA / "pairs_train.jsonl").read_bytes())[:-9])
-    refused(bomb, "cut off")
+    refused(bomb, "truncated")
 
 
 @pytest.mark.parametrize(
@@ -176,14 +179,47 @@ def test_bombs_of_parquet_are_refused_in_little_memory(tmp_path: Path) -> None:
     # Rows that are short enough, and together too much.
     words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), pyarrow.array([big[:MIB]]))
     parquet.write_table(table.set_column(0, "prompt", words), path, compression="zstd")
-    refused(path, "expands more than 200 times")
+    refused(path, "expands to more than 200 times")
     # A page of 300 MiB, in a file whose index says that it is small.
     one = pyarrow.table({"prompt": pyarrow.array(["a" * 300 * MIB]), "chosen": ["x"], "rejected": ["y"]})
     parquet.write_table(one, path, compression="zstd", use_dictionary=False, write_statistics=False)
-    refused(path, "expands more than 200 times")
+    refused(path, "expands to more than 200 times")
     path.write_bytes(with_small_sizes(path.read_bytes(), 300 * MIB))
     assert parquet.ParquetFile(path).metadata.row_group(0).total_byte_size < MIB
-    refused(path, "needs more memory")
+    refused(path, "needs too much memory")
+
+
+def test_bombs_of_other_kinds_are_refused_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    # Blocks of four bytes for 128 KiB each: 4 GiB in one frame.
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00\x58" + b"\x02\x00\x10 " * 2**15)
+    refused(path, "expands to more than 200 times")
+    cells = [["prompt", "chosen", "rejected"], ["س", "نعم", "لا"]]
+    book = xlsx({"S": cells})
+    with zipfile.ZipFile(io.BytesIO(book)) as file:
+        parts = {name: file.read(name) for name in file.namelist()}
+    name = "xl/worksheets/sheet1.xml"
+    # One cell in the last place of the sheet, and 17 thousand million empty ones before it.
+    far = b'<row r="1048576"><c r="XFD1048576"><v>1</v></c></row></sheetData>'
+    path.write_bytes(zipped({**parts, name: parts[name].replace(b"</sheetData>", far)}))
+    refused(path, "needs too much memory")
+    path.write_bytes(zipped({**parts, name: parts[name] + b" " * 70 * MIB}))
+    refused(path, "expands to more than 200 times")
+    with gzip.open(path, "wb", 1) as packed:
+        packed.write(b'{"prompt": {"0": 1')
+        for number in range(12):
+            packed.write(b"".join(b',"%d":[[],[],[],{}]' % i for i in range(number * 10**5, (number + 1) * 10**5)))
+        packed.write(b"}}")
+    refused(path, "needs too much memory")
+
+
+def test_a_table_with_an_open_quotation_mark_is_refused_in_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("wb") as file:
+        file.write(b'prompt,chosen,rejected\n"')
+        for _ in range(200):
+            file.write(b"a,b,c\n" * (MIB // 6))
+    refused(path, f"{MAX_LINE_BYTES:,} bytes")
 
 
 def with_small_sizes(data: bytes, size: int) -> bytes:
@@ -229,13 +265,13 @@ def test_a_parquet_file_with_a_broken_index_is_refused(tmp_path: Path) -> None:
 
 def test_what_reads_parquet_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program gets the variables that it needs to start, and no others."""
-    from trainer_core import row_bytes
+    from trainer_core.reading import whole_files
     from trainer_core.rows import check_file
 
     seen = tmp_path / "seen"
     program = tmp_path / "program.py"
     program.write_text(f"import os; open({str(seen)!r}, 'w').write(repr(dict(os.environ)))")
-    monkeypatch.setattr(row_bytes, "_PARQUET_PROGRAM", program)
+    monkeypatch.setattr(whole_files, "_PROGRAM", program)
     monkeypatch.setenv("TAFDIL_ADMIN_KEY", "canary-of-the-environment")
     (tmp_path / "rows.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataInvalid):

@@ -124,7 +124,7 @@ def test_what_a_worker_tells_of_a_failure_names_no_place_of_the_machine(settings
     models = settings.model_copy(update={"models_dir": tmp_path / "models"})
     for folder, name in (
         (models.models_dir, "Qwen/small"),
-        (SHIPPED_MODELS_DIR, "tafdil/tiny-arabic-qwen"),
+        (SHIPPED_MODELS_DIR, "tafdil/tiny-arabic-qwen-2"),
         (models.data_dir, "rows.jsonl"),
         (models.runs_dir, "0/attempt-1/output/x"),
     ):

@@ -213,7 +213,7 @@ def test_no_field_of_a_job_leads_elsewhere(
 
 
 @pytest.mark.parametrize(
-    "name", ["linked", "org/secret", "linked/", "org/../secret", "tafdil/..", "tafdil/tiny-arabic-qwen\n"]
+    "name", ["linked", "org/secret", "linked/", "org/../secret", "tafdil/..", "tafdil/tiny-arabic-qwen-2\n"]
 )
 def test_a_link_below_the_models_is_no_model(
     client: TestClient, settings: Settings, spec: dict[str, Any], name: str
@@ -254,6 +254,7 @@ ROUTES = (
     ("GET", f"/v1/jobs/{'0' * 32}/comparisons/{{}}"),
     ("GET", "/v1/datasets/{}"),
     ("GET", "/v1/datasets/{}/rows"),
+    ("GET", "/v1/datasets/{}/broken"),
     ("DELETE", "/v1/datasets/{}"),
     ("GET", "/v1/tasks/{}"),
     ("DELETE", "/v1/keys/{}"),

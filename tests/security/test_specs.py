@@ -65,7 +65,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Generator[TestClient]:
 
 def bodies(client: TestClient) -> dict[str, dict[str, Any]]:
     """A good body for every route that takes an object, but for the changes of a clone, which are tested beside."""
-    named = {"model_name": "tafdil/tiny-arabic-qwen"}
+    named = {"model_name": "tafdil/tiny-arabic-qwen-2"}
     specs = {
         f"/v1/jobs{route}#{method}": {
             **named,
@@ -94,6 +94,7 @@ def bodies(client: TestClient) -> dict[str, dict[str, Any]]:
     assert {part.replace("{job_id}", "{}").replace("{dataset_id}", "{}") for part in described} - {
         "/v1/jobs/{}/clone",
         "/v1/datasets",
+        "/v1/datasets/check",
     } == walked, "say in this test what a new route takes"
     return specs | others
 
@@ -151,11 +152,15 @@ def test_a_clone_takes_no_unknown_key_either(settings: Settings, spec: dict[str,
     [
         {"report_to": ["/tmp/x"]},
         {"report_to": ["all"]},
-        {"report_to": "wandb"},
+        {"report_to": "all"},
         {"report_to": [{"wandb": 1}]},
         {"lora_target_modules": ".*"},
         {"lora_target_modules": {"a": 1}},
         {"lr_scheduler_type": "someone.module"},
+        {"optim": "someone.module"},
+        {"optim": "galore_adamw"},
+        {"eval_steps": "../x"},
+        {"save_steps": {"epoch": 1}},
         {"precision": "torch.float8"},
         {"apply_chat_template": "{{ evil }}"},
         {"early_stopping_metric": "__class__"},
@@ -163,7 +168,7 @@ def test_a_clone_takes_no_unknown_key_either(settings: Settings, spec: dict[str,
         {"gpu_class": "train,other"},
         {"method": "__init__"},
         {"method": ["ipo"]},
-        {"model_name": ["tafdil/tiny-arabic-qwen"]},
+        {"model_name": ["tafdil/tiny-arabic-qwen-2"]},
         {"learning_rate": "1e-3; x"},
     ],
 )
@@ -193,6 +198,7 @@ SET = {
     *("eval_steps", "eval_on_start", "save_strategy", "save_steps", "save_total_limit", "bf16", "fp16", "use_cpu"),
     *("gradient_checkpointing", "dataloader_num_workers", "dataloader_pin_memory", "remove_unused_columns"),
     *("prediction_loss_only", "report_to", "disable_tqdm", "label_names"),
+    *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_kwargs"),
 }
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from jobs.spec import JOB_SPEC
+from jobs.spec import JOB_SPEC, changed_spec, read_spec
 from trainer_core.config import CPOConfig, IPOConfig, KTOConfig
+from trainer_core.errors import SpecInvalid
 
 BASE = {"model_name": "Qwen/Qwen2.5-7B", "dataset_path": "data/rows.jsonl"}
 JOB = {"model_name": "Qwen/Qwen2.5-7B", "dataset_path": "rows.jsonl"}
@@ -50,12 +51,47 @@ def test_a_config_can_be_changed_and_is_checked_again() -> None:
         ({"per_device_train_batch_size": 1}, "at least 2 for KTO"),
         ({"use_ref_model": False, "ref_model_name": "other/model"}, "use_ref_model"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, "lm_head"),
+        ({"lora_target_modules": "lm_head"}, "lm_head"),
+        ({"lora_target_modules": ".*proj"}, "is not the name of a module"),
+        ({"report_to": "all"}, "name tensorboard, wandb or mlflow"),
+        ({"report_to": "elsewhere"}, "'tensorboard', 'wandb' or 'mlflow'"),
         ({"trust_remote_code": True}, "Extra inputs"),
+        ({"optim": "lion_32bit"}, "Input should be 'adamw_torch_fused'"),
+        ({"optim": "adafactor", "adam_beta1": 0.5}, "adam_beta1 is AdamW's"),
+        ({"adam_beta2": 1}, "less than 1"),
+        ({"lora_dropout": 1}, "less than 1"),
+        ({"lora_dropout": 0.1, "use_lora": False}, "lora_dropout needs use_lora=true"),
+        ({"use_dora": True, "use_lora": False}, "use_dora needs use_lora=true"),
+        ({"use_rslora": True, "use_lora": False}, "use_rslora needs use_lora=true"),
+        ({"warmup_steps": 5, "warmup_ratio": 0.1}, "exclude each other"),
+        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, "use constant_with_warmup"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr_rate"),
+        ({"min_lr_rate": 0.1}, "needs lr_scheduler_type='cosine_with_min_lr', not 'linear'"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         KTOConfig(**{**BASE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("field", "one", "expected"),
+    [
+        ("report_to", "wandb", ["wandb"]),
+        ("report_to", "none", []),
+        ("report_to", ["none"], []),
+        ("lora_target_modules", "q_proj", ["q_proj"]),
+        ("lora_target_modules", "model.layers.0.self_attn.q_proj", ["model.layers.0.self_attn.q_proj"]),
+        ("lora_target_modules", "all-linear", "all-linear"),
+    ],
+)
+def test_one_name_is_a_list_of_one(field: str, one: Any, expected: Any) -> None:
+    """In the library, when a setting is assigned, and in a job's spec, which is strict about types."""
+    config = KTOConfig(**{**BASE, field: one})
+    assert getattr(config, field) == expected
+    setattr(config, field, one)
+    assert getattr(config, field) == expected
+    assert getattr(read_spec({**JOB, "method": "ipo", field: one}), field) == expected
 
 
 def test_a_spec_takes_its_methods_fields_only() -> None:
@@ -111,3 +147,57 @@ def test_a_refused_assignment_changes_nothing() -> None:
 )
 def test_precision_follows_its_flags(fields: Any, expected: str) -> None:
     assert KTOConfig(model_name="m", dataset_path="d", **fields).effective_precision == expected
+
+
+@pytest.mark.parametrize("field", ["eval_steps", "save_steps"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, 0.0, "steps", "0,5", None, [1], 2**31, float("nan")])
+def test_an_interval_that_cannot_be_meant_is_refused_once(field: str, value: Any) -> None:
+    with pytest.raises(ValidationError) as found:
+        IPOConfig(**BASE, **{field: value})
+    assert [error["loc"] for error in found.value.errors()] == [(field,)]
+    with pytest.raises(SpecInvalid) as refused:
+        read_spec({**JOB, "method": "ipo", field: value if value in (0, 1.5, "steps") else -1})
+    reason = 'must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or "epoch"'
+    assert [(detail.field, detail.reason) for detail in refused.value.details] == [(field, reason)]
+
+
+@pytest.mark.parametrize("value", [1, 10.0, 0.25, "epoch"])
+def test_an_interval_is_steps_a_share_or_an_epoch(value: Any) -> None:
+    spec = read_spec({**JOB, "method": "kto", "eval_steps": value, "save_steps": value})
+    assert (spec.eval_steps, spec.save_steps) == (value, value)
+    assert type(spec.eval_steps) is (int if value == 10.0 else type(value))
+
+
+def test_settings_can_be_read_again_as_they_were_stored() -> None:
+    """With warm-up steps the stored ratio is 0, so the two do not exclude each other."""
+    chosen = {
+        "warmup_steps": 5,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "min_lr_rate": 0.1,
+        "eval_steps": 0.2,
+        "save_steps": "epoch",
+        "optim": "adamw_8bit",
+        "lora_dropout": 0.05,
+        "use_dora": True,
+    }
+    spec = read_spec({**JOB, "method": "ipo", **chosen})
+    assert (spec.warmup_steps, spec.warmup_ratio) == (5, 0)
+    assert read_spec(spec.model_dump(mode="json")) == spec
+    config = IPOConfig(**BASE, **chosen)
+    assert IPOConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_change_of_a_spec_may_name_the_other_kind_of_warm_up() -> None:
+    sent = {**JOB, "method": "ipo", "warmup_ratio": 0.2}
+    changed = read_spec(changed_spec(sent, {"warmup_steps": 7}))
+    assert (changed.warmup_steps, changed.warmup_ratio) == (7, 0)
+    assert (
+        read_spec(changed_spec(changed.model_dump(mode="json", exclude_unset=True), {"warmup_ratio": 0.3})).warmup_steps
+        is None
+    )
+
+
+def test_rank_stabilised_scaling_divides_by_the_root_of_the_rank() -> None:
+    assert KTOConfig(**BASE).lora_scaling == 32 / 16
+    assert KTOConfig(**BASE, use_rslora=True).lora_scaling == 32 / 4
+    assert KTOConfig(**BASE, use_lora=False).lora_scaling == 1

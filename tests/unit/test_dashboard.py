@@ -13,6 +13,7 @@ from jobs.states import Cause, JobState, Phase, Request
 from trainer_core.effect import RowsFrom, Verdict
 from trainer_core.errors import CODES
 from trainer_core.row_signal import DROPPED, NOTED
+from worker.warm_start import ColdReason
 
 STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
 OWN = [
@@ -32,6 +33,7 @@ FAMILIES: dict[str, type[StrEnum]] = {
     "requested": Request,
     "artifact": ArtifactKind,
     "event": Cause,
+    "start": ColdReason,
 }
 
 

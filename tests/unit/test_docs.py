@@ -8,6 +8,7 @@ import jobs.errors  # noqa: F401  # its classes are listed
 from jobs.settings import Settings
 from jobs.states import TRANSITIONS, Cause, JobState, Phase, Request
 from trainer_core.errors import CODES, TafdilError
+from worker.warm_start import ColdReason
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,11 @@ def test_every_control_names_tests_that_exist() -> None:
         named = re.findall(r"`(test_\w+)`", tests)
         assert named, control
         assert {name for name in named if f"def {name}(" not in written} == set()
+
+
+def test_every_reason_of_a_cold_start_is_explained() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition("### Cold starts")[2]
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == sorted(reason.value for reason in ColdReason)
 
 
 def test_every_fault_names_tests_that_exist() -> None:

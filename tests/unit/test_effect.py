@@ -164,6 +164,9 @@ def test_a_script_is_foreign_when_neither_prompts_nor_earlier_nor_wanted_answers
         (40, 10, 5, 0.5),
         (1, 1, 2, 1.0),  # a word more or less
         (10, None, 30, 3.0),
+        (6, 6, 0, 0.0),  # nothing, where a few words were expected
+        (6, None, 0, 0.0),
+        (0, 6, 0, 1.0),  # it said nothing before either
     ],
 )
 def test_lengths_are_held_against_what_was_and_what_is_wanted(
@@ -172,6 +175,12 @@ def test_lengths_are_held_against_what_was_and_what_is_wanted(
     shown = answers("a", tokens=wanted) if wanted else answers()
     found = compared(["q"], answers("a", tokens=before), answers("a", tokens=after), shown)
     assert found.length_ratio == pytest.approx(ratio)
+
+
+def test_answers_that_say_nothing_are_a_collapse() -> None:
+    found = judge(replace(MOVED, samples=compared(["q"], answers("a", tokens=6), answers("", tokens=0), answers())))
+    assert (found.verdict, found.decided_by) == ("collapsed", ("length_ratio",))
+    assert describe(found.verdict, found.as_dict()) == "the run broke the model: its sampled answers are empty"
 
 
 def test_answers_that_differ_are_counted() -> None:

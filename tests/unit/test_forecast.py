@@ -79,6 +79,7 @@ def test_loras_scaling_counts() -> None:
     assert forecast(weak, 10).movement == pytest.approx(forecast(strong, 10).movement / 10)
     assert (forecast(weak, 10).effect, forecast(strong, 10).effect) == ("hardly_changed", "changed")
     assert forecast(settings(use_lora=False, lora_alpha=320.0), 10).lora_scaling == 1
+    assert forecast(settings(use_rslora=True, lora_r=16, lora_alpha=8.0), 10).lora_scaling == 2
 
 
 def test_an_adapter_that_trains_on_has_no_forecast() -> None:
@@ -102,7 +103,15 @@ def test_in_half_precision_it_takes_more_to_be_seen() -> None:
     assert forecast(full, 8, is_half=True) == forecast(full, 8)
 
 
-@pytest.mark.parametrize("narrow", [{"lora_r": 1, "lora_alpha": 2.0}, {"lora_target_modules": ["q_proj"]}])
-def test_little_is_known_of_a_few_weights(narrow: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {"lora_r": 1, "lora_alpha": 2.0},
+        {"lora_target_modules": ["q_proj"]},
+        {"use_dora": True},
+        {"optim": "adafactor"},
+    ],
+)
+def test_little_is_known_of_a_few_weights_and_of_what_was_not_measured(narrow: dict[str, Any]) -> None:
     assert forecast(settings(learning_rate=4e-4, learning_rate_cap=None, **narrow), 8).effect is None
     assert forecast(settings(learning_rate=1e-6, learning_rate_cap=None, **narrow), 8).effect == "hardly_changed"

@@ -81,3 +81,17 @@ def test_kto_never_has_a_negative_z0() -> None:
     """Mismatched log-ratios of −5 give z0 = 0: an untouched desirable row costs ½."""
     losses = reference_losses.kto(numbers(-1), numbers(-1), numbers(-5), numbers(0), torch.tensor([True]), 0.1, 1, 1)
     assert losses.item() == 0.5
+
+
+def test_margins_and_their_accuracy() -> None:
+    """β = ½. Gains of the chosen answers: 3, 2, 1; of the rejected: 1, 2, 2. Margins 1, 0, −½: (1 + ½ + 0)/3 = ½.
+
+    A token, with chosen answers of 6, 2, 1 and rejected ones of 1, 2, 4 tokens: ½ − 1, 1 − 1, 1 − ½, halved.
+    """
+    given = numbers(-1, -2, -3), numbers(-4, -3, -3), numbers(-4, -4, -4), numbers(-5, -5, -5)
+    summed = reference_losses.margins(*given, beta=0.5)
+    assert summed.tolist() == [1, 0, -0.5]
+    assert reference_losses.margin_accuracy(summed) == 0.5
+    averaged = reference_losses.margins(*given, beta=0.5, lengths=(numbers(6, 2, 1), numbers(1, 2, 4)))
+    assert averaged.tolist() == [-0.25, 0, 0.25]
+    assert reference_losses.margin_accuracy(averaged[:2]) == 0.25

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from tests.conftest import TINY_MODEL
@@ -46,6 +47,53 @@ def test_without_a_template_the_texts_are_joined(tokenizer: Any) -> None:
     encoded = renderer.encode("سؤال", ["جواب"])
     assert tokenizer.decode(encoded.prompt_ids + encoded.answers_ids[0]) == "سؤالجواب<|im_end|>"
     assert renderer.fingerprint != Renderer(tokenizer).fingerprint
+
+
+@pytest.fixture
+def with_start() -> Any:
+    """A tokenizer that puts a token before each text, as those of Llama and Gemma do."""
+    made = AutoTokenizer.from_pretrained(TINY_MODEL)
+    start = made.convert_tokens_to_ids("<|im_start|>")
+    made.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+    )
+    assert made("سؤال")["input_ids"][0] == start
+    return made
+
+
+def test_without_a_template_a_prompt_begins_as_the_tokenizer_begins_a_text(with_start: Any) -> None:
+    renderer = Renderer(with_start, apply_chat_template=False)
+    prompts = [ROW["prompt"], "<|im_end|>"]
+    for prompt in prompts:
+        encoded = renderer.encode(prompt, [ROW["chosen"]])
+        assert encoded.prompt_ids == renderer.prompt_ids(prompt)
+        assert [encoded.prompt_ids[0], encoded.prompt_ids.count(1)] == [1, 1]
+        assert 1 not in encoded.answers_ids[0]
+    assert renderer.prompt_ids(ROW["prompt"]) == with_start(ROW["prompt"])["input_ids"]
+    assert renderer.prompt_ids("") == []
+    assert renderer.fingerprint != Renderer(with_start, False, adds_start=False).fingerprint
+    assert Renderer(with_start, False, adds_start=False).prompt_ids("س")[0] != 1
+    # A template writes the start itself.
+    assert Renderer(with_start).encode(*(ROW["prompt"], [])) == Renderer(AutoTokenizer.from_pretrained(TINY_MODEL)).encode(
+        ROW["prompt"], []
+    )
+
+
+def test_text_that_was_rendered_before_gets_no_second_start(with_start: Any) -> None:
+    renderer = Renderer(with_start, apply_chat_template=False, special_tokens_in_text="allow")
+    assert renderer.prompt_ids("<|im_start|>سؤال") == renderer.prompt_ids("سؤال")
+
+
+def test_a_cut_keeps_the_start_of_a_text(with_start: Any) -> None:
+    long = {**ROW, "prompt": "ما عاصمة مصر؟ " * 20}
+    renderer = Renderer(with_start, apply_chat_template=False)
+    (row,), report = encode_rows([long], renderer, config(max_prompt_length=16, max_length=64))
+    whole = renderer.prompt_ids(long["prompt"])
+    assert row["prompt_ids"] == [1, *whole[-15:]]
+    assert report.prompts_cut == 1
+    rows, report = encode_rows([long], renderer, config(max_prompt_length=1, max_length=64))
+    assert rows == []
+    assert report.findings.rows == {"prompt_lost": [1]}
 
 
 def test_truncation_keeps_the_end_token_and_is_reported(tokenizer: Any) -> None:

@@ -54,7 +54,7 @@ from api.app import create_app
 from tests.fakes import FakeQueue
 with TestClient(create_app(Settings(data_dir={str(tmp_path)!r}), FakeQueue()), base_url="http://127.0.0.1") as client:
     assert client.get("/healthz").json() == {{"status": "ok"}}
-    spec = {{"method": "kto", "model_name": "tafdil/tiny-arabic-qwen", "dataset_path": "samples/kto_train.jsonl"}}
+    spec = {{"method": "kto", "model_name": "tafdil/tiny-arabic-qwen-2", "dataset_path": "samples/kto_train.jsonl"}}
     reply = client.post("/v1/jobs", json=spec)
     assert reply.status_code == 202, reply.text
     assert client.get("/v1/jobs").json()["jobs"][0]["id"] == reply.json()["id"]

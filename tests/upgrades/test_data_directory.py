@@ -56,6 +56,7 @@ def test_finished_jobs_are_listed_shown_and_compared(client: Client) -> None:
         answer = client.compare(job.id, "ما عاصمة مصر؟", max_length=8)
         assert answer.result is not None
         assert answer.result["proof"]["trained_fingerprint"] == metadata["weights_sha256"]
+        assert answer.result["proof"]["covers"] == "tensors only"
 
 
 def test_a_run_that_was_paused_in_its_warm_up_keeps_its_schedule(stack: StackUnderTest, client: Client) -> None:

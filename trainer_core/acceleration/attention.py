@@ -1,4 +1,8 @@
-"""Attention over a packed row: each segment with what comes before it, and nothing else."""
+"""Attention over a packed row: each segment with what comes before it, and nothing else.
+
+One call of PyTorch's kernel for rows of varied length does a whole layer on a GPU. Elsewhere, and for what the kernel does
+not take, a loop over the segments executes the same plan.
+"""
 
 import copy
 from typing import Any
@@ -7,11 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from trainer_core.acceleration.packing import Packed, Span
+from trainer_core.acceleration.packing import Packed, Plan
+from trainer_core.versions import GROUPED_QUERIES, varlen_attn
 
 NAME = "tafdil_packed"
+# Of the flash attention that the kernel is.
+_KERNEL_TYPES = (torch.float16, torch.bfloat16)
+_KERNEL_CAPABILITY = (8, 0)
+_LARGEST_HEAD = 256
 
 
 def packed_attention(
@@ -25,36 +34,81 @@ def packed_attention(
     packed: Packed | None = options.pop("packed", None)
     if packed is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer = module.layer_idx
     if packed.kept is not None:
         packed.kept[layer] = key.detach(), value.detach()
-    earlier = packed.behind.kept[layer] if packed.behind and packed.behind.kept else (key, value)
-    groups = module.num_key_value_groups
+    if packed.behind is not None:
+        assert packed.behind.kept is not None, "the batch before keeps its keys until this one is scored"
+        key, value = (torch.cat(pair) for pair in zip(packed.behind.kept[layer], (key, value), strict=True))
+    keys, values = (_gathered(tensor, packed.plan) for tensor in (key, value))
+    attend = _by_kernel if kernel_takes(query) else _by_segment
+    return attend(query, keys, values, packed.plan, options.get("scaling"))[None], None
+
+
+def kernel_takes(query: Tensor) -> bool:
+    """Whether the kernel computes with such queries, (T, heads, size), or the loop must."""
+    size = query.shape[-1]
+    return (
+        query.is_cuda
+        and _dtype(query) in _KERNEL_TYPES
+        and size % 8 == 0
+        and size <= _LARGEST_HEAD
+        and torch.cuda.get_device_capability(query.device) >= _KERNEL_CAPABILITY
+    )
+
+
+def _dtype(query: Tensor) -> torch.dtype:
+    """The type that attention computes in: autocast rounds what SDPA gets, and must do so here."""
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+
+
+def _by_kernel(query: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float | None) -> Tensor:
+    """(T, heads, size). Keys and values: (K, key heads, size)."""
+    query, keys, values = (tensor.to(_dtype(query)) for tensor in (query, keys, values))
+    window = (-1, 0)  # what is causal from the last key backwards
+    return varlen_attn(  # pyright: ignore[reportReturnType]  # a tuple only where more is asked for
+        query, keys, values, plan.queries, plan.keys, *plan.longest, scale=scale, window_size=window, **GROUPED_QUERIES
+    )
+
+
+def _by_segment(query: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float | None) -> Tensor:
+    """As `_by_kernel`."""
+    groups = query.shape[1] // keys.shape[1]
+    keys, values = (tensor.repeat_interleave(groups, dim=1) for tensor in (keys, values))
     found: list[Tensor] = []
-    for segment in packed.segments:
-        keys, values = (
-            repeat_kv(_joined(of_before, segment.before, own, segment.span), groups)
-            for of_before, own in zip(earlier, (key, value), strict=True)
+    for own, seen in plan.pieces:
+        q, k, v = (
+            tensor[start:end].transpose(0, 1)[None] for tensor, (start, end) in ((query, own), (keys, seen), (values, seen))
         )
-        start, end = segment.span
-        found.append(
-            scaled_dot_product_attention(
-                query[:, :, start:end],
-                keys,
-                values,
-                attn_mask=segment.mask(query.device) if segment.before else None,
-                is_causal=not segment.before,
-                dropout_p=options.get("dropout", 0.0),
-                scale=options.get("scaling"),
-            )
-        )
-    return torch.cat(found, dim=2).transpose(1, 2).contiguous(), None
+        mask = None
+        if q.shape[2] != k.shape[2]:
+            ones = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device)
+            mask = ones.tril(k.shape[2] - q.shape[2])
+        found.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale))
+    return torch.cat([one[0].transpose(0, 1) for one in found]) if found else query
 
 
-def _joined(source: Tensor, before: tuple[Span, ...], own: Tensor, span: Span) -> Tensor:
-    """Keys or values of the tokens before a segment and of its own, (1, heads, tokens, size)."""
-    pieces = [source[:, :, start:end] for start, end in before]
-    return torch.cat([*pieces, own[:, :, span[0] : span[1]]], dim=2)
+def _gathered(source: Tensor, plan: Plan) -> Tensor:
+    """Keys or values of tokens, (tokens, heads, size), as the plan lays them out: (K, heads, size)."""
+    return source[plan.gather] if plan.uses is None else _Gather.apply(source, plan.gather, plan.uses)
+
+
+class _Gather(torch.autograd.Function):
+    """Indexing whose gradient adds up in a fixed order: on a GPU PyTorch's own adds in any order."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, gather: Tensor, uses: Tensor) -> Tensor:
+        ctx.save_for_backward(uses)
+        return source[gather]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (uses,) = ctx.saved_tensors
+        arrived = gradients[0]
+        padded = torch.cat([arrived, arrived.new_zeros(1, *arrived.shape[1:])])
+        return padded[uses].sum(dim=1), None, None
 
 
 def install(backbone: Any) -> None:

@@ -17,6 +17,9 @@ from trainer_core.acceleration.packing import Packed, pack, pack_behind
 
 # Models whose attention layers take what `attention.install` gives them: tested with these, on every path.
 MODEL_TYPES = ("qwen2", "qwen3")
+# What TRL's call for log-probabilities may pass. Answers are never cached, whatever `use_cache` says.
+_NEEDED = ("input_ids", "attention_mask", "labels")
+_KNOWN = {*_NEEDED, "use_cache"}
 # Where angles depend on the longest row beside, keys of one batch do not serve another.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
 
@@ -33,6 +36,17 @@ class Savings:
     """Accelerated forward passes with gradients in this process."""
     batches: dict[str, int] = field(default_factory=lambda: {"shared_prompt": 0, "plain": 0})
     """Training micro-batches by the path that computed their losses."""
+
+    refused_calls: set[str] = field(default_factory=set)
+    """Why TRL's own code answered calls of an accelerated model."""
+
+    def counts(self) -> tuple[int, int, int]:
+        """What passes add to, for `restore`."""
+        return self.computed, self.plain, self.passes
+
+    def restore(self, counts: tuple[int, int, int]) -> None:
+        """Forgets the passes since `counts`."""
+        self.computed, self.plain, self.passes = counts
 
 
 @dataclass
@@ -53,7 +67,7 @@ class Behind:
 def refusal(model: Any) -> str | None:
     """Why a model takes the plain path; None when it need not."""
     causal = causal_of(model)
-    return _refusal_of_layers(causal.config) or _refusal_of_head(causal.get_output_embeddings())
+    return _refusal_of_layers(causal.config) or _refusal_of_head(causal)
 
 
 def _refusal_of_layers(config: Any) -> str | None:
@@ -73,9 +87,13 @@ def _refusal_of_layers(config: Any) -> str | None:
     return None
 
 
-def _refusal_of_head(head: Any) -> str | None:
-    if type(head) is not nn.Linear or not head.weight.is_floating_point():
-        return f"the output layer is a {type(head).__name__}"
+def _refusal_of_head(causal: Any) -> str | None:
+    head = causal.get_output_embeddings()
+    path = next((name for name, module in causal.named_modules() if module is head), "?")
+    if type(head) is not nn.Linear:
+        return f"the output layer {path} is a {type(head).__module__}.{type(head).__qualname__}, not a torch.nn.Linear"
+    if not head.weight.is_floating_point():
+        return f"the output layer {path} holds its weights as {head.weight.dtype}"
     return None
 
 
@@ -122,11 +140,22 @@ def accelerate(
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, behind: Behind | None = None, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return original(*args, **kwargs)
+        if more := _unknown(args, kwargs):
+            savings.refused_calls.add(f"TRL's call passes {more}, which the fast path does not know")
+            return original(*args, fused_lm_head=True, **kwargs)
         with context():
             return answer(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], behind)
 
     causal.forward = types.MethodType(forward, causal)
     causal._tafdil_savings = savings
+
+
+def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """What a call passes, or leaves out, that `_Answer` cannot do justice to; empty where it can."""
+    # A LoRA model passes every option, most of them None.
+    passed = {name for name, value in kwargs.items() if value is not None}
+    more = [*(["positional arguments"] if args else []), *sorted(passed - _KNOWN)]
+    return ", ".join(more + [f"no {name}" for name in _NEEDED if kwargs.get(name) is None])
 
 
 def states_at(model: Any, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Padded rows as one row without padding, in which a common beginning of two rows is there once."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,25 +11,34 @@ Span = tuple[int, int]
 
 @dataclass
 class Segment:
-    """Consecutive tokens that attend to what comes before them in their row (`before`), and causally to each other.
-
-    `mask`, (tokens, before + tokens) bool, is made when an attention layer first asks for it.
-    """
+    """Consecutive tokens that attend to what comes before them in their row (`before`), and causally to each other."""
 
     span: Span
     before: tuple[Span, ...]
-    _mask: Tensor | None = None
 
-    @property
-    def tokens(self) -> int:
-        return self.span[1] - self.span[0]
 
-    def mask(self, device: torch.device) -> Tensor:
-        if self._mask is None:
-            seen = sum(end - start for start, end in self.before)
-            ones = torch.ones(self.tokens, seen + self.tokens, dtype=torch.bool, device=device)
-            self._mask = ones.tril(seen)
-        return self._mask
+@dataclass
+class Plan:
+    """Who attends to whom in a packed row, as index tensors that all layers share.
+
+    Each segment's keys are laid side by side: first those before it, then its own, so that its last query sees all of them,
+    the query before all but one, and so on.
+
+    Attributes:
+        queries, keys: (segments + 1,) int32, where each segment's queries and keys begin; the last entry is their number.
+        gather: (K,) int64, the token that each key is of. Tokens of an earlier batch count first.
+        uses: (T, most uses) int64, the keys that each token is; K where there are fewer. None where the keys are those of
+            two batches: no gradient flows there.
+        pieces: of each segment, its span of queries and of keys.
+        longest: most queries and most keys of a segment.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    gather: Tensor
+    uses: Tensor | None
+    pieces: list[tuple[Span, Span]]
+    longest: tuple[int, int]
 
 
 @dataclass
@@ -38,20 +47,20 @@ class Packed:
 
     Attributes:
         ids, positions: (1, T).
-        segments: in order, without gaps.
+        plan: what each token attends to.
         places: (rows, width) of the padded batch: where a token's hidden state is. Of padding, 0.
-        behind: the packed batch whose keys and values the `before` of the segments name; None: this one's own.
+        behind: the packed batch whose keys and values come first in the plan's; None: there are only this one's own.
         kept: by layer, keys and values for batches behind this one, while they are wanted.
+        spans: of each row, its tokens in order.
     """
 
     ids: Tensor
     positions: Tensor
-    segments: list[Segment]
+    plan: Plan
     places: Tensor
+    spans: list[tuple[Span, ...]]
     behind: "Packed | None" = None
     kept: dict[int, tuple[Tensor, Tensor]] | None = None
-    spans: list[tuple[Span, ...]] = field(default_factory=list)
-    """Of each row, its tokens in order."""
 
     @property
     def tokens(self) -> int:
@@ -70,7 +79,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
         for j in partners:
             own = packing.add(rows[j][shared:], shared, beginning)
             packing.spans[j] = (*beginning, *own)
-    return packing.packed(input_ids, columns)
+    return packing.packed(input_ids.device, input_ids.shape, columns)
 
 
 def pack_behind(
@@ -89,9 +98,7 @@ def pack_behind(
         own = packing.add(row[shared:], shared, beginning)
         moved = tuple((start + earlier.tokens, end + earlier.tokens) for start, end in own)
         packing.spans[i] = (*beginning, *moved)
-    packed = packing.packed(input_ids, columns)
-    packed.behind = earlier
-    return packed
+    return packing.packed(input_ids.device, input_ids.shape, columns, earlier)
 
 
 class _Packing:
@@ -113,15 +120,50 @@ class _Packing:
         self._segments.append(Segment(span, before))
         return (span,)
 
-    def packed(self, input_ids: Tensor, columns: list[Tensor]) -> Packed:
-        places = torch.zeros(input_ids.shape, dtype=torch.long)
+    def packed(self, device: torch.device, shape: torch.Size, columns: list[Tensor], behind: Packed | None = None) -> Packed:
+        places = torch.zeros(shape, dtype=torch.long)
         for row, spans in enumerate(self.spans):
             if spans:
                 places[row, columns[row]] = torch.cat([torch.arange(start, end) for start, end in spans])
         empty = torch.zeros(0, dtype=torch.long)
         ids, positions = (torch.cat(parts or [empty])[None] for parts in (self._ids, self._positions))
-        device = input_ids.device
-        return Packed(ids.to(device), positions.to(device), self._segments, places.to(device), spans=self.spans)
+        plan = _plan(self._segments, device, behind.tokens if behind else None)
+        return Packed(ids.to(device), positions.to(device), plan, places.to(device), self.spans, behind)
+
+
+def _plan(segments: list[Segment], device: torch.device, earlier: int | None) -> Plan:
+    """The plan of segments.
+
+    Args:
+        earlier: tokens of the batch whose keys the `before` of the segments name; None: they name this batch's own.
+    """
+    pieces: list[tuple[Span, Span]] = []
+    gathered: list[Tensor] = [torch.zeros(0, dtype=torch.long)]
+    end = 0
+    for segment in segments:
+        own = tuple(place + (earlier or 0) for place in segment.span)
+        spans = (*segment.before, own)
+        gathered += [torch.arange(first, last) for first, last in spans]
+        count = sum(last - first for first, last in spans)
+        pieces.append((segment.span, (end, end + count)))
+        end += count
+    gather = torch.cat(gathered)
+    queries, keys = (torch.tensor([0, *(piece[i][1] for piece in pieces)], dtype=torch.int32, device=device) for i in (0, 1))
+    uses = _uses(gather).to(device) if earlier is None else None
+    longest_query, longest_key = (max((piece[i][1] - piece[i][0] for piece in pieces), default=0) for i in (0, 1))
+    return Plan(queries, keys, gather.to(device), uses, pieces, (longest_query, longest_key))
+
+
+def _uses(gather: Tensor) -> Tensor:
+    """Of each token, which entries of `gather` are it: (tokens, most uses), filled up with the number of entries."""
+    if not len(gather):
+        return gather[:, None]
+    tokens, order = gather.sort(stable=True)
+    counts = tokens.bincount()
+    first = counts.cumsum(0) - counts
+    uses = torch.full((len(counts), int(counts.max())), len(gather))
+    uses[tokens, torch.arange(len(gather)) - first[tokens]] = order
+    return uses
 
 
 def _unpadded(input_ids: Tensor, attention_mask: Tensor) -> tuple[list[Tensor], list[Tensor]]:

@@ -36,6 +36,8 @@ class MethodModule(Protocol):
     """The answers of a row that metrics are computed from."""
     REFERENCE_COLUMNS: tuple[str, ...]
     """TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference."""
+    PLANNED_BY: tuple[str, ...]
+    """Training arguments that the order of the rows depends on, beyond the seed: only the config may set them."""
     NULLABLE: tuple[str, ...]
     """Metrics that some batches cannot have: they are told as null then."""
 

@@ -35,6 +35,8 @@ with warnings.catch_warnings():
     from trl.experimental.cpo import CPOTrainer
 
 REFERENCE_COLUMNS = ()
+_LOSSES_OF_SUMS = ("sigmoid", "hinge")
+PLANNED_BY = ()
 
 __all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
@@ -52,9 +54,21 @@ class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
             columns[f"{name}_labels"] = [-100] * len(prompt) + answer
         return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
 
+    def plain_path_reason(self) -> str | None:
+        if self.loss_type not in _LOSSES_OF_SUMS:
+            return f"the loss {self.loss_type} takes other log-probabilities than sums over answers (loss_type)"
+        if self.alpha:
+            return "the loss transforms probabilities (alpha)"
+        if self.is_encoder_decoder:
+            return "the model encodes and decodes (is_encoder_decoder)"
+        return super().plain_path_reason()
+
+    def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
+        return super().answer_log_probs(model, batch) if is_accelerated(model) else None
+
     def concatenated_forward(self, model: Any, batch: Any) -> tuple[Tensor, ...]:
         """As TRL's, but of the logits only their mean at each answer position, of which TRL takes the mean again."""
-        if not is_accelerated(model):
+        if not is_accelerated(model) or self.plain_path_reason():
             return super().concatenated_forward(model, batch)
         device = self.accelerator.device
         padding: Any = self.pad_token_id

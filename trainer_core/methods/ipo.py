@@ -26,6 +26,7 @@ from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
 
 REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+PLANNED_BY = ()
 
 __all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
 
@@ -35,8 +36,15 @@ class TokenizedIPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):
 
     smoothing: float = 0.0
 
+    def plain_path_reason(self) -> str | None:
+        if self.use_weighting:
+            return "the loss weighs tokens by how concentrated the whole distribution is (use_weighting)"
+        return super().plain_path_reason()
+
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        if not self.smoothing:
+        # Other losses have no such form, and TRL smooths those that it can smooth by its own option.
+        is_ipo = (self.loss_types, self.loss_weights) == (["ipo"], [1.0]) and not self.use_weighting
+        if not (self.smoothing and is_ipo and self.f_divergence_type == "reverse_kl"):
             return super()._compute_loss(model, inputs, return_outputs)
         shrink = 1 - 2 * self.smoothing
         beta = self.beta

@@ -26,23 +26,51 @@ from trainer_core.effect import Margin, unpaired_margin
 from trainer_core.methods.tokenized import TokenizedTrainer
 from trainer_core.plan import plan_kto
 from trainer_core.row_rules import Row
-from trainer_core.scoring import Scores
+from trainer_core.rows import pair_places
+from trainer_core.scoring import Scores, share_positive
 
 LABEL_NAMES = ["completion_labels"]
 COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "loss_weight")
 ANSWERS = ("completion", "KL_completion")
 REFERENCE_COLUMNS = ("ref_logps", "ref_KL_logps")
+# Each row has its partner for the KL estimate within its batch.
+PLANNED_BY = ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
-NULLABLE = (*_BY_LABEL, "rewards/margins", "eval_desirable_accuracy", "eval_undesirable_accuracy", "eval_mean_kl")
-"""Metrics that batches of one label, or a training without a reference copy, cannot have."""
+NULLABLE = (
+    *_BY_LABEL,
+    "rewards/margins",
+    "eval_desirable_accuracy",
+    "eval_undesirable_accuracy",
+    "eval_preference_accuracy",
+    "eval_margin_accuracy",
+    "eval_margin",
+    "eval_mean_kl",
+)
+"""Metrics that batches of one label, rows that come from no pairs, or a training without a reference copy cannot have."""
 
 
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
     """TRL's KTO trainer on tokenised, planned rows, which may have a `loss_weight` each."""
 
+    def plain_path_reason(self) -> str | None:
+        if self.loss_type != "kto" or not self.calculate_KL:
+            return f"the loss {self.loss_type} does not score mismatched answers beside the rows' own (loss_type)"
+        return super().plain_path_reason()
+
+    def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
+        if not is_accelerated(model):
+            return super().answer_log_probs(model, batch)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+        own, mismatched = ({name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in (0, 1))
+        behind = Behind(**mismatched)
+        model(**own, fused_lm_head=True, behind=behind)
+        first = model(**own, use_cache=False, fused_lm_head=True).log_probs
+        assert behind.log_probs is not None
+        return torch.cat([first, behind.log_probs])
+
     def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
         """As TRL's; the rows' own completions are scored on the way, for the call that TRL makes next."""
-        if not is_accelerated(model):
+        if not is_accelerated(model) or self.plain_path_reason():
             return super()._compute_kl_logps(model, batch)
         behind = Behind(batch["KL_input_ids"], batch["KL_attention_mask"], _labels(batch, "KL_"))
         model(
@@ -123,22 +151,29 @@ def _weighted(rows: Sequence[Row], config: KTOSettings) -> Sequence[Row]:
 def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
     """Metrics of labelled rows; `docs/metrics.md` has their formulas.
 
-    A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None.
+    A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None, as do
+    rows that come from no pairs for what compares the two answers of a pair.
     """
     labels = torch.tensor([row["label"] for row in rows])
-    ratios = scores["completion"].ratios
+    answers = scores["completion"]
+    ratios = answers.ratios
     z = scores["KL_completion"].ratios.mean().clamp(min=0)
     signs = torch.where(labels, 1.0, -1.0).double()
     weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
     weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
     losses = weights * (1 - torch.sigmoid(config.beta * signs * (ratios - z)))
-    right = ((signs * (ratios - z)).sign() + 1) / 2
-    answers = scores["completion"]
+    agreement = signs * (ratios - z)
+    chosen, rejected = torch.tensor(pair_places(rows), dtype=torch.long).reshape(-1, 2).T
+    gaps = answers.avg_logps[chosen] - answers.avg_logps[rejected]
+    margins = config.beta * (ratios[chosen] - ratios[rejected])
     return {
         "kto_loss": losses.mean().item(),
-        "desirable_accuracy": right[labels].mean().item() if labels.any() else None,
-        "undesirable_accuracy": right[~labels].mean().item() if (~labels).any() else None,
-        "overall_accuracy": right.mean().item(),
+        "desirable_accuracy": share_positive(agreement[labels]),
+        "undesirable_accuracy": share_positive(agreement[~labels]),
+        "overall_accuracy": share_positive(agreement),
+        "preference_accuracy": share_positive(gaps),
+        "margin_accuracy": share_positive(margins),
+        "margin": margins.mean().item() if len(margins) else None,
         "kl_estimate": z.item(),
         "mean_kl": answers.mean_kl,
     }

@@ -10,7 +10,7 @@ from trainer_core.comparison import Comparison
 from trainer_core.config import TrainingSettings
 from trainer_core.plan import plan_pairs
 from trainer_core.row_rules import Row
-from trainer_core.scoring import Scores
+from trainer_core.scoring import Scores, share_positive
 
 LABEL_NAMES = [
     "chosen_labels",
@@ -42,14 +42,16 @@ def pair_metrics(scores: dict[str, Scores], losses: Tensor, margins: Tensor) -> 
         margins: (pairs,) β times the difference of the log-ratios, as the method measures them.
 
     Returns:
-        `preference_loss`, `preference_accuracy` (the chosen answer has the higher log-probability a token; a tie counts a
-        half), `margin` (mean), `confidence` (mean σ(margin)), `chosen_nll` (nats a token), `mean_kl` (nats a token).
+        `preference_loss`, `preference_accuracy` (the chosen answer has the higher log-probability per token; a tie counts a
+        half), `margin_accuracy` (the margin is positive; likewise), `margin` (mean), `confidence` (mean σ(margin)),
+        `chosen_nll` and `mean_kl` (nats per token).
     """
     chosen, rejected = scores["chosen"], scores["rejected"]
     gap = chosen.avg_logps - rejected.avg_logps
     return {
         "preference_loss": losses.mean().item(),
-        "preference_accuracy": ((gap.sign() + 1) / 2).mean().item(),
+        "preference_accuracy": share_positive(gap),
+        "margin_accuracy": share_positive(margins),
         "margin": margins.mean().item(),
         "confidence": torch.sigmoid(margins).mean().item(),
         "chosen_nll": -(chosen.logps.sum() / chosen.tokens.sum()).item(),

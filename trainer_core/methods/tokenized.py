@@ -18,11 +18,12 @@ from trl.trainer.utils import add_fused_lm_head
 from trainer_core import adapters, model_files, weight_headers
 from trainer_core.acceleration import Savings, accelerate, is_accelerated, refusal
 from trainer_core.checkpoints import PENDING, StagedCheckpoints
-from trainer_core.errors import Detail, NonfiniteLoss
+from trainer_core.errors import NonfiniteLoss
 from trainer_core.loading import loading
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 from trainer_core.reference import TRAINED_ADAPTER
+from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.schedule import above_zero
 
 _OWN_COLUMNS = ("row", "KL_row", "loss_weight")
@@ -41,10 +42,14 @@ class TokenizedTrainer(StagedCheckpoints):
     """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
     identity: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole
     """What must be the same for a training to go on from a checkpoint; kept with it."""
+    describe: Callable[[Path, Any], None] = staticmethod(lambda *_: None)
+    """Writes a model card beside a checkpoint's weights."""
     savings: Savings
     """Counts the tokens that acceleration saves."""
     warms_up_from_zero = False
     """Warm up as transformers does, for runs that an earlier version began."""
+    row_names: RowNames = AS_NUMBERED
+    """The names of rows in errors."""
     _rows: Any = ()
     _partners: Any = ()
 
@@ -81,6 +86,27 @@ class TokenizedTrainer(StagedCheckpoints):
         finally:
             trainer.ref_model, trainer.precompute_ref_logps = held
 
+    def plain_path_reason(self) -> str | None:
+        """Why the options of this trainer need TRL's own computation; None where acceleration knows all of them."""
+        trainer: Any = self
+        if getattr(trainer, "padding_free", False):
+            return "the rows of a batch are joined to one (padding_free)"
+        if getattr(trainer, "aux_loss_enabled", False):
+            return "the loss has a part that balances experts (output_router_logits)"
+        return None
+
+    def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
+        """Log-probabilities of answers to one prompt as the loss gets them, (answers, width - 1); 0 where no answer is.
+
+        Args:
+            batch: `input_ids`, `attention_mask` and `labels`, (answers, width) each.
+
+        Returns:
+            None where the loss is computed from the logits of a plain forward pass.
+        """
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
+        return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
+
     # -- metrics between two log entries, which transformers and TRL forget when a training is resumed
 
     def write_more(self, staged: Path) -> None:
@@ -96,6 +122,7 @@ class TokenizedTrainer(StagedCheckpoints):
             "batches": self.savings.batches,
         }
         (staged / PENDING).write_text(json.dumps(pending), encoding="utf-8")
+        self.describe(staged, trainer.state)
 
     def read_more(self, checkpoint: Path) -> None:
         """Goes on averaging where a checkpoint left; called when training has begun."""
@@ -135,7 +162,8 @@ class TokenizedTrainer(StagedCheckpoints):
         is_new = trainer.lr_scheduler is None
         scheduler = super().create_scheduler(num_training_steps, optimizer)  # pyright: ignore[reportAttributeAccessIssue]
         warm_up_steps = trainer.args.get_warmup_steps(num_training_steps)
-        if is_new and warm_up_steps and not self.warms_up_from_zero and trainer.args.lr_scheduler_type != "constant":
+        is_course = isinstance(scheduler, LambdaLR) and trainer.args.lr_scheduler_type != "constant"
+        if is_new and is_course and warm_up_steps and not self.warms_up_from_zero:
             courses = [above_zero(course, warm_up_steps) for course in scheduler.lr_lambdas]
             # Created again, because creating a schedule sets the first step's rate.
             trainer.lr_scheduler = LambdaLR(scheduler.optimizer, courses)
@@ -192,8 +220,10 @@ class TokenizedTrainer(StagedCheckpoints):
     def _nonfinite(self, what: str, rows: list[int]) -> NonfiniteLoss:
         trainer: Any = self
         step = trainer.state.global_step + trainer.model.training
-        named = f", in rows {', '.join(map(str, rows))}" if rows else ""
-        return NonfiniteLoss(f"{what} at step {step}{named}", [Detail("row", "gave no finite loss", row) for row in rows])
+        names = self.row_names
+        named = f", in rows {', '.join(str(names.short(row)) for row in rows)}" if rows else ""
+        details = [names.detail("row", "gave no finite loss", row) for row in rows]
+        return NonfiniteLoss(f"{what} at step {step}{named}", details)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self.observer.phase("evaluating")
@@ -210,7 +240,7 @@ class TokenizedTrainer(StagedCheckpoints):
         return results
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: the metadata file says what a card would, and a card would name paths of this machine."""
+        """None: TRL's would name places on this machine; `trainer_core.model_card` writes another one."""
 
 
 class ReshuffledBatches:
@@ -221,6 +251,8 @@ class ReshuffledBatches:
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         rows = self.train_dataset if train_dataset is None else train_dataset
+        if self.args.train_sampling_strategy != "random":
+            return super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
         # The columns of ids alone: a row may hold much else.
         ids = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         return EpochOrder([row_tokens(row) for row in ids], self.args.per_device_train_batch_size, self.args.seed)

@@ -44,6 +44,30 @@ export const post = async (path, body, { query, headers, signal } = {}) =>
   read(await send("POST", path, { body, query, headers, signal }));
 export const remove = async (path, query) => read(await send("DELETE", path, { query }));
 
+/**
+ * Sends a file as the body of a POST. `onProgress(share)` hears how much of it has left, 0 to 1, which `fetch` does not tell.
+ * Throws an `ApiError`, and an `AbortError` once `signal` says so.
+ */
+export function sendFile(path, file, { query, signal, onProgress }) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", address(path, query));
+    request.responseType = "json";
+    request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
+    request.upload.onload = () => onProgress(1);
+    request.onerror = () => reject(new ApiError(0, { code: "unreachable", message: "" }));
+    request.onabort = () => reject(new DOMException("cancelled", "AbortError"));
+    request.onload = () => {
+      const { status, response } = request;
+      if (status >= 200 && status < 300) return resolve(response);
+      if (status === 401) dispatchEvent(new Event("signed-out"));
+      return reject(new ApiError(status, response?.error ?? { code: "internal", message: `HTTP ${status}` }));
+    };
+    signal.addEventListener("abort", () => request.abort());
+    request.send(file);
+  });
+}
+
 /** The result of a task, once a worker has answered it. Throws its error. */
 export async function answered(task) {
   while (task.state === "queued" || task.state === "running") {

@@ -17,7 +17,14 @@ const GROUPS = [
   ["loss", ["loss", "kto_loss", "preference_loss", "cpo_loss", "nll_loss"]],
   [
     "accuracies",
-    ["preference_accuracy", "rewards/accuracies", "overall_accuracy", "desirable_accuracy", "undesirable_accuracy"],
+    [
+      "preference_accuracy",
+      "margin_accuracy",
+      "rewards/accuracies",
+      "overall_accuracy",
+      "desirable_accuracy",
+      "undesirable_accuracy",
+    ],
   ],
   ["margins", ["rewards/margins", "margin"]],
   ["rewards", ["rewards/chosen", "rewards/rejected"]],
@@ -46,7 +53,9 @@ export const question = (range) => ({
  */
 export function charts(jobs) {
   const base = (name) => name.replace(/^eval_/, "");
-  const names = [...new Set(jobs.flatMap(({ series }) => Object.keys(series)))].sort();
+  // Rows may be such that a metric is always null: nothing to draw.
+  const hasValues = (job, name) => job.series[name]?.some(({ value }) => value !== null);
+  const names = [...new Set(jobs.flatMap((job) => Object.keys(job.series).filter((name) => hasValues(job, name))))].sort();
   const known = new Set(GROUPS.flatMap(([, members]) => members));
   const rest = [...new Set(names.map(base))].filter((name) => !known.has(name)).map((name) => [name, [name]]);
   return [...GROUPS, ...rest]
@@ -54,7 +63,7 @@ export function charts(jobs) {
       const drawn = members.flatMap((member) => names.filter((name) => base(name) === member));
       const curves = jobs.flatMap((job, jobPlace) =>
         drawn
-          .filter((name) => job.series[name])
+          .filter((name) => hasValues(job, name))
           .map((name) => {
             const place = drawn.indexOf(name);
             return {
@@ -167,6 +176,14 @@ const Values = ({ curves }) => html`
 
 const aligned = (curves) => uPlot.join(curves.map(({ points }) => [points.map((p) => p.step), points.map((p) => p.value)]));
 
+/** The range of values. uPlot fails to divide an axis whose ends differ by about a millionth of themselves. */
+function rangeOf(_, least, most) {
+  if (least === null) return [null, null];
+  const apart = 1e-4 * Math.max(Math.abs(least), Math.abs(most));
+  const [from, to] = most - least < apart ? [least - apart, most + apart] : [least, most];
+  return uPlot.rangeNum(from, to, 0.1, true);
+}
+
 function options(width, curves, range, onRange) {
   const shown = (_, value) => (value === null || value === undefined ? "–" : number(value));
   const axis = { stroke: ink("ink"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line"), width: 1 } };
@@ -179,7 +196,7 @@ function options(width, curves, range, onRange) {
       drag: { x: true, y: false, setScale: false },
       bind: { dblclick: () => () => onRange(null) },
     },
-    scales: { x: { time: false, range: range ? () => range : undefined } },
+    scales: { x: { time: false, range: range ? () => range : undefined }, y: { range: rangeOf } },
     axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) }],
     series: [
       { label: t("chart.step"), value: shown },

@@ -1,7 +1,7 @@
 // Small pieces that every page uses.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { Block, Code, User } from "./text.js";
+import { Block, Code, User, plain } from "./text.js";
 import { bytes, duration, has, instant, number, t } from "./language.js";
 
 export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
@@ -49,7 +49,8 @@ export function ErrorBox({ error, title }) {
           ${error.details.slice(0, 50).map(
             (detail) => html`<li>
               ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
-              ${detail.field && html`<${Code} text=${detail.field} /> `}<${User} text=${detail.reason} />
+              ${detail.field && html`<${Code} text=${detail.field} /> `}<${Reason} of=${detail} />
+              ${detail.count > 1 && html` ${t("error.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
             </li>`,
           )}
         </ul>`
@@ -57,6 +58,10 @@ export function ErrorBox({ error, title }) {
     </div>
   `;
 }
+
+/** Why something is wrong, in the reader's language where the reason has a name that we have words for. */
+const Reason = ({ of: { code, reason, params } }) =>
+  code && has(`reason.${code}`) ? t(`reason.${code}`, params) : html`<${User} text=${reason} />`;
 
 /** Warnings of the service: `{code, message}`. */
 export const Warnings = ({ found }) =>
@@ -190,7 +195,7 @@ export const RenderedRows = ({ rows }) => html`
   ${rows.map(
     (row) => html`<article class="row">
       <h3>
-        ${t("rows.row", { n: row.row })}
+        ${t("rows.row", { n: typeof row.row === "string" ? plain(row.row) : row.row })}
         ${row.label !== null && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}
       </h3>
       ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`finding.${row.dropped_because}`) })}</p>`}

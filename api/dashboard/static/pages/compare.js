@@ -143,8 +143,11 @@ function Verdict({ result }) {
       rows=${[
         [t("compare.trained_weights"), html`<${Code} text=${proof.trained_fingerprint} />`],
         [t("compare.reference_weights"), html`<${Code} text=${proof.reference_fingerprint} />`],
+        [t("compare.covers"), t(proof.covers === "function" ? "compare.covers_function" : "compare.covers_tensors")],
+        [t("compare.function"), proof.function_sha256 ? html`<${Code} text=${proof.function_sha256} />` : undefined],
         [t("compare.logits"), html`<${Amount} value=${proof.max_logit_difference} digits=${4} />`],
         [t("compare.kl"), html`<${Amount} value=${proof.mean_kl} digits=${4} />`],
+        [t("compare.dtype"), result.dtype && html`<${Code} text=${result.dtype} />`],
       ]}
     />
     <p class="hint">${t("compare.proof_hint")}</p>

@@ -3,13 +3,16 @@
 import { html } from "../vendor/preact-htm.js";
 import { number, t } from "../language.js";
 import { Amount, Facts } from "../parts.js";
+import { User } from "../text.js";
 
 const PARTS = ["train", "validation"];
+const OF_MIX = ["rows_in_file", "rows_taken", "rows_trained_on"];
 
 /** `report`: of a job's `data` event, or of a dry run. */
 export function DataReport({ report }) {
   const { desirable_rows: desirable, undesirable_rows: undesirable, suggested_weights: weights } = report;
   return html`
+    ${report.datasets && html`<${Mix} datasets=${report.datasets} />`}
     ${PARTS.filter((name) => report[name]).map((name) => html`<${Part} name=${name} found=${report[name]} />`)}
     <${Facts}
       rows=${[
@@ -29,6 +32,27 @@ export function DataReport({ report }) {
 /** The weight that balances the labels while the other one is 1. */
 const suggested = (weights, name) =>
   t("data.suggested", { low: number(weights[`${name}_min`], 3), high: number(weights[`${name}_max`], 3) });
+
+/** What each of several datasets gives. */
+const Mix = ({ datasets }) => html`
+  <table>
+    <caption><strong>${t("mix.title")}</strong></caption>
+    <thead>
+      <tr>
+        <th scope="col">${t("mix.dataset")}</th>
+        ${OF_MIX.map((each) => html`<th scope="col">${t(`mix.${each}`)}</th>`)}
+      </tr>
+    </thead>
+    <tbody>
+      ${datasets.map(
+        (one) => html`<tr>
+          <th scope="row"><${User} text=${one.name} /></th>
+          ${OF_MIX.map((each) => html`<td><${Amount} value=${one[each]} /></td>`)}
+        </tr>`,
+      )}
+    </tbody>
+  </table>
+`;
 
 const Part = ({ name, found }) => html`
   <table>
@@ -74,4 +98,8 @@ const Findings = ({ found }) =>
       </ul>`
     : null;
 
-const Numbers = ({ of }) => (of.length ? html`<span dir="ltr">(${of.map((row) => number(row)).join(", ")})</span>` : null);
+/** Rows by their lines; with several datasets each is the text `dataset:line`. */
+const Numbers = ({ of }) =>
+  of.length
+    ? html`<span dir="ltr">(${of.map((row, place) => [place ? ", " : "", typeof row === "number" ? number(row) : html`<${User} text=${row} />`])})</span>`
+    : null;

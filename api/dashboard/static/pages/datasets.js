@@ -1,41 +1,15 @@
 // Datasets: upload, what was found in them, their rows as they are and as a model sees them.
 
-import { html, useRef, useState } from "../vendor/preact-htm.js";
+import { html, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
+import { isPublished } from "./mapper.js";
 import { promptText } from "./samples.js";
+import { UploadButton } from "./upload.js";
 
 const PAGE = 20;
-
-/** Chooses a file, uploads it, and hands on the dataset. */
-export function UploadButton({ onDone }) {
-  const input = useRef(null);
-  const [state, setState] = useState({ busy: false, error: null });
-  async function upload() {
-    const file = input.current.files[0];
-    if (!file) return;
-    setState({ busy: true, error: null });
-    try {
-      const made = await post("/v1/datasets", file, { query: { name: file.name.slice(0, 200) } });
-      setState({ busy: false, error: null });
-      onDone(made);
-    } catch (error) {
-      setState({ busy: false, error });
-    }
-    input.current.value = "";
-  }
-  return html`
-    <div class="field">
-      <label for="upload">${t("datasets.upload")}</label>
-      <input id="upload" type="file" ref=${input} accept=".jsonl,.json,.parquet,.gz" disabled=${state.busy} onChange=${upload} aria-describedby="upload-hint" />
-      <p class="hint" id="upload-hint">${t("datasets.upload_hint")}</p>
-      ${state.busy && html`<${Busy} text=${t("datasets.uploading")} />`}
-      <${ErrorBox} error=${state.error} title=${t("datasets.refused")} />
-    </div>
-  `;
-}
 
 const nameOf = (dataset) => dataset.name ?? dataset.id.slice(0, 8);
 
@@ -94,10 +68,17 @@ export function Dataset({ id }) {
 
 function Report({ dataset }) {
   const { desirable_rows: desirable, train_rows: rows } = dataset;
+  const renamed = Object.entries(dataset.mapping ?? {}).filter(([field, column]) => field !== column);
   return html`
     <${Facts}
       rows=${[
         [t("dataset.kind"), t(`kind.${dataset.kind}`)],
+        [t("dataset.file_kind"), dataset.file_kind ? html`<${Code} text=${dataset.file_kind} />` : undefined],
+        [t("dataset.encoding"), dataset.encoding ? html`<${Code} text=${dataset.encoding} />` : undefined],
+        [t("dataset.layout"), isPublished(dataset.layout) ? html`<${Code} text=${dataset.layout} />` : undefined],
+        [t("dataset.mapping"), renamed.length ? renamed.map(([field, column]) => html`<div><${Code} text=${field} />: <${User} text=${column} /></div>`) : undefined],
+        [t("dataset.unused"), dataset.unused?.length ? dataset.unused.map((column) => html`<div><${User} text=${column} /></div>`) : undefined],
+        [t("dataset.skipped"), dataset.skipped_rows ? html`<${Amount} value=${dataset.skipped_rows} /> <a href=${`/v1/datasets/${dataset.id}/broken`} download>${t("dataset.broken")}</a>` : undefined],
         [t("dataset.format"), html`<${Code} text=${dataset.format} />`],
         [t("dataset.train_rows"), html`<${Amount} value=${rows} />`],
         [t("dataset.validation_rows"), html`<${Amount} value=${dataset.validation_rows} />`],
@@ -149,7 +130,7 @@ function Rows({ dataset }) {
 }
 
 function Preview({ dataset }) {
-  const [model, setModel] = useState("tafdil/tiny-arabic-qwen");
+  const [model, setModel] = useState("tafdil/tiny-arabic-qwen-2");
   const [state, setState] = useState({ is: "not" });
   async function ask(event) {
     event.preventDefault();

@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
 import { Curves } from "../charts.js";
-import { t } from "../language.js";
+import { decimal, t } from "../language.js";
 import {
   Action,
   Amount,
@@ -96,6 +96,7 @@ function Head({ job, again }) {
           [t("job.id"), html`<${Code} text=${job.id} />`],
           [t("jobs.method"), html`<${Method} name=${job.method} />`],
           [t("jobs.model"), html`<${Code} text=${job.model_name} />`],
+          [t("mix.title"), job.spec.datasets ? html`<${Mix} datasets=${job.spec.datasets} />` : undefined],
           [t("job.steps"), html`<span class="number" dir="ltr">${job.step} / ${job.total_steps ?? "–"}</span>`],
           [t("job.attempt"), html`<${Amount} value=${job.attempt} />`],
           [t("jobs.created"), html`<${Time} at=${job.created_at} />`],
@@ -127,6 +128,16 @@ function Head({ job, again }) {
     </div>
   `;
 }
+
+/** What the spec says of each of several datasets. */
+const Mix = ({ datasets }) => html`<ul>
+  ${datasets.map(
+    ({ dataset_id: id, name, rows, weight }) => html`<li>
+      ${id ? html`<a href="#/datasets/${id}"><${User} text=${name} /></a>` : html`<${User} text=${name} />`}${" · "}
+      ${rows ? t("mix.rows", { n: rows }) : weight ? t("mix.weight", { weight: decimal(weight, 3) }) : t("mix.all")}
+    </li>`,
+  )}
+</ul>`;
 
 function JobCurves({ job, others }) {
   const [range, setRange] = useState(null);
@@ -166,6 +177,8 @@ function told({ type, data }) {
   if (data.error) return html`<${Code} text=${data.error.code} />: <${User} text=${data.error.message} />`;
   const { at, attempt, ...rest } = data;
   if (type === "effect") return t(`effect.${data.effect}`);
+  if (type === "first_step" && data.start)
+    return html`${t(`start.${data.reason ?? data.start}`)} <${Code} text=${JSON.stringify(rest)} />`;
   if (type === "samples") return t("event.samples_text", { step: data.step, n: data.samples.length });
   return Object.keys(rest).length && type !== "data" ? html`<${Code} text=${JSON.stringify(rest)} />` : "";
 }

@@ -5,11 +5,11 @@ import { answered, get, post, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Busy, ErrorBox, Field, Method } from "../parts.js";
 import { Code, plain } from "../text.js";
-import { UploadButton } from "./datasets.js";
+import { UploadButton } from "./upload.js";
 import { DryRun } from "./dry_run.js";
 
 const SAMPLE_FILES = {
-  kto: ["samples/kto_train.jsonl", "samples/kto_held_out.jsonl"],
+  kto: ["samples/kto_train.jsonl", "samples/pairs_held_out.jsonl"],
   pairs: ["samples/pairs_train.jsonl", "samples/pairs_held_out.jsonl"],
 };
 const ALL = ["kto", "ipo", "cpo"];
@@ -26,6 +26,8 @@ const NUMBERS = [
   ["max_prompt_length", ALL],
   ["lora_r", ALL],
   ["eval_steps", ALL],
+  ["warmup_steps", ALL],
+  ["lora_dropout", ALL],
   ["desirable_weight", ["kto"]],
   ["undesirable_weight", ["kto"]],
   ["label_smoothing", ["ipo", "cpo"]],
@@ -38,6 +40,7 @@ const OWN = new Set([
   "model_name",
   "learning_rate_cap",
   "use_lora",
+  "optim",
   "sample_prompts",
   "system_prompt",
   "dataset_id",
@@ -48,12 +51,13 @@ const OWN = new Set([
 const EMPTY = {
   method: "kto",
   name: "",
-  model_name: "tafdil/tiny-arabic-qwen",
+  model_name: "tafdil/tiny-arabic-qwen-2",
   data: "",
   evaluation: "",
   numbers: {},
   isCapped: true,
   useLora: true,
+  optim: "",
   prompts: "",
   system: "",
   more: "",
@@ -80,11 +84,15 @@ function formOf(spec) {
     ),
     isCapped: spec.learning_rate_cap !== null,
     useLora: spec.use_lora !== false,
+    optim: spec.optim ?? "",
     prompts: (spec.sample_prompts ?? []).join("\n"),
     system: spec.system_prompt ?? "",
     more: Object.keys(rest).length ? JSON.stringify(rest, null, 2) : "",
   };
 }
+
+/** A number, or the word that stands in its place; the service says which words a field takes. */
+const numberOf = (text) => (Number.isNaN(Number(text)) ? text.trim() : Number(text));
 
 /** The spec that the form says. Throws when its JSON cannot be read. */
 function specOf(form) {
@@ -103,9 +111,10 @@ function specOf(form) {
     model_name: form.model_name,
     ...of(form.data, "dataset"),
     ...of(form.evaluation, "eval_dataset"),
-    ...Object.fromEntries(numbers.map(([name]) => [name, Number(form.numbers[name])])),
+    ...Object.fromEntries(numbers.map(([name]) => [name, numberOf(form.numbers[name])])),
     ...(form.isCapped ? {} : { learning_rate_cap: null }),
     ...(form.useLora ? {} : { use_lora: false }),
+    ...(form.optim && { optim: form.optim }),
     ...(prompts.length && { sample_prompts: prompts }),
     ...(form.system.trim() && { system_prompt: form.system }),
     ...(form.more.trim() && JSON.parse(form.more)),
@@ -120,7 +129,7 @@ const newKey = () =>
 function sampleOf(method) {
   const [train, held] = SAMPLE_FILES[method === "kto" ? "kto" : "pairs"];
   const numbers = {
-    learning_rate: "0.001",
+    learning_rate: "0.002",
     max_steps: "60",
     per_device_train_batch_size: "16",
     gradient_accumulation_steps: "1",
@@ -262,13 +271,19 @@ function Numbers({ form, change, wrong, schemas }) {
   return html`<fieldset class="numbers">
     <legend>${t("new.numbers")}</legend>
     ${NUMBERS.filter(([, methods]) => methods.includes(form.method)).map(
-      ([name]) => html`<${Field} id="f-${name}" label=${t(`field.${name}`)} name=${name} error=${wrong[name]}>
+      ([name]) => html`<${Field} id="f-${name}" label=${t(`field.${name}`)} name=${name} hint=${name === "eval_steps" && html`${t("new.eval_steps_hint", { share: "0.1" })} <${Code} text="epoch" />`} error=${wrong[name]}>
         ${(
           attributes,
         ) => html`<input ...${attributes} inputmode="decimal" dir="ltr" translate=${false} placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
           onInput=${(event) => change({ numbers: { ...form.numbers, [name]: event.currentTarget.value } })} />`}
       </${Field}>`,
     )}
+    <${Field} id="f-optim" label=${t("field.optim")} name="optim" error=${wrong.optim}>
+      ${(attributes) => html`<select ...${attributes} dir="ltr" translate=${false} value=${form.optim} onChange=${(event) => change({ optim: event.currentTarget.value })}>
+        <option value="">${fields.optim?.default ?? ""}</option>
+        ${(fields.optim?.enum ?? []).filter((name) => name !== fields.optim.default).map((name) => html`<option value=${name}>${name}</option>`)}
+      </select>`}
+    </${Field}>
     <label class="choice">
       <input type="checkbox" checked=${!form.isCapped} onChange=${(event) => change({ isCapped: !event.currentTarget.checked })} />
       <span>${t("new.lift_cap")} <${Code} text="learning_rate_cap" /></span>

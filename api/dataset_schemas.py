@@ -1,0 +1,112 @@
+"""Responses about datasets: how a file was read, what it contains, and its rows."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, Field
+
+from api.schemas import Stored, columns_of
+from jobs.records import Record
+from jobs.uploads import Found, reading_of
+from trainer_core.errors import DataUnclear
+
+
+class Reading(BaseModel):
+    """How the uploaded file was read. All fields are null for datasets of earlier versions."""
+
+    file_kind: str | None = Field(None, description="The kind of file: `jsonl`, `csv`, `xlsx` and so on.")
+    encoding: str | None = Field(
+        None, description="The text's encoding, unless it is UTF-8; null for files that are not text."
+    )
+    layout: str | None = Field(
+        None,
+        description="The layout of the rows: a published one, `own`, `map`, or `names` (columns recognized by name).",
+    )
+    mapping: dict[str, str] | None = Field(None, description="The column or key of each field.")
+    unused: list[str] | None = Field(None, description="Columns that were not read.")
+    skipped_rows: int | None = Field(None, description="Skipped rows; `GET /v1/datasets/{id}/broken` returns them.")
+
+
+class _Kept(Stored):
+    """The stored dataset. Its id comes first, where scripts look for it."""
+
+    id: str
+    name: str | None
+    format: str = Field(description="Of the stored rows: `jsonl`, `json` or `parquet`.")
+    kind: str = Field(description="`kto` (prompt, completion, label) or `pairs` (prompt, chosen, rejected).")
+    train_rows: int
+    validation_rows: int
+    desirable_rows: int = Field(description="Training rows with label true; 0 for pairs.")
+    size_bytes: int = Field(description="On disk, including the skipped rows.")
+    sha256: str = Field(description="Of the stored rows.")
+    source_sha256: str | None = Field(None, description="Of the uploaded file.")
+    options: dict[str, Any] | None = Field(None, description="The reading options of the upload.")
+    created_at: datetime
+
+
+class Dataset(Reading, _Kept):
+    """An uploaded dataset. Files that were not in Tafdil's own format were converted."""
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        reading = getattr(record, "reading", None) or {}
+        kept = cls.model_fields.keys() - Reading.model_fields.keys() - {"source_sha256", "options"}
+        return cls(**columns_of(record, kept), **reading)
+
+
+class DatasetCheck(Reading):
+    """What an upload of the file would report. Nothing was stored."""
+
+    valid: bool = Field(description="Whether an upload would succeed.")
+    error: dict[str, Any] | None = Field(
+        description="The error that an upload would return, with a `question` if an option is missing."
+    )
+    converted: bool = Field(description="Whether an upload would convert the rows to Tafdil's own format.")
+    kind: str | None = Field(description="`kto` or `pairs`; null if no row could be read.")
+    columns: list[str] = Field(description="The known columns or keys of the file.")
+    train_rows: int
+    validation_rows: int
+    desirable_rows: int
+    error_count: int = Field(description="The number of errors in rows.")
+    rows: list[dict[str, Any]] = Field(
+        description="The first ten rows as they would be stored, each with its line as `row`."
+    )
+
+    @classmethod
+    def of(cls, found: Found) -> "DatasetCheck":
+        report, error = found.report, found.error
+        question = error.question if isinstance(error, DataUnclear) else None
+        reading = reading_of(report)
+        columns = list(question.choices) if question and question.about == "map" else []
+        columns = columns or [*dict.fromkeys([*reading["mapping"].values(), *reading["unused"]])]
+        counts = ("kind", "train_rows", "validation_rows", "desirable_rows", "error_count")
+        return cls(
+            valid=error is None,
+            error=error.as_dict() if error else None,
+            converted=not report.is_plain,
+            columns=columns,
+            rows=found.rows or list(question.rows if question else ()),
+            **{name: getattr(report, name) for name in counts},
+            **reading,
+        )
+
+
+class DatasetPage(BaseModel):
+    """Datasets, newest first."""
+
+    datasets: list[Dataset]
+    next_cursor: str | None
+
+
+class DatasetRemoval(BaseModel):
+    """A dataset that was deleted."""
+
+    dataset_id: str
+    freed_bytes: int
+
+
+class DatasetRows(BaseModel):
+    """Rows as they are in a dataset's file."""
+
+    dataset_id: str
+    rows: list[dict[str, Any]]

@@ -1,0 +1,82 @@
+"""The rows that an upload skipped, as a table to correct in a spreadsheet and upload again."""
+
+import csv
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+from jobs.errors import TooLarge
+from trainer_core.errors import Detail
+
+# Spreadsheets run a cell that begins with one of these as a formula.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+# More columns than anyone reads in a sheet; further keys are dropped.
+_MAX_COLUMNS = 200
+_OWN_COLUMNS = ("line", "problem")
+
+
+class BrokenRows:
+    """Collects rows, in memory that grows only with the number of columns.
+
+    Args:
+        spool: a temporary file, which `write_table` or `drop` removes.
+        most_bytes: the largest size of the temporary file. A packed file holds far more than its own size.
+    """
+
+    def __init__(self, spool: Path, most_bytes: int) -> None:
+        self._spool, self._most_bytes = spool, most_bytes
+        self._size_bytes = 0
+        self._file = spool.open("x", encoding="utf-8")
+        self._columns: dict[str, None] = {}
+        self.count = 0
+
+    def add(self, part: str, value: Any, line: int | None, problems: list[Detail]) -> None:
+        """Adds a skipped row, as it was read, with its line and its errors. Raises `TooLarge`."""
+        cells = cast("dict[str, Any]", value) if isinstance(value, dict) else {"value": value}
+        for name in cells:
+            if len(self._columns) < _MAX_COLUMNS:
+                self._columns.setdefault(name)
+        said = "; ".join(f"{each.field}: {each.reason}" if each.field else each.reason for each in problems)
+        said = said if part == "train" else f"{part}: {said}"
+        # ASCII escapes preserve unpaired surrogates, which UTF-8 cannot encode.
+        text = json.dumps([line, said, cells]) + "\n"
+        self._size_bytes += len(text)
+        if self._size_bytes > self._most_bytes:
+            raise TooLarge(f"the skipped rows are larger than {self._most_bytes:,} bytes")
+        self._file.write(text)
+        self.count += 1
+
+    def write_table(self, target: Path) -> int:
+        """Writes the rows as CSV in UTF-8 with a byte order mark, for Excel. Returns its size in bytes."""
+        self._file.close()
+        names = list(self._columns)
+        with (
+            self._spool.open(encoding="utf-8") as rows,
+            target.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file,
+        ):
+            table = csv.writer(file)
+            table.writerow([*_OWN_COLUMNS, *map(harmless, names)])
+            for row in rows:
+                line, said, cells = json.loads(row)
+                table.writerow([line, harmless(said), *(harmless(_text(cells.get(name))) for name in names)])
+        self._spool.unlink()
+        return target.stat().st_size
+
+    def drop(self) -> None:
+        """Removes the temporary file."""
+        # On a full disk, closing tries to write again.
+        with suppress(OSError):
+            self._file.close()
+        self._spool.unlink(missing_ok=True)
+
+
+def harmless(cell: str) -> str:
+    """A cell that every spreadsheet reads as text. `trainer_core.reading.values.as_left_out` reverses it."""
+    return f"'{cell}" if cell.lstrip("'").startswith(_FORMULA_STARTS) else cell
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

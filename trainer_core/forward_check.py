@@ -1,0 +1,189 @@
+"""Before a model's numbers are used: one row by every way that computes them, against a plain forward pass.
+
+The loss comes from TRL's call, which acceleration may answer; metrics, early stopping and comparisons come from `scoring`. A
+model that one of them gets wrong trains without an error and reports numbers that mean nothing, so it is refused here.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer_core.acceleration import causal_of
+from trainer_core.errors import Detail, ForwardMismatch, ModelRefused
+from trainer_core.loading import is_of_the_machine, reason_of
+from trainer_core.models import Precision
+from trainer_core.own_head import layers_of
+from trainer_core.row_rules import Row
+from trainer_core.scoring import score
+
+# Nats per token that ways of computing may always differ by: rounding.
+_LEAST, _LEAST_IN_HALF = 1e-4, 0.02
+_TIMES_SPREAD = 10
+# The longest row whose logits fit is taken: windows and caps show on long rows.
+_MOST_LOGITS_BYTES = 2**28
+_PADDING = 8
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Answers to one prompt, padded on the right, as TRL's trainers pass them.
+
+    Attributes:
+        input_ids, attention_mask: (answers, width) int64.
+        labels: (answers, width) int64, −100 where no answer token is.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, prompt: list[int], answers: Sequence[list[int]], device: torch.device, padding: int = 0) -> "Batch":
+        width = len(prompt) + max(map(len, answers)) + padding
+        ids = torch.zeros(len(answers), width, dtype=torch.long)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+        for i, answer in enumerate(answers):
+            end = len(prompt) + len(answer)
+            ids[i, :end], mask[i, :end] = torch.tensor(prompt + answer), 1
+            labels[i, len(prompt) : end] = torch.tensor(answer)
+        return cls(ids.to(device), mask.to(device), labels.to(device))
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A row: its number in the file, and token ids."""
+
+    number: int
+    prompt: list[int]
+    answers: list[list[int]]
+
+
+@torch.no_grad()
+def check(
+    trainer: Any,
+    models: dict[str, Any],
+    rows: Sequence[Row],
+    answers: Sequence[str],
+    *,
+    precision: Precision,
+    on_pass: Callable[[], None] = lambda: None,
+) -> None:
+    """Compares the log-probabilities of one row's answers. Leaves the models and the counts of tokens as they were.
+
+    The difference per token may be ten times that of two plain passes, without padding and with it, and 1e-4 nats in float32
+    or 0.02 in half precision where that is more.
+
+    Args:
+        trainer: the method's TRL trainer, of which each model is asked as its loss asks.
+        models: by name; what has no weights of its own, or is None, is left out.
+        answers: names of a row's answers.
+        on_pass: called after each way.
+
+    Raises:
+        ForwardMismatch: a way gives other numbers than the plain pass.
+        ModelRefused: the model cannot be computed at all.
+    """
+    own: dict[str, Any] = {name: model for name, model in models.items() if isinstance(model, torch.nn.Module)}
+    for name, model in own.items():
+        row = _row(rows, answers, model.config.get_text_config().vocab_size)
+        was_training, counts = model.training, trainer.savings.counts()
+        model.eval()
+        try:
+            _check_model(trainer, name, model, row, on_pass, is_half=precision != "fp32")
+        except Exception as error:
+            if is_of_the_machine(error):
+                raise
+            kind = type(causal_of(model)).__name__
+            raise ModelRefused(
+                f"the {name} cannot be computed: its type {kind} fails with {reason_of(error)}",
+                [Detail("model_name", f"{kind} cannot be computed")],
+            ) from error
+        finally:
+            model.train(was_training)
+            trainer.savings.restore(counts)
+
+
+def _check_model(
+    trainer: Any,
+    name: str,
+    model: Any,
+    row: _Answered,
+    on_pass: Callable[[], None],
+    *,
+    is_half: bool,
+) -> None:
+    causal = causal_of(model)
+    if layers_of(causal) is causal:
+        raise ModelRefused(
+            f"the {name} cannot be computed: {type(causal).__name__} does not keep its layers apart from its output layer",
+            [Detail("model_name", "has no layers of their own")],
+        )
+    device = next(causal.parameters()).device
+    tokens = torch.tensor([float(len(answer)) for answer in row.answers])
+
+    def compare(way: str, find: Callable[[], Tensor | None], *, autocast: bool) -> None:
+        """`find` gives the (answers,) summed log-probabilities of a way, or None where it is a plain pass itself."""
+        context = trainer.accelerator.autocast if autocast else nullcontext
+        alone = torch.cat([_plain(causal, Batch.of(row.prompt, [answer], device), context) for answer in row.answers])
+        padded = _plain(causal, Batch.of(row.prompt, row.answers, device, _PADDING), context)
+        on_pass()
+        if not alone.isfinite().all():
+            # The check of weights and the guard of the loss name what is broken.
+            return
+        with context():
+            found = find()
+        on_pass()
+        if found is None:
+            return
+        difference, spread = (((sums.float().cpu() - alone).abs() / tokens).max().item() for sums in (found, padded))
+        rounds = causal.dtype != torch.float32 or (autocast and is_half)
+        limit = max(_TIMES_SPREAD * spread, _LEAST_IN_HALF if rounds else _LEAST)
+        if not difference <= limit:
+            kind = type(causal).__name__
+            raise ForwardMismatch(
+                f"the log-probabilities of {way} differ from the plain forward pass of the {name} ({kind}) by "
+                f"{difference:.3g} nats per token in {trainer.row_names.long(row.number)}, and rounding explains only "
+                f"{limit:.2g}",
+                [Detail("model_name", f"the log-probabilities of {way} are not those of its own forward pass")],
+            )
+
+    def in_loss() -> Tensor | None:
+        found = trainer.answer_log_probs(model, Batch.of(row.prompt, row.answers, device))
+        return None if found is None else found.float().sum(dim=1)
+
+    def in_metrics() -> Tensor:
+        scores = score(model, None, [row.prompt], {str(i): [ids] for i, ids in enumerate(row.answers)})
+        return torch.cat([of_answer.logps for of_answer in scores.values()])
+
+    compare("the loss", in_loss, autocast=True)
+    compare("metrics", in_metrics, autocast=False)
+
+
+def _plain(causal: Any, batch: Batch, context: Callable[[], AbstractContextManager[Any]]) -> Tensor:
+    """(answers,) float32 on the CPU: summed log-probabilities by the model's own forward pass."""
+    with context():
+        # The class's own: on the instance lie TRL's call and ours.
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+        logits = type(causal).forward(causal, **inputs).logits
+    wanted = batch.labels[:, 1:] != -100
+    log_probs = logits[:, :-1][wanted].float().log_softmax(dim=-1)
+    targets = batch.labels[:, 1:][wanted].to(log_probs.device)
+    sums = torch.zeros(len(wanted), device=log_probs.device)
+    owners = wanted.nonzero()[:, 0].to(log_probs.device)
+    return sums.index_add_(0, owners, log_probs.gather(1, targets[:, None])[:, 0]).cpu()
+
+
+def _row(rows: Sequence[Row], answers: Sequence[str], vocabulary: int) -> _Answered:
+    """The longest row whose logits stay within the limit, or the shortest."""
+
+    def tokens(row: Row) -> int:
+        return len(row["prompt_ids"]) + max(len(row[f"{answer}_ids"]) for answer in answers)
+
+    # Four bytes for each of a batch's logits.
+    fitting = [row for row in rows if 4 * vocabulary * len(answers) * (tokens(row) + _PADDING) <= _MOST_LOGITS_BYTES]
+    row = max(fitting, key=tokens) if fitting else min(rows, key=tokens)
+    return _Answered(row["row"], row["prompt_ids"], [row[f"{answer}_ids"] for answer in answers])

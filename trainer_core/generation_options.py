@@ -1,0 +1,144 @@
+"""What a caller may ask of an answer: how long it may be, and how its tokens are drawn.
+
+Knows the names and ranges of transformers' `generate`, but no model. Torch-free.
+"""
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from trainer_core.errors import DataInvalid, Detail, SpecInvalid
+
+# A comparison sets these itself, or they would change what a row of its answer means, or bring code or another model.
+_NOT_OPTIONS = {
+    *("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "labels"),
+    *("adapter_names", "num_return_sequences", "max_length", "max_new_tokens", "streamer", "return_dict_in_generate"),
+    *("output_logits", "generation_config", "assistant_model", "custom_generate", "trust_remote_code"),
+}
+# Logits divided by less overflow.
+_LEAST_TEMPERATURE = 1e-6
+
+
+class DefaultLength(int):
+    """A default for the most new tokens: equal to its number, but cut to what the model has room for.
+
+    The same number from a caller is a plain `int`, and is refused where it does not fit.
+    """
+
+
+DEFAULT_LENGTH = DefaultLength(512)
+
+
+class _Options(BaseModel):
+    """Options of transformers' `generate`, with the values that mean something. It checks the others itself."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    temperature: float | None = Field(None, ge=0, le=1e6)
+    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    do_sample: bool | None = None
+    top_k: int | None = Field(None, ge=0)
+    top_p: float | None = Field(None, gt=0, le=1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    top_h: float | None = Field(None, gt=0, le=1)
+    typical_p: float | None = Field(None, gt=0, le=1)
+    epsilon_cutoff: float | None = Field(None, ge=0, lt=1)
+    eta_cutoff: float | None = Field(None, ge=0, lt=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    encoder_repetition_penalty: float | None = Field(None, gt=0)
+    no_repeat_ngram_size: int | None = Field(None, ge=0)
+    num_beams: int | None = Field(None, ge=1)
+    length_penalty: float | None = None
+    min_length: int | None = Field(None, ge=0)
+    min_new_tokens: int | None = Field(None, ge=0)
+    max_time: float | None = Field(None, gt=0)
+
+
+def checked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options, without those that are None. Raises `SpecInvalid`, which names the invalid option and the reason."""
+    if refused := _NOT_OPTIONS & options.keys():
+        names = ", ".join(sorted(refused))
+        raise SpecInvalid(f"a comparison takes no {names}", [Detail(name, "is not an option") for name in sorted(refused)])
+    # Numbers of numpy and torch are numbers too.
+    plain = {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in options.items() if v is not None}
+    try:
+        _Options.model_validate(plain)
+    except ValidationError as error:
+        found = [Detail(str(one["loc"][0]), one["msg"].lower()) for one in error.errors(include_url=False)]
+        reasons = "; ".join(f"{one.field} is {plain[one.field]!r}: {one.reason}" for one in found)
+        raise SpecInvalid(reasons, found) from error
+    if 0 < plain.get("temperature", 0.0) < _LEAST_TEMPERATURE:
+        raise SpecInvalid(
+            f"temperature is {plain['temperature']:g}; it must be 0, which is greedy, or at least {_LEAST_TEMPERATURE:g}",
+            [Detail("temperature", f"must be 0 or at least {_LEAST_TEMPERATURE:g}")],
+        )
+    if plain.get("do_sample") is False and plain.get("temperature"):
+        raise SpecInvalid(
+            f"do_sample=False answers greedily and temperature={plain['temperature']} samples; leave one of them out",
+            [Detail("do_sample", "contradicts temperature")],
+        )
+    return plain
+
+
+def length_of(max_length: int | None, options: dict[str, Any]) -> int:
+    """The most new tokens that a caller asks for. Takes `max_new_tokens`, transformers' name for the same, out of `options`.
+
+    Raises:
+        SpecInvalid: both are given.
+    """
+    other = options.pop("max_new_tokens", None)
+    if other is None:
+        return DEFAULT_LENGTH if max_length is None else max_length
+    if max_length is not None and not isinstance(max_length, DefaultLength):
+        raise SpecInvalid(
+            "max_length and max_new_tokens both say how many new tokens an answer may have; leave one of them out",
+            [Detail("max_new_tokens", "says the same as max_length")],
+        )
+    return other
+
+
+def fitting(asked: int, prompt_tokens: int, longest: int | None) -> int:
+    """The most new tokens that an answer may have.
+
+    Args:
+        asked: what the caller asks for; a `DefaultLength` is cut to what fits.
+        prompt_tokens: of the rendered prompt.
+        longest: how many tokens the model reads, prompt and answer together; None: no limit is known.
+
+    Raises:
+        SpecInvalid: `asked` is not a number of tokens.
+        DataInvalid: the prompt leaves less room than was asked for.
+    """
+    try:
+        count = asked if isinstance(asked, DefaultLength) else _whole(asked)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise SpecInvalid(
+            f"max_length is {asked!r}; it counts new tokens and must be a whole number of at least 1",
+            [Detail("max_length", "must be a whole number of at least 1")],
+        )
+    if not longest or prompt_tokens + count <= longest:
+        return int(count)
+    room = longest - prompt_tokens
+    if room < 1:
+        raise DataInvalid(
+            f"the prompt has {prompt_tokens} tokens, but the model reads at most {longest}, prompt and answer together; "
+            "shorten the prompt",
+            [Detail("prompt", "leaves no room for an answer")],
+        )
+    if isinstance(count, DefaultLength):
+        return room
+    raise DataInvalid(
+        f"the prompt has {prompt_tokens} tokens and max_length asks for {count} more, but the model reads at most "
+        f"{longest}; set max_length to {room} or less, or leave it out",
+        [Detail("max_length", f"must be at most {room} with this prompt")],
+    )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)

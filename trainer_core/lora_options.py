@@ -1,0 +1,75 @@
+"""LoRA's options where an adapter of its own or TRL decides differently: dropout, DoRA, rank-stabilised scaling."""
+
+from typing import Any
+
+from peft import PeftConfig
+from torch import nn
+
+from trainer_core.config import TrainingSettings
+from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.loading import loading
+from trainer_core.observer import Observer
+from trainer_core.reference import TRAINED_ADAPTER
+
+
+def check(settings: TrainingSettings, adapter_path: str | None) -> None:
+    """Raises `SpecInvalid` if the settings ask for what the adapter to go on from is not.
+
+    Args:
+        adapter_path: directory or hub name of that adapter; None: the run starts with a new one.
+    """
+    if adapter_path is None:
+        return
+    found = _config(adapter_path)
+    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rank-stabilised LoRA")):
+        if getattr(settings, name) and not getattr(found, name, False):
+            raise SpecInvalid(
+                f"{name} is true, but the adapter {settings.adapter_name!r} was not made with {what}, and cannot become it; "
+                f"leave {name} out, or merge the adapter and train a new one",
+                [Detail(name, "the adapter was made without it")],
+            )
+    if settings.lora_dropout and getattr(found, "target_parameters", None):
+        raise SpecInvalid(
+            f"lora_dropout does not work with the adapter {settings.adapter_name!r}: it has target_parameters, which peft "
+            "trains without dropout; set lora_dropout to 0",
+            [Detail("lora_dropout", "the adapter has target_parameters")],
+        )
+
+
+def warn(settings: TrainingSettings, adapter_path: str | None, observer: Observer) -> None:
+    """Warns if the adapter was trained with dropout, and this run trains it with less or none, or with more."""
+    own = getattr(_config(adapter_path), "lora_dropout", 0.0) if adapter_path else 0.0
+    if own and own != settings.lora_dropout:
+        used = f"{settings.lora_dropout:g}" if settings.lora_dropout else "none"
+        observer.warning(
+            "adapter_dropout",
+            f"the adapter {settings.adapter_name!r} was trained with lora_dropout {own:g}; this run uses {used}. Set "
+            f"lora_dropout to {own:g} to train it as before.",
+        )
+
+
+def set_dropout(policy: Any, share: float) -> None:
+    """Makes dropout act in the adapter in training, and nowhere else.
+
+    TRL switches off every dropout of a model when it makes a trainer. The reference is asked while the model is in training
+    mode, so its frozen adapter must have none.
+
+    Args:
+        policy: a LoRA model. Any other is left as it is.
+        share: of the inputs of each adapted layer; 0: none.
+    """
+    if not hasattr(policy, "peft_config"):
+        return
+    for layer in policy.modules():
+        rates = getattr(layer, "lora_dropout", None)
+        if isinstance(rates, nn.ModuleDict):
+            for name in rates:
+                is_on = name == TRAINED_ADAPTER and share
+                rates[name] = nn.Dropout(share) if is_on else nn.Identity()
+    # What is saved with the adapter, which is what trained it.
+    policy.peft_config[TRAINED_ADAPTER].lora_dropout = share
+
+
+def _config(path: str) -> PeftConfig:
+    with loading(path, "adapter_name", needs_weights=False):
+        return PeftConfig.from_pretrained(path)

@@ -1,0 +1,28 @@
+"""What every training imports and looks up, done ahead in a process that trainings are forked from. Computes nothing.
+
+Libraries import much of it when it is first used; `tests/integration/test_warm_start.py` finds what this list lacks.
+"""
+
+from importlib import import_module
+
+_MODULES = (
+    "trainer_core.preference_trainer",
+    "encodings.idna",
+    "numpy.ctypeslib",
+    "peft.utils.transformers_weight_conversion",
+    "torch.profiler._cupti_monitor",
+    "torch.utils.serialization.config",
+    "transformers.models.qwen2.modeling_qwen2",
+    "transformers.models.qwen2.tokenization_qwen2",
+    "transformers.models.qwen3.modeling_qwen3",
+)
+
+
+def preload() -> None:
+    """Imports what a training on a Qwen model needs, and fills the caches that do not depend on the job."""
+    for name in _MODULES:
+        import_module(name)
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    # The first call compiles a thousand regular expressions, for all models together.
+    get_checkpoint_conversion_mapping("qwen2")

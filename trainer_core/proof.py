@@ -1,0 +1,365 @@
+"""What proves which function answers: the weights, and all else that its answers depend on.
+
+Metadata holds it as `proof`, and comparisons and merges compare it with what they loaded. Metadata of earlier versions has
+none: there only the fingerprints of weights are compared, as those versions took them.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from peft.tuners.lora import LoraLayer
+
+from trainer_core.acceleration import causal_of
+from trainer_core.errors import Detail, ModelRefused, ReferenceMismatch
+from trainer_core.fingerprints import (
+    Remembered,
+    adapter_tensors,
+    adapter_tensors_of_0_1,
+    base_tensors,
+    fingerprint,
+    is_quantized,
+    side_fingerprint,
+)
+from trainer_core.models import weights_dtype
+from trainer_core.reference import FrozenView, model_of
+from trainer_core.stored_weights import fingerprint_of_files, in_dtype
+from trainer_core.tokens import Renderer
+
+VERSION = 1
+Covers = Literal["function", "tensors only"]
+
+# Of a model's configuration: what changes no answer, or is part of the proof elsewhere.
+_NOT_CONFIG = {"architectures", "dtype", "torch_dtype", "use_cache", "quantization_config"}
+_NAMED = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
+# What a comparison sets itself, and what changes no answer.
+_NOT_GENERATION = {"do_sample", "temperature", "max_length", "max_new_tokens", "return_dict_in_generate", "use_cache"}
+_WORDS = {
+    "base_sha256": "the weights of its base",
+    "adapter_sha256": "the weights of its adapter",
+    "scaling": "the scaling of its adapter (lora_alpha, r, use_rslora and the patterns in adapter_config.json)",
+    "variants": "the kind of its adapter (such as use_dora or alora_invocation_tokens in adapter_config.json)",
+    "load_in_4bit": "whether its base is held in 4 bit",
+    "config": "its configuration (config.json)",
+    "generation": "its generation settings (generation_config.json)",
+    "template_sha256": "the chat template with its options (chat_template.jinja)",
+    "tokenizer_sha256": "the tokenizer (tokenizer.json)",
+    "special_tokens_in_text": "the treatment of control tokens in text",
+    "stop_ids": "the tokens that end an answer",
+    "beta": "beta",
+    "function_sha256": "the hash of the proof",
+}
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Directories or hub names that the weights of a pair were loaded from; None: they exist in memory only.
+
+    Attributes:
+        trained: of the trained model without its adapter.
+        reference: of a reference that is a model of its own.
+    """
+
+    trained: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What metadata says of a training's models.
+
+    Attributes:
+        trained, reference: fingerprints of the weights; None where they are not known or not comparable.
+        proof: the structure that is described in `docs/artifacts.md`; None in metadata of earlier versions.
+        dtype: in which earlier versions took fingerprints.
+        shown: fields outside `proof` that say the same as it does.
+    """
+
+    trained: str | None = None
+    reference: str | None = None
+    proof: dict[str, Any] | None = None
+    dtype: torch.dtype | None = None
+    shown: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "Claim":
+        """Raises `ModelRefused` if a later version made the proof."""
+        proof = metadata.get("proof")
+        if proof is None:
+            # Packing into 4 bit may differ by a bit between kinds of device.
+            return cls(
+                None if metadata["load_in_4bit"] else metadata["weights_sha256"],
+                None if metadata["ref_load_in_4bit"] else metadata["reference_sha256"],
+                dtype=weights_dtype(metadata["use_lora"], metadata["precision"]),
+            )
+        if not isinstance(proof, dict) or proof.get("version") != VERSION:
+            version = proof.get("version") if isinstance(proof, dict) else proof
+            raise ModelRefused(
+                f"the metadata's proof has version {version!r}, which this version of tafdil does not know; use a later one",
+                [Detail("proof", f"has version {version!r}")],
+            )
+        return cls(
+            metadata["weights_sha256"],
+            metadata["reference_sha256"],
+            proof,
+            shown={
+                **{name: metadata[name] for name in ("beta", "template_sha256", "special_tokens_in_text")},
+                **({"base_sha256": metadata["base_weights_sha256"]} if metadata["use_lora"] else {}),
+            },
+        )
+
+    @property
+    def covers(self) -> Covers:
+        return "tensors only" if self.dtype else "function"
+
+
+@dataclass(frozen=True)
+class Found:
+    """Which models are loaded: fingerprints of both sides' weights, and the proof."""
+
+    trained: str
+    reference: str
+    proof: dict[str, Any]
+
+
+class Witness:
+    """Says which function a loaded model is, and compares it with a claim.
+
+    Args:
+        adapter: the trained one's name; None without LoRA.
+        remembered: fingerprints that models share.
+    """
+
+    def __init__(
+        self,
+        adapter: str | None,
+        claim: Claim | None = None,
+        sources: Sources | None = None,
+        remembered: Remembered | None = None,
+    ) -> None:
+        self.adapter, self.claim, self.sources = adapter, claim or Claim(), sources or Sources()
+        self.remembered = remembered or Remembered()
+
+    def check(self, policy: Any, reference: Any, renderer: Renderer, beta: float) -> Found:
+        """Both sides, as they are in memory now. Raises `ReferenceMismatch`, naming what is not as the claim says."""
+        base = self._base("trained", policy, self.sources.trained)
+        view = reference if isinstance(reference, FrozenView) else None
+        other = base if view else self._base("reference", model_of(reference), self.sources.reference)
+        adapter = view.adapter if view else None
+        found = Found(
+            self._weights(base, policy, self.adapter),
+            self._weights(other, policy if view else reference, adapter),
+            {
+                **function_of(side_of_proof(policy, self.adapter, base), renderer, beta),
+                "reference": reference_of_proof(policy, reference, other),
+            },
+        )
+        self._compare(found.proof, found.trained, self.claim.trained, "trained")
+        self._compare(found.proof["reference"], found.reference, self.claim.reference, "reference")
+        check_proof(self.claim, found.proof)
+        return found
+
+    def check_trained(self, policy: Any, renderer: Renderer, beta: float, *, ignore: frozenset[str] = frozenset()) -> str:
+        """As `check`, without the reference. Returns the fingerprint of the trained weights.
+
+        Args:
+            ignore: fields of the proof that are not compared.
+        """
+        base = self._base("trained", policy, self.sources.trained)
+        weights = self._weights(base, policy, self.adapter)
+        found = function_of(side_of_proof(policy, self.adapter, base), renderer, beta)
+        self._compare(found, weights, self.claim.trained, "trained")
+        check_proof(self.claim, found, ignore=ignore | {"reference"})
+        return weights
+
+    def _base(self, side: str, model: Any, source: str | None) -> str:
+        return base_fingerprint(self.remembered, side, model, source, self.claim.dtype)
+
+    def _weights(self, base: str, model: Any, adapter: str | None) -> str:
+        own = list((adapter_tensors_of_0_1 if self.claim.dtype else adapter_tensors)(model, adapter))
+        return side_fingerprint(base, fingerprint(own) if own else None)
+
+    def _compare(self, found: Mapping[str, Any], weights: str, claimed: str | None, side: str) -> None:
+        if claimed is None or weights == claimed:
+            return
+        told = f"their fingerprint is {weights[:12]}…, the metadata says {claimed[:12]}…"
+        if proof := self.claim.proof if side == "trained" else (self.claim.proof or {}).get("reference"):
+            names = [name for name in ("base_sha256", "adapter_sha256") if proof.get(name) != found.get(name)]
+            told = "; ".join(f"{_WORDS[name]} differ" for name in names) or told
+        raise ReferenceMismatch(f"the {side} model's weights are not those that its training ended with: {told}")
+
+
+def base_fingerprint(
+    remembered: Remembered, side: str, model: Any, source: str | None, dtype: torch.dtype | None = None
+) -> str:
+    """The fingerprint of a model without adapters: of its files, which the weights in memory must equal, where it has some.
+
+    Args:
+        side: `trained` or `reference`; what it is remembered by.
+        source: directory or hub name that it was loaded from.
+        dtype: in which earlier versions took it; default that of the files.
+
+    Raises:
+        ReferenceMismatch, ModelRefused: see `stored_weights`.
+    """
+
+    def take(live: list[tuple[str, torch.Tensor]]) -> str:
+        if source is None:
+            return fingerprint((name, in_dtype(tensor, dtype)) for name, tensor in live)
+        return fingerprint_of_files(live, source, f"the {side} model", dtype=dtype)
+
+    return remembered.fingerprint(f"{side} of {source} in {dtype}", base_tensors(model), take)
+
+
+# -- the structure
+
+
+def side_of_proof(model: Any, adapter: str | None, base: str) -> dict[str, Any]:
+    """What one side's answers depend on.
+
+    Args:
+        adapter: the one that is on; None: none is.
+        base: fingerprint of the weights without adapters.
+    """
+    causal = causal_of(model)
+    return {
+        **_weights_of_proof(model, adapter, base),
+        "config": _plain(causal.config.to_diff_dict(), _NOT_CONFIG | _NAMED),
+        "generation": _plain(causal.generation_config.to_diff_dict(), _NOT_GENERATION | _NAMED),
+    }
+
+
+def fingerprint_of(side: dict[str, Any] | None) -> str | None:
+    """The fingerprint of a side's weights, from what a proof says of it; None where nothing is known."""
+    return side_fingerprint(side["base_sha256"], side["adapter_sha256"]) if side else None
+
+
+def reference_of_proof(policy: Any, reference: Any, base: str) -> dict[str, Any]:
+    """What a reference's answers depend on; a view of the policy shares its configuration and settings.
+
+    Args:
+        base: fingerprint of the reference's weights without adapters.
+    """
+    if isinstance(reference, FrozenView):
+        return _weights_of_proof(policy, reference.adapter, base)
+    return side_of_proof(reference, None, base)
+
+
+def _weights_of_proof(model: Any, adapter: str | None, base: str) -> dict[str, Any]:
+    own = list(adapter_tensors(model, adapter))
+    return {
+        "base_sha256": base,
+        "adapter_sha256": fingerprint(own) if own else None,
+        "scaling": scaling_of(model, adapter),
+        "variants": variants_of(model, adapter) if adapter else [],
+        "load_in_4bit": any(is_quantized(tensor) for tensor in model.parameters()),
+    }
+
+
+def scaling_of(model: Any, adapter: str | None) -> float | dict[str, float] | None:
+    """What each layer multiplies its adapter's output with: one number if all layers agree, else by layer."""
+    found = {
+        name.removeprefix("base_model.model."): layer.scaling[adapter]
+        for name, layer in model.named_modules()
+        if adapter and isinstance(layer, LoraLayer) and adapter in layer.scaling
+    }
+    return next(iter(found.values())) if len(set(found.values())) == 1 else found or None
+
+
+def variants_of(model: Any, adapter: str | None = None) -> list[str]:
+    """peft's names for what layers compute other than plain LoRA: DoRA, or an adapter that is on after some tokens only.
+
+    Args:
+        adapter: whose; None: of all adapters.
+    """
+    layers = (module for module in model.modules() if isinstance(module, LoraLayer))
+    found = (variant for layer in layers for name, variant in layer.lora_variant.items() if adapter in (None, name))
+    return sorted({type(variant).__name__ for variant in found})
+
+
+def function_of(trained: dict[str, Any], renderer: Renderer, beta: float) -> dict[str, Any]:
+    """The proof of a trained function: its side (see `side_of_proof`), and how it is asked and scored."""
+    content = {
+        "version": VERSION,
+        **trained,
+        "template_sha256": renderer.fingerprint,
+        "tokenizer_sha256": renderer.vocabulary_fingerprint,
+        "special_tokens_in_text": renderer.special_tokens_in_text,
+        "stop_ids": sorted(renderer.stop.ids),
+        "beta": beta,
+    }
+    return {**content, "function_sha256": _sealed(content)}
+
+
+def _sealed(proof: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of all that a proof says of the trained function."""
+    content = {name: value for name, value in proof.items() if name not in ("reference", "function_sha256")}
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def check_proof(claim: Claim, found: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> None:
+    """Raises `ReferenceMismatch` unless a function is the one that a claim tells of, naming each field that differs."""
+    if claim.proof is None:
+        return
+    different = [one for one in _differences(claim.proof, found) if one[0] not in ignore]
+    different += _differences(claim.shown, found)
+    sealed = _sealed(claim.proof)
+    if not different and claim.proof.get("function_sha256") != sealed:
+        different = [("function_sha256", claim.proof.get("function_sha256"), sealed)]
+    if different:
+        told = [f"{_words(name)} is {_short(now)}, the metadata says {_short(then)}" for name, then, now in different]
+        raise ReferenceMismatch(
+            f"the trained model is not the one that its training ended with: {'; '.join(dict.fromkeys(told))}",
+            [Detail(name, f"is {_short(now)}, not {_short(then)}") for name, then, now in different],
+        )
+
+
+def _differences(claimed: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Names of fields that differ, with the claimed and the found value."""
+    for name, then in claimed.items():
+        now = found.get(name)
+        if f"{prefix}{name}" == "reference":
+            # A reference that no process held when the training ended is not known.
+            if then is not None and now is not None:
+                yield from _differences(then, now, "reference.")
+        elif name == "config" and isinstance(then, dict) and isinstance(now, dict):
+            # Versions of transformers differ in which settings they know.
+            known = {one: value for one, value in now.items() if one in then}
+            if _canonical({one: then[one] for one in known}) != _canonical(known):
+                yield from ((f"{prefix}config.{one}", then[one], known[one]) for one in known if then[one] != known[one])
+        elif name != "function_sha256" and _canonical(then) != _canonical(now):
+            yield f"{prefix}{name}", then, now
+
+
+def _words(name: str) -> str:
+    own, _, setting = name.removeprefix("reference.").partition(".")
+    words = f"{_WORDS.get(own, own)} has {setting}, which" if setting else _WORDS.get(own, own)
+    return f"of its reference, {words}" if name.startswith("reference.") else words
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+    limit = 12 if isinstance(value, str) else 100
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _plain(settings: Any, without: set[str]) -> Any:
+    """Settings as JSON holds them, without some names at any depth."""
+    if isinstance(settings, dict):
+        return {
+            str(name): _plain(value, without)
+            for name, value in settings.items()
+            if name not in without and not str(name).startswith(("_", "output_"))
+        }
+    if isinstance(settings, set | frozenset):
+        return sorted(_plain(value, without) for value in settings)
+    if isinstance(settings, list | tuple):
+        return [_plain(value, without) for value in settings]
+    return settings if isinstance(settings, str | int | float | bool | None) else str(settings)
+
+
+def _canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, ensure_ascii=False)

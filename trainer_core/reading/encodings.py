@@ -1,0 +1,134 @@
+"""The encoding of a text: UTF-8 or UTF-16, detected from its bytes, or a guess that a person confirms."""
+
+import codecs
+import encodings.aliases
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from trainer_core.errors import DataUnclear, Detail, Question
+
+# The encodings that spreadsheets and editors write, the Arabic ones first.
+_CODE_PAGES = (
+    *("cp1256", "iso8859_6", "cp720", "cp864", "mac_arabic", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255"),
+    *("cp1257", "koi8_r", "gb18030", "big5", "cp932", "euc_jp", "cp949"),
+)
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_ARABIC = re.compile("[\u0600-\u06ff]")
+_SAMPLE_BYTES = 2**14
+
+
+class UnknownEncoding(ValueError):
+    """An encoding that does not exist, or that the file cannot have; the message says which."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A text whose encoding is unknown, with the likely ones, best guess first."""
+
+    choices: tuple[str, ...]
+    # What guessing would need.
+    missing: str = ""
+
+
+def encoding_of(head: bytes, is_all: bool, named: str | None) -> str | Unknown | None:
+    """The encoding of a text that begins with `head`; None for UTF-8.
+
+    Raises:
+        UnknownEncoding: there is no encoding called `named`, or the bytes have another.
+    """
+    marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
+    found = marked or _utf16_without_mark(head)
+    page = _checked(named) if named else None
+    if not found and page and not head.isascii() and _is_utf8(head, is_all) and page != "utf-8":
+        raise UnknownEncoding("the file is already UTF-8; remove `encoding`")
+    if not found and not page:
+        if not _is_rather_utf8(head):
+            return _guessed(head[:_SAMPLE_BYTES])
+        found = "utf-8"
+    chosen = found or page
+    return None if chosen == "utf-8" else chosen
+
+
+def _checked(name: str) -> str:
+    try:
+        found = codecs.lookup(name).name.replace("-", "_")
+    except (LookupError, ValueError):
+        found = ""
+    known = set(encodings.aliases.aliases.values())
+    if found in {"utf_8", "utf_8_sig"}:
+        return "utf-8"
+    no_text = {"rot_13", "mbcs", "oem", "idna", "punycode", "utf_7"}
+    if found not in known - no_text or not getattr(codecs.lookup(name), "_is_text_encoding", True):
+        raise UnknownEncoding(f"unknown encoding {name[:40]!r}; files from Windows in Arabic are usually `cp1256`")
+    return found.replace("utf_16", "utf-16").replace("iso8859_", "iso8859-")
+
+
+def _utf16_without_mark(head: bytes) -> str | None:
+    """In UTF-16, spaces, quotes and digits have a zero as every second byte."""
+    even, odd = head[0::2].count(0), head[1::2].count(0)
+    least = len(head) // 50
+    # A few characters have a zero as their other byte.
+    if odd > max(least, 8 * even):
+        return "utf-16-le"
+    return "utf-16-be" if even > max(least, 8 * odd) else None
+
+
+def _is_utf8(head: bytes, is_all: bool) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, is_all)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_rather_utf8(head: bytes) -> bool:
+    """Whether bytes are UTF-8, apart from a few broken characters."""
+    text = head.decode("utf-8", "replace")
+    broken = text.count("\ufffd")
+    return broken <= 1 or broken < len(text) - broken - sum(map(str.isascii, text))
+
+
+def _guessed(sample: bytes) -> Unknown:
+    try:
+        from charset_normalizer import from_bytes
+    except ImportError:
+        return Unknown((), missing=". Tafdil could guess it with the package `charset-normalizer`, which is not installed")
+    sample = sample[: sample.rfind(b"\n") + 1] or sample
+    found = [match.encoding for match in from_bytes(sample, cp_isolation=list(_CODE_PAGES))]
+    # A short text misleads the guess. An encoding that gives only Arabic letters is the right one.
+    arabic = [page for page in ("cp1256", "iso8859_6") if _is_arabic(sample, page)]
+    arabic.sort(key=lambda page: found.index(page) if page in found else len(found))
+    return Unknown(tuple(dict.fromkeys([*arabic, *found[:4], "cp1256", "cp1252"])))
+
+
+def _is_arabic(sample: bytes, page: str) -> bool:
+    try:
+        text = sample.decode(page)
+    except UnicodeDecodeError:
+        return False
+    letters = [letter for letter in text if letter.isalpha() and not letter.isascii()]
+    return len(letters) > 3 and len(_ARABIC.findall("".join(letters))) > 0.9 * len(letters)
+
+
+def ask(unknown: Unknown, head: bytes, rows_of: Callable[[bytes], list[dict[str, object]]]) -> DataUnclear:
+    """The error that asks for a text's encoding and shows the first rows in the likeliest one."""
+    choices = unknown.choices
+    if not choices:
+        known = "the text is not UTF-8, and its encoding is unknown: set `encoding`, or save the file as UTF-8"
+        reason = known + unknown.missing
+        return DataUnclear(reason, [Detail("encoding", reason, code="encoding_unknown")])
+    guess = choices[0]
+    rows = rows_of(head.decode(guess, "replace").encode())
+    reason = (
+        f"the text is not UTF-8; its encoding is probably {guess}. Check the first rows, then set `encoding` to {guess}"
+        f"{' (or one of ' + ', '.join(choices[1:]) + ')' if choices[1:] else ''}, or save the file as UTF-8"
+    )
+    detail = Detail("encoding", reason, code="encoding_unclear", params={"guess": guess, "choices": list(choices)})
+    return DataUnclear(reason, [detail], question=Question("encoding", choices, guess, tuple(rows)))

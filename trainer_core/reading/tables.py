@@ -1,0 +1,166 @@
+"""Reads CSV and TSV: a header, and cells separated by commas, tabs, semicolons or bars. Uses `csv`, in constant memory."""
+
+import codecs
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from trainer_core.reading.limits import CHUNK_BYTES, MAX_COLUMNS, MAX_LINE_BYTES
+from trainer_core.reading.sink import Sink
+from trainer_core.reading.values import as_left_out, printable
+
+_KINDS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
+_EXCEL_LINE = re.compile(r"sep=(.)\r?\n")
+# This limit on one cell applies to the whole process.
+csv.field_size_limit(2 * MAX_LINE_BYTES)
+
+
+class HeaderFault(ValueError):
+    """An invalid header; the message says why."""
+
+    def __init__(self, reason: str, code: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+def names_of(header: Sequence[object]) -> list[str]:
+    """The column names in a header. A column without one is named by its position. Raises `HeaderFault`."""
+    if len(header) > MAX_COLUMNS:
+        raise HeaderFault(f"has more than {MAX_COLUMNS:,} columns", "too_many_columns")
+    cells = ["" if cell is None else str(cell).strip().removeprefix("\ufeff") for cell in header]
+    names = [name or f"column {place}" for place, name in enumerate(cells, start=1)]
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise HeaderFault(f"duplicate column {printable(twice)!r}; rename one of the two", "duplicate_column")
+    return names
+
+
+def delimiter_of(head: str) -> str | None:
+    """The delimiter of a table: the one that splits its header into most cells; None if none does."""
+    widths = {mark: _width(head, mark) for mark in _KINDS}
+    best = max(widths, key=lambda mark: widths[mark])
+    return best if widths[best] > 1 else None
+
+
+def _width(head: str, mark: str) -> int:
+    try:
+        return len(next(csv.reader(io.StringIO(head.lstrip("\ufeff\r\n"), newline=""), delimiter=mark, strict=True)))
+    except (csv.Error, StopIteration):
+        return 0
+
+
+def marked_delimiter(head: str) -> tuple[str | None, int]:
+    """The delimiter in the first line that Excel writes (`sep=;`), and the length of that line."""
+    found = _EXCEL_LINE.match(head)
+    return (found[1], found.end()) if found and found[1] in _KINDS else (None, 0)
+
+
+def kind_of_table(delimiter: str) -> str:
+    return _KINDS[delimiter]
+
+
+class _NeedMore(Exception):
+    """A row does not end within the available lines."""
+
+
+class TableReader:
+    """Reads UTF-8. A row's line is the one on which it begins, as an editor counts; an empty cell is a missing value.
+
+    Args:
+        line: the number of lines before the header.
+    """
+
+    def __init__(self, sink: Sink, delimiter: str, line: int = 0) -> None:
+        self._sink, self._delimiter, self._line = sink, delimiter, line
+        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+        self._rest = ""
+        # Lines that are not parsed yet, and the size at which to try again.
+        self._lines: list[str] = []
+        self._size = self._need = 0
+        self._names: list[str] | None = None
+        self._has_rows = False
+
+    def feed(self, data: bytes) -> None:
+        for start in range(0, len(data), CHUNK_BYTES):
+            self._take(data[start : start + CHUNK_BYTES])
+
+    def close(self) -> None:
+        self._take(b"", complete=True)
+        if self._names and not self._has_rows:
+            reason = (
+                "there are no rows below the header. With curl, send the file with --data-binary: -d removes line breaks"
+            )
+            self._sink.fail("", reason, self._line, "header_alone")
+
+    def _take(self, data: bytes, complete: bool = False) -> None:
+        try:
+            text = self._rest + self._decoder.decode(data, final=complete)
+        except UnicodeDecodeError:
+            line = self._line + len(self._lines)
+            reason = "not UTF-8 from about this line on; save the file as UTF-8, or set `encoding`"
+            self._sink.give_up(reason, line + 1, "not_utf8")
+        *lines, self._rest = text.split("\n")
+        if complete and self._rest:
+            lines, self._rest = [*lines, self._rest], ""
+        self._size += sum(map(len, lines))
+        self._lines += [f"{line}\n" for line in lines]
+        if self._size >= self._need or complete:
+            self._read(complete)
+        if self._size + len(self._rest) > MAX_LINE_BYTES:
+            reason = f"a row is longer than {MAX_LINE_BYTES:,} bytes; a closing quotation mark may be missing"
+            self._sink.give_up(reason, self._line + 1, "row_too_long", {"most": MAX_LINE_BYTES})
+
+    def _read(self, complete: bool) -> None:
+        taken = 0
+        for count, cells in self._records(complete):
+            taken += count
+            line, self._line = self._line + 1, self._line + count
+            if any(cells):
+                self._row(cells, line)
+        self._lines = self._lines[taken:]
+        self._size = sum(map(len, self._lines))
+        self._need = min(2 * self._size, MAX_LINE_BYTES)
+
+    def _records(self, complete: bool) -> Iterator[tuple[int, list[str]]]:
+        """The complete rows, each with its number of lines."""
+        reader = csv.reader(self._supply(complete), delimiter=self._delimiter, strict=True)
+        seen = 0
+        while True:
+            try:
+                cells = next(reader)
+            except (StopIteration, _NeedMore):
+                return
+            except csv.Error as error:
+                is_open = "unexpected end" in str(error)
+                reason = "a closing quotation mark is missing" if is_open else f"not a valid table row: {error}"
+                self._sink.give_up(reason, self._line + 1, "quotes")
+            yield reader.line_num - seen, cells
+            seen = reader.line_num
+
+    def _supply(self, complete: bool) -> Iterable[str]:
+        yield from self._lines
+        if not complete:
+            raise _NeedMore
+
+    def _row(self, cells: list[str], line: int) -> None:
+        if self._names is None:
+            try:
+                self._names = names_of(cells)
+            except HeaderFault as fault:
+                self._sink.give_up(str(fault), line, fault.code)
+            return
+        self._has_rows = True
+        width = len(self._names)
+        # If the row begins with a number, the header may lack the name of an index, and the last cell may be empty.
+        if any(cells[width:]) or (len(cells) > width and cells[0].strip().isdecimal()):
+            mark = "tabs" if self._delimiter == "\t" else f"“{self._delimiter}”"
+            reason = f"has {len(cells)} cells for {width} columns; quote cells that contain {mark}"
+            self._sink.fail("", reason, line, "cells_and_columns", {"cells": len(cells), "columns": width})
+            return
+        if sum(map(len, cells)) * 4 > MAX_LINE_BYTES and sum(len(cell.encode()) for cell in cells) > MAX_LINE_BYTES:
+            reason = f"the row is longer than {MAX_LINE_BYTES:,} bytes"
+            self._sink.fail("", reason, line, "row_too_long", {"most": MAX_LINE_BYTES})
+            return
+        row = {name: cell for name, cell in zip(self._names, cells, strict=False) if cell}
+        self._sink.value("train", as_left_out(row), line)

@@ -1,0 +1,188 @@
+"""Detects whether a text is JSONL, a JSON document or a table, from how it begins."""
+
+import codecs
+import json
+import re
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from trainer_core.errors import DataInvalid
+from trainer_core.reading import encodings, tables, unreadable
+from trainer_core.reading.documents import DocumentReader
+from trainer_core.reading.jsonl import JsonlReader
+from trainer_core.reading.limits import CHUNK_BYTES
+from trainer_core.reading.shapes import shape_of, shape_of_head
+from trainer_core.reading.sink import Format, Part, Reader, Sink, tell_kind
+from trainer_core.reading.whole_files import WholeFileReader
+from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_SHOWN_ROWS = 3
+# The first line of an object that continues below it.
+_OPEN = re.compile(r".*[{\[,:]\s*$", re.DOTALL)
+
+
+class TextReader:
+    """Detects the encoding, then the kind, and passes the bytes on as UTF-8."""
+
+    def __init__(self, sink: Sink, options: ReadingOptions) -> None:
+        self._sink, self._options = sink, options
+        self._buffer = b""
+        self._line = 0
+        self._is_page_known = False
+        self._encoding: str | None = None
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._reader: Reader | None = None
+
+    def feed(self, data: bytes) -> None:
+        if self._is_page_known:
+            self._give(self._utf8(data))
+            return
+        self._buffer += data
+        if len(self._buffer) >= CHUNK_BYTES:
+            self._open(complete=False)
+
+    def close(self) -> None:
+        if not self._is_page_known:
+            self._open(complete=True)
+        self._give(self._utf8(b"", final=True), complete=True)
+        if self._reader:
+            self._reader.close()
+
+    def _open(self, complete: bool) -> None:
+        self._is_page_known = True
+        head, self._buffer = self._buffer, b""
+        try:
+            found = encodings.encoding_of(head[:CHUNK_BYTES], complete, self._options.encoding)
+        except encodings.UnknownEncoding as error:
+            self._sink.give_up(str(error), None, "unknown_encoding", {"encoding": self._options.encoding})
+        if isinstance(found, encodings.Unknown):
+            if unreadable.is_binary(head[:CHUNK_BYTES]):
+                self._refuse(unreadable.binary())
+            raise encodings.ask(found, head[:CHUNK_BYTES], _first_rows)
+        self._encoding = found
+        if found:
+            self._decoder = codecs.getincrementaldecoder(found)()
+        self._give(self._utf8(head).removeprefix(_BYTE_ORDER_MARK))
+
+    def _utf8(self, data: bytes, final: bool = False) -> bytes:
+        if not self._decoder:
+            return data
+        try:
+            return self._decoder.decode(data, final).encode()
+        except UnicodeError as error:
+            reason = f"not {self._encoding}: {getattr(error, 'reason', error)}; set another `encoding`"
+            self._sink.give_up(reason, None, "wrong_encoding", {"encoding": self._encoding})
+
+    def _give(self, data: bytes, complete: bool = False) -> None:
+        if self._reader:
+            self._reader.feed(data)
+            return
+        self._buffer += data
+        head = _from_first_cell(self._buffer)
+        self._line += self._buffer.count(b"\n", 0, len(self._buffer) - len(head))
+        self._buffer = head
+        is_long = len(head) >= CHUNK_BYTES
+        if complete and not head:
+            self._sink.give_up("there are no rows: the file is empty", None, "empty", {})
+        if complete or is_long or (b"\n" in head and len(head) >= CHUNK_BYTES // 4):
+            text = head[:CHUNK_BYTES].decode("utf-8", "replace")
+            delimiter, length = tables.marked_delimiter(text)
+            if delimiter:
+                tell_kind(self._sink, tables.kind_of_table(delimiter), self._encoding)
+                self._reader = tables.TableReader(self._sink, delimiter, self._line + 1)
+            else:
+                self._reader = self._choose(text, is_long)
+            self._reader.feed(head[length:])
+            self._buffer = b""
+
+    def _choose(self, head: str, is_long: bool) -> Reader:
+        found = unreadable.unreadable_text(head)
+        if found:
+            self._refuse(found)
+        end = b"\r" if "\r" in head.strip() and "\n" not in head else b"\n"
+        line, mark, rest = head.partition(end.decode())
+        if self._is_document(head, line, bool(rest.strip())):
+            return DocumentReader(self._sink, self._encoding, self._columns)
+        starts_as_json = line[:1] in {"{", "["} or (not mark and is_long)
+        is_text = starts_as_json or _is_json(line)
+        if not is_text and unreadable.is_binary(head.encode()):
+            self._refuse(unreadable.binary())
+        delimiter = None if is_text else tables.delimiter_of(head)
+        if delimiter:
+            tell_kind(self._sink, tables.kind_of_table(delimiter), self._encoding)
+            return tables.TableReader(self._sink, delimiter, self._line)
+        if not is_text and not rest.lstrip().startswith("{"):
+            shown = " ".join(line.split())[:60]
+            reason = f"neither JSON nor a table with a header and at least two columns; it begins with “{shown}”"
+            self._sink.give_up(reason, self._line + 1, "no_rows_here", {"begins": shown})
+        tell_kind(self._sink, "jsonl", self._encoding)
+        return JsonlReader(self._sink, self._line, end)
+
+    def _is_document(self, head: str, line: str, has_more: bool) -> bool:
+        if head.startswith("["):
+            return True
+        if not head.startswith("{"):
+            return False
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            if line == head:
+                return shape_of_head(head) != "rows"
+            return bool(_OPEN.match(line)) and not _is_json(line.rstrip().removesuffix(","))
+        shape = shape_of(value)
+        return shape == "lists" or (shape != "rows" and not has_more)
+
+    def _columns(self) -> Reader:
+        return WholeFileReader(self._sink, "json_columns", None, self._options, encoding=self._encoding)
+
+    def _refuse(self, found: unreadable.Unreadable) -> NoReturn:
+        self._sink.give_up(found.reason, None, "not_rows", {"kind": found.name})
+
+
+def _from_first_cell(data: bytes) -> bytes:
+    """A text without the blanks before it, but with the tab after a first cell that is empty: the name of an index."""
+    head = data.lstrip()
+    line = data.rfind(b"\n", 0, len(data) - len(head)) + 1
+    is_cell = head[:1] not in {b"", b"{", b"["} and b"\t" in data[line : len(data) - len(head)]
+    return data[line:] if is_cell else head
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+class _Enough(Exception):
+    pass
+
+
+class _FirstRows:
+    """A sink that keeps the first rows, valid or not."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def format(self, name: Format, kind: str, encoding: str | None = None) -> None: ...
+
+    def value(self, part: Part, value: Any, line: int) -> None:
+        self.rows.append(value)
+        if len(self.rows) == _SHOWN_ROWS:
+            raise _Enough
+
+    def fail(self, field: str, reason: str, line: int | None, code: str | None = None, params: Any = None) -> None: ...
+
+    def give_up(self, reason: str, line: int | None, code: str | None = None, params: Any = None) -> NoReturn:
+        raise _Enough
+
+
+def _first_rows(head: bytes) -> list[dict[str, Any]]:
+    sink = _FirstRows()
+    with suppress(_Enough, DataInvalid):
+        reader = TextReader(sink, AS_IT_IS)
+        reader.feed(head)
+        reader.close()
+    return sink.rows

@@ -1,0 +1,28 @@
+"""Options for reading a file of rows. Torch-free."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class ReadingOptions(BaseModel):
+    """How to read a file of rows. The defaults read any file that can be read in only one way."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    map: dict[Name, Name] | None = Field(
+        None,
+        max_length=20,
+        description="The file's column or key for each field, such as `question` for `prompt`.",
+    )
+    encoding: Name | None = Field(None, description="The encoding of a text file that is not Unicode, such as `cp1256`.")
+    sheet: Name | None = Field(None, description="The sheet to read in a workbook with several.")
+    threshold: float | None = Field(None, description="The lowest score of a good answer, for answers with scores.")
+    on_invalid: Literal["refuse", "skip"] = Field(
+        "refuse", description="`refuse` a file with invalid rows, or `skip` these rows."
+    )
+
+
+AS_IT_IS = ReadingOptions()  # pyright: ignore[reportCallIssue]

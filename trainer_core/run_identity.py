@@ -1,0 +1,46 @@
+"""What must be the same for a run to resume from a checkpoint. Torch-free."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from trainer_core.config import PreferenceConfig, TrainingSettings
+
+_OPTIONS = {
+    "warm-up steps": "warmup_steps",
+    "learning rate floor": "min_lr_rate",
+    "optimizer": "optim",
+    "Adam beta1": "adam_beta1",
+    "Adam beta2": "adam_beta2",
+    "Adam epsilon": "adam_epsilon",
+    "LoRA dropout": "lora_dropout",
+    "use of rank-stabilised LoRA": "use_rslora",
+    "use of DoRA": "use_dora",
+}
+
+
+def identity(config: PreferenceConfig, arguments: Any, data_plan: str, warm_up: str) -> dict[str, Any]:
+    """By the names that a refusal uses.
+
+    Args:
+        arguments: transformers' `TrainingArguments` of the run, which a caller may have made without the config.
+        data_plan: fingerprint of the rows in training order.
+        warm_up: how the learning rate begins.
+    """
+    return {
+        "method": config.preference_method,
+        "use of LoRA": config.use_lora,
+        "batch size": arguments.per_device_train_batch_size,
+        "gradient accumulation": arguments.gradient_accumulation_steps,
+        "learning rate": arguments.learning_rate,
+        "schedule": getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type),
+        "beta": config.beta,
+        "data plan": data_plan,
+        "warm-up": warm_up,
+        **{name: getattr(config, field) for name, field in _OPTIONS.items()},
+    }
+
+
+def complete(recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint's identity, with what trained where it says nothing: versions before the options had no other choice."""
+    defaults = {name: TrainingSettings.model_fields[field].default for name, field in _OPTIONS.items()}
+    return {**defaults, **recorded}

@@ -1,0 +1,29 @@
+"""What differs between the versions that this library runs with: torch 2.11 to 2.13, transformers 5.17 to 5.23."""
+
+import inspect
+from typing import Any
+
+from torch.nn.attention.varlen import varlen_attn
+
+from trainer_core.errors import SpecInvalid
+
+__all__ = ["GROUPED_QUERIES", "encode_marked_chat", "mark_control_tokens", "varlen_attn"]
+
+# An older one takes fewer key heads than query heads without being asked.
+GROUPED_QUERIES: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+"""What `varlen_attn` is told where query heads share keys."""
+
+try:
+    from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
+except ImportError:
+
+    def mark_control_tokens(obj: Any, control_tokens_re: Any) -> Any:
+        """Raises `SpecInvalid`: this transformers cannot tell users' control tokens from the template's."""
+        raise SpecInvalid(
+            "the rows contain control tokens, and to encode them as text needs transformers 5.23 or newer; install it, "
+            "remove the tokens from the rows, or set special_tokens_in_text to allow"
+        )
+
+    def encode_marked_chat(tokenizer: Any, chat: str) -> list[int]:
+        """Never reached: `mark_control_tokens` comes first."""
+        raise NotImplementedError
