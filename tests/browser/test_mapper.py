@@ -128,7 +128,7 @@ def test_a_dropped_file_is_read_and_can_be_given_up(browser: Browser, live: Live
         expect(page.locator(".drop.over")).to_be_visible()
         page.locator(".drop").dispatch_event("drop", {"dataTransfer": transfer})
         expect(page.locator(".mapper tbody tr")).to_have_count(3)
-        assert page.evaluate("document.activeElement.id") == "mapper-title", "whoever does not see the page is led there"
+        expect(page.locator("#mapper-title"), "whoever does not see the page is led there").to_be_focused()
         found.button("cancel").click()
         expect(page.get_by_label(found.say("datasets.upload"))).to_be_visible()
         assert httpx.get(f"{live.url}/v1/datasets").json()["datasets"] == []
