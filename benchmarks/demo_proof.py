@@ -47,7 +47,6 @@ NEW_TOKENS = 64
 # The mean margin of fewer rows says little: such a counter-set is shown, but never named as the smallest.
 FEWEST_ROWS = 10
 # Methods whose loss takes log-ratios per token.
-AVERAGED = {"ipo"}
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,8 @@ class HeldOut:
         return score(self._trainer.model, self._reference, prompts, answers, self._config.per_device_eval_batch_size)
 
     def _margins(self, scores: dict[str, Scores]) -> list[float]:
-        chosen, rejected = (
-            scores[side].avg_ratios if self._config.preference_method in AVERAGED else scores[side].ratios
-            for side in ("chosen", "rejected")
-        )
-        return (self._config.beta * (chosen - rejected)).tolist()
+        chosen, rejected = (scores[side].rewards(self._config.beta, self._config.reward) for side in ("chosen", "rejected"))
+        return (chosen - rejected).tolist()
 
 
 def rows_of(name: str) -> list[Row]:

@@ -1,7 +1,7 @@
 """What the service does with datasets: upload, list, show, delete."""
 
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from pydantic import ConfigDict, Field
 
@@ -14,9 +14,12 @@ from jobs.spec import MODEL_NAME, Sent, read_spec
 from jobs.states import TaskKind
 from jobs.tenancy import TenantService, found
 from jobs.uploads import DatasetCheck, DatasetUpload
-from trainer_core.config import Method
+from trainer_core.config import SETTINGS_OF, Method, default_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.row_rules import LABELLED, PAIRS, Kind
 from trainer_core.rows import peek_rows, require_kind
+
+_DEFAULTS = [SETTINGS_OF[default_for(kind)].title for kind in (LABELLED, PAIRS)]
 
 
 class PreviewRequest(Sent):
@@ -25,7 +28,7 @@ class PreviewRequest(Sent):
     model_config = ConfigDict(json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen-2", "rows": 3}]})
 
     model_name: str = MODEL_NAME
-    method: Method | None = Field(None, description="Default: KTO for labelled rows, IPO for pairs.")
+    method: Method | None = Field(None, description=f"Default: {_DEFAULTS[0]} for labelled rows, {_DEFAULTS[1]} for pairs.")
     first_row: int = Field(1, ge=1, le=2**31 - 1, description="The first row to show, counted from 1.")
     rows: int = Field(5, ge=1, le=50, description="How many.")
     max_prompt_length: int = Field(256, ge=1, le=2**31 - 1)
@@ -44,8 +47,9 @@ class DatasetService(TenantService):
     def preview(self, dataset_id: str, request: PreviewRequest) -> TaskRecord:
         """Asks a worker for rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
         dataset = self.dataset(dataset_id)
-        method = request.method or ("kto" if dataset.kind == "kto" else "ipo")
-        require_kind(method, "kto" if dataset.kind == "kto" else "pairs")
+        kind = cast("Kind", dataset.kind)
+        method = request.method or default_for(kind)
+        require_kind(method, kind)
         find_model(self.settings, request.model_name)
         dataset_file(self.settings, dataset_id)
         of_training = request.model_dump(exclude={"method", "first_row", "rows"})

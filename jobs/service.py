@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
@@ -16,29 +16,17 @@ from jobs.estimates import seconds_until_starts
 from jobs.places import data_file, data_places, dataset_file, model_places
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
 from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.spec import CPOJobSpec, IPOJobSpec, KTOJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
+from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
+from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import Detail
 from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 
-AnySpec = KTOJobSpec | IPOJobSpec | CPOJobSpec
 # A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
-# What the metadata file of a method takes from the spec; known before the training is.
-_METADATA_FIELDS = (
-    "beta",
-    "desirable_weight",
-    "undesirable_weight",
-    "cpo_alpha",
-    "loss_type",
-    "label_smoothing",
-    "max_prompt_length",
-    "max_length",
-    "use_ref_model",
-)
 
 
 class ComparisonRequest(Sent):
@@ -75,7 +63,7 @@ class JobService(TenantService):
 
     # -- jobs
 
-    def submit(self, spec: AnySpec, sent: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
+    def submit(self, spec: AnyJobSpec, sent: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
         """Stores a job and wakes a worker. A request that is repeated with its key returns the job of the first one.
 
         Raises:
@@ -103,7 +91,7 @@ class JobService(TenantService):
         sent = changed_spec(old.spec, overrides)
         return self._store({**self._checked(read_spec(sent), sent), "rerun_of": old.id}, key, {"clone_of": old.id})
 
-    def _checked(self, spec: AnySpec, sent: dict[str, Any]) -> dict[str, Any]:
+    def _checked(self, spec: AnyJobSpec, sent: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job, after all of it was checked that needs no tokenizer."""
         self._check_priority(spec.priority)
         resolved = spec.model_dump(mode="json")
@@ -190,7 +178,7 @@ class JobService(TenantService):
     def _check_data(
         self,
         session: Session,
-        spec: AnySpec,
+        spec: AnyJobSpec,
         dataset_id: str | None,
         path: str | None,
         field: str,
@@ -213,7 +201,7 @@ class JobService(TenantService):
                 raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
             name = own_name or record.name or dataset_id[:8]
             with naming(name if mixed else None):
-                require_kind(spec.method, "kto" if record.kind == "kto" else "pairs")
+                require_kind(spec.method, cast("Kind", record.kind))
             dataset_file(self.settings, dataset_id)
             return name
         if path:
@@ -288,11 +276,11 @@ class JobService(TenantService):
     def metadata(self, job_id: str) -> dict[str, Any]:
         """The metadata file of the trained model and the job's specs; before the end what is known, `complete` False."""
         job = self.job(job_id)
-        spec = job.resolved_spec
+        spec, settings = job.resolved_spec, SETTINGS_OF[job.method]
         known = {
             "training_method": job.method,
             "ref_model_name": spec["ref_model_name"] or job.model_name,
-            **{name: spec[name] for name in _METADATA_FIELDS if name in spec},
+            **settings.stated(settings.metadata_fields(), spec),
             "training_completed_at": None,
         }
         return {
@@ -397,7 +385,7 @@ class JobService(TenantService):
 
     # -- dry runs
 
-    def validate(self, spec: AnySpec, sent: dict[str, Any]) -> TaskRecord:
+    def validate(self, spec: AnyJobSpec, sent: dict[str, Any]) -> TaskRecord:
         """Checks a spec as `submit` does, and asks a worker what its training would do. Raises as `submit` does."""
         fields = self._checked(spec, sent)
         return self.ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})

@@ -5,12 +5,21 @@ The training fields are those of the library (`trainer_core.config`); here stand
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, Union, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from jobs.settings import GpuClass
-from trainer_core.config import CPOConfig, CPOSettings, IPOConfig, IPOSettings, KTOConfig, KTOSettings, PreferenceConfig
+from trainer_core.config import CONFIG_OF, METHODS, SETTINGS, Method, PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, SpecInvalid
 from trainer_core.mix_options import MOST_DATASETS, Take, check_mix
 
@@ -137,36 +146,51 @@ class _JobFields(Sent):
         return self
 
 
-def _example(method: str, **fields: Any) -> ConfigDict:
-    base = {"method": method, "model_name": "tafdil/tiny-arabic-qwen-2", "dataset_path": "samples/pairs_train.jsonl"}
-    quick = {"learning_rate": 0.001, "learning_rate_cap": None, "max_steps": 20, "per_device_train_batch_size": 8}
-    return ConfigDict(json_schema_extra={"examples": [{**base, **quick, **fields}]})
+class AnyJobSpec(_JobFields, TrainingSettings):
+    """What the spec of every method has."""
+
+    method: Method
 
 
-class KTOJobSpec(_JobFields, KTOSettings):
-    """Train with KTO: rows of prompt, completion and label; pairs are taken apart."""
-
-    model_config = _example("kto", dataset_path="samples/kto_train.jsonl")
-    method: Literal["kto"] = Field(description="`kto`")
-
-
-class IPOJobSpec(_JobFields, IPOSettings):
-    """Train with IPO: rows of prompt, chosen and rejected."""
-
-    model_config = _example("ipo", beta=0.1)
-    method: Literal["ipo"] = Field(description="`ipo`")
+def example(settings: type[TrainingSettings]) -> dict[str, Any]:
+    """A job on the sample data."""
+    return {
+        "method": settings.method_name,
+        "model_name": "tafdil/tiny-arabic-qwen-2",
+        "dataset_path": f"samples/{'kto' if settings.rows == 'labels' else 'pairs'}_train.jsonl",
+        "eval_dataset_path": "samples/pairs_held_out.jsonl",
+        **settings.sample_run(),
+    }
 
 
-class CPOJobSpec(_JobFields, CPOSettings):
-    """Train with CPO: rows of prompt, chosen and rejected."""
+def _spec_class(settings: type[TrainingSettings]) -> type[AnyJobSpec]:
+    name = settings.method_name
+    is_labels = settings.rows == "labels"
+    rows = "prompt, completion and label; pairs are taken apart" if is_labels else "prompt, chosen and rejected"
+    fields: Any = {"method": (Literal[name], Field(description=f"`{name}`"))}
 
-    model_config = _example("cpo", cpo_alpha=1.0)
-    method: Literal["cpo"] = Field(description="`cpo`")
+    class Spec(_JobFields, settings):
+        model_config = ConfigDict(title=f"{settings.title}JobSpec", json_schema_extra={"examples": [example(settings)]})
+
+    return cast(
+        "type[AnyJobSpec]",
+        create_model(
+            f"{settings.title}JobSpec",
+            __base__=Spec,
+            __module__=__name__,
+            __doc__=f"Train with {settings.title}: rows of {rows}.",
+            **fields,
+        ),
+    )
 
 
-JobSpec = Annotated[KTOJobSpec | IPOJobSpec | CPOJobSpec, Field(discriminator="method")]
-JOB_SPEC: TypeAdapter[KTOJobSpec | IPOJobSpec | CPOJobSpec] = TypeAdapter(JobSpec)
-_TAGS = {"body", "query", "path", "header", "kto", "ipo", "cpo"}
+SPECS = {each.method_name: _spec_class(each) for each in SETTINGS}
+if TYPE_CHECKING:
+    JobSpec = AnyJobSpec
+else:
+    JobSpec = Annotated[Union[tuple(SPECS.values())], Field(discriminator="method")]  # noqa: UP007
+JOB_SPEC: TypeAdapter[AnyJobSpec] = TypeAdapter(JobSpec)
+_TAGS = {"body", "query", "path", "header", *METHODS}
 _ALTERNATIVES = (
     ("dataset_id", "dataset_path", "datasets"),
     ("eval_dataset_id", "eval_dataset_path", "validation_split"),
@@ -187,7 +211,7 @@ def dataset_ids(resolved: dict[str, Any]) -> set[str]:
     return {each for each in [*named, *(one["dataset_id"] for one in resolved.get("datasets") or [])] if each}
 
 
-def read_spec(sent: dict[str, Any]) -> KTOJobSpec | IPOJobSpec | CPOJobSpec:
+def read_spec(sent: dict[str, Any]) -> AnyJobSpec:
     """The spec that a JSON object says. Raises `SpecInvalid` with every field that is wrong."""
     try:
         return JOB_SPEC.validate_json(json.dumps(sent))
@@ -215,15 +239,12 @@ def _detail(item: dict[str, Any]) -> Detail:
     if item["type"] == "extra_forbidden":
         return Detail(field, "is not a field of this method's spec")
     if item["type"].startswith("union_tag"):
-        return Detail("method", "must be one of kto, ipo, cpo")
+        return Detail("method", f"must be one of {', '.join(METHODS)}")
     return Detail(field, str(item["msg"]).removeprefix("Value error, "))
-
-
-_CONFIGS: dict[str, type[Any]] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 
 def library_config(spec: dict[str, Any], places: dict[str, Any]) -> PreferenceConfig:
     """The library's config of a resolved spec, with what the service chose: the fields of `LibraryPaths`."""
-    config = _CONFIGS[spec["method"]]
+    config = CONFIG_OF[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}
     return config(**{**fields, **places})

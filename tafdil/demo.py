@@ -11,27 +11,21 @@ from rich.table import Table
 from tafdil.client import Client, Job
 from tafdil.errors import StackError
 from tafdil.local_stack import SHIPPED_DIR
+from trainer_core.config import SETTINGS, SETTINGS_OF
 
 MODEL = "tafdil/tiny-arabic-qwen-2"
 # A second thread does nothing for so small a model.
 VARIABLES = {"OMP_NUM_THREADS": "1"}
 PROMPTS = ("هل تعرف اسم عاصمة المغرب؟", "بتعرف عكس شجاع؟", "أريد أن أعرف ناتج 8 + 5.")
-# A model of a million parameters learns in a minute at a rate that would ruin a large one, so the cap is lifted.
 _SHARED = {
     "model_name": MODEL,
-    "learning_rate": 1e-3,
-    "learning_rate_cap": None,
-    "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 32,
-    "gradient_accumulation_steps": 1,
     "gradient_checkpointing": False,
     "logging_steps": 5,
     "eval_steps": 100,
 }
 SPECS: dict[str, dict[str, Any]] = {
-    "kto": {**_SHARED, "method": "kto", "beta": 0.5, "desirable_weight": 2.0, "max_steps": 100},
-    "ipo": {**_SHARED, "method": "ipo", "beta": 0.5, "learning_rate": 1.5e-3, "max_steps": 60},
-    "cpo": {**_SHARED, "method": "cpo", "beta": 0.1, "max_steps": 60},
+    each.method_name: {"method": each.method_name, **_SHARED, **each.sample_run()} for each in SETTINGS if each.headline
 }
 
 
@@ -48,7 +42,7 @@ def run(client: Client, console: Console, watch: Callable[[], None]) -> list[dic
     )
     jobs: dict[str, Job] = {}
     for method, spec in SPECS.items():
-        rows = "kto_train" if method == "kto" else "pairs_train"
+        rows = "kto_train" if SETTINGS_OF[method].rows == "labels" else "pairs_train"
         named = {"dataset_id": uploaded[rows], "eval_dataset_id": uploaded["pairs_held_out"]}
         jobs[method] = client.submit({**spec, **named, "name": f"demo {method}"})
     jobs = _follow(client, console, jobs, watch)
@@ -61,10 +55,14 @@ def run(client: Client, console: Console, watch: Callable[[], None]) -> list[dic
     return [{**result, "answers": answers[result["method"]]} for result in results]
 
 
+def _title(method: str) -> str:
+    return SETTINGS_OF[method].title
+
+
 def _follow(client: Client, console: Console, jobs: dict[str, Job], watch: Callable[[], None]) -> dict[str, Job]:
     columns = (TextColumn("{task.description:>4}"), BarColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bars = {method: progress.add_task(method.upper(), total=100, note="queued", start=False) for method in jobs}
+        bars = {method: progress.add_task(_title(method), total=100, note="queued", start=False) for method in jobs}
         told: dict[str, str] = {}
         while True:
             watch()
@@ -78,7 +76,7 @@ def _follow(client: Client, console: Console, jobs: dict[str, Job], watch: Calla
                     progress.stop_task(bars[method])
                 if not console.is_terminal and told.get(method) != note:
                     told[method] = note
-                    console.print(f"{method.upper():>4}: {note}")
+                    console.print(f"{_title(method):>4}: {note}")
             if all(job.is_over for job in jobs.values()):
                 return jobs
             time.sleep(0.5)
@@ -119,7 +117,7 @@ def _table(results: list[dict[str, Any]]) -> Table:
     for result in results:
         numbers = [f"{result[field]:.3f}" for field in columns.values()]
         effect = (result["effect"] or "").replace("_", " ")
-        table.add_row(result["method"].upper(), *numbers, effect, f"{result['seconds']:.0f}")
+        table.add_row(_title(result["method"]), *numbers, effect, f"{result['seconds']:.0f}")
     table.caption = (
         "margin accuracy: pairs whose chosen answer gained more on the reference than the rejected one, 0.5 before the "
         "training by definition; accuracy: preference accuracy, pairs whose chosen answer is likelier per token"
@@ -138,5 +136,5 @@ def _compare(client: Client, console: Console, jobs: dict[str, Job]) -> dict[str
             answers[method].append(result)
             if i == 0:
                 console.print(f"  reference: {result['reference_model_response']}", markup=False, highlight=False)
-            console.print(f"  {method.upper():>9}: {result['trained_model_response']}", markup=False, highlight=False)
+            console.print(f"  {_title(method):>9}: {result['trained_model_response']}", markup=False, highlight=False)
     return answers

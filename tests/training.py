@@ -9,19 +9,18 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import DATA, TINY_MODEL
-from trainer_core import CPOConfig, IPOConfig, KTOConfig
+from trainer_core.config import CONFIG_OF, SETTINGS_OF
 
-METHODS = ("kto", "ipo", "cpo")
-CONFIGS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
+CONFIGS: dict[str, Any] = dict(CONFIG_OF)
+METHODS = tuple(CONFIGS)
 PROMPT = "هل تعرف اسم عاصمة المغرب؟"
 _HELD_OUT = TemporaryDirectory()
 
 
 def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
-    rows = "kto" if method == "kto" else "pairs"
     base = {
         "model_name": str(TINY_MODEL),
-        "dataset_path": str(DATA / f"{rows}_train.jsonl"),
+        "dataset_path": str(DATA / train_file(method)),
         "output_dir": str(output_dir),
         "learning_rate": 1e-3,
         "learning_rate_cap": None,
@@ -34,11 +33,21 @@ def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
     return CONFIGS[method](**{**base, **fields})
 
 
+def on_labels(method: str) -> bool:
+    """Whether a method's loss is computed from single answers with a label."""
+    return SETTINGS_OF[method].rows == "labels"
+
+
+def train_file(method: str) -> str:
+    """The name of the shipped training data."""
+    return "kto_train.jsonl" if on_labels(method) else "pairs_train.jsonl"
+
+
 @cache
 def held_out(method: str) -> str:
     """A file of 96 rows that no sample training knows."""
     rows = [json.loads(line) for line in (DATA / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines()]
-    if method == "kto":
+    if on_labels(method):
         rows = json.loads((DATA / "kto_split.json").read_text(encoding="utf-8"))["validation"]
     return write_rows(Path(_HELD_OUT.name) / f"{method}.jsonl", rows[:96])
 
@@ -66,8 +75,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def some_rows(method: str, count: int) -> list[dict[str, Any]]:
     """The first rows of the shipped training data."""
-    name = "kto_train.jsonl" if method == "kto" else "pairs_train.jsonl"
-    lines = (DATA / name).read_text(encoding="utf-8").splitlines()[:count]
+    lines = (DATA / train_file(method)).read_text(encoding="utf-8").splitlines()[:count]
     return [json.loads(line) for line in lines]
 
 

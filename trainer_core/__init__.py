@@ -1,47 +1,32 @@
-"""Preference training for Arabic Qwen models: KTO, IPO and CPO.
+"""Preference training for Arabic Qwen models: KTO, IPO, CPO and their relatives.
 
     from trainer_core import KTOConfig, create_kto_trainer
 
-Names are loaded when first used, so that `trainer_core.config` and `trainer_core.rows` import without torch.
+Each method has a config and a factory of these names. Names load when first used, so that `trainer_core.config` and
+`trainer_core.rows` import without torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from trainer_core.config import CPOConfig, IPOConfig, KTOConfig
-    from trainer_core.preference_trainer import (
-        PreferenceTrainer,
-        create_cpo_trainer,
-        create_ipo_trainer,
-        create_kto_trainer,
-        create_preference_trainer,
-    )
-
-_HOMES = {
-    "KTOConfig": "trainer_core.config",
-    "IPOConfig": "trainer_core.config",
-    "CPOConfig": "trainer_core.config",
-    "PreferenceTrainer": "trainer_core.preference_trainer",
-    "create_preference_trainer": "trainer_core.preference_trainer",
-    "create_kto_trainer": "trainer_core.preference_trainer",
-    "create_ipo_trainer": "trainer_core.preference_trainer",
-    "create_cpo_trainer": "trainer_core.preference_trainer",
-}
-
-__all__ = [
-    "CPOConfig",
-    "IPOConfig",
-    "KTOConfig",
-    "PreferenceTrainer",
-    "create_cpo_trainer",
-    "create_ipo_trainer",
-    "create_kto_trainer",
-    "create_preference_trainer",
-]
+    from trainer_core.config import *  # noqa: F403
+    from trainer_core.preference_trainer import PreferenceTrainer as PreferenceTrainer
+    from trainer_core.preference_trainer import create_preference_trainer as create_preference_trainer
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name.endswith("Config"):
+        home = "trainer_core.config"
+    elif name == "PreferenceTrainer" or (name.startswith("create_") and name.endswith("_trainer")):
+        home = "trainer_core.preference_trainer"
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    from trainer_core.config import CONFIG_OF
+
+    factories = [f"create_{name}_trainer" for name in (*CONFIG_OF, "preference")]
+    return sorted([*(each.__name__ for each in CONFIG_OF.values()), *factories, "PreferenceTrainer"])

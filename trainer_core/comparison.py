@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer_core import adapters, generation_options
 from trainer_core.acceleration import causal_of
+from trainer_core.config import SETTINGS_OF, Reward
 from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import Remembered
 from trainer_core.generation_options import DEFAULT_LENGTH
@@ -64,8 +65,8 @@ class Proof:
 class Comparison:
     """Two answers to one prompt.
 
-    `preference_score` is σ(β · [r(trained answer) − r(reference answer)]) with r = log π(y|x) − log π_ref(y|x): the trained
-    model's own implicit reward, not an independent judgement.
+    `preference_score` is σ(β · [r(trained answer) − r(reference answer)]) with r = log π(y|x) − log π_ref(y|x), averaged
+    over tokens where the method's loss averages: the trained model's own implicit reward, not an independent judgement.
     """
 
     prompt: str | Messages
@@ -113,6 +114,7 @@ class ModelPair:
         sources: where the weights were loaded from.
         adapter: the trained one's name in a LoRA model, which may hold those of other trainings beside it.
         remembered: fingerprints of the weights that pairs share.
+        reward: what the preference score is computed from.
     """
 
     def __init__(
@@ -126,8 +128,10 @@ class ModelPair:
         sources: Sources | None = None,
         adapter: str = TRAINED_ADAPTER,
         remembered: Remembered | None = None,
+        reward: Reward = "summed",
     ) -> None:
         self.policy, self.reference, self.renderer, self.beta = policy, reference, renderer, beta
+        self.reward: Reward = reward
         self.adapter = adapter
         trained = adapter if hasattr(policy, "peft_config") else None
         self._witness = Witness(trained, claim, sources, remembered)
@@ -238,7 +242,8 @@ class ModelPair:
     def _preference_score(self, ids: list[int], answers: _Answers) -> float:
         own = {"trained": [answers.trained], "reference": [answers.reference]}
         scores = score(self.policy, self.reference, [ids], own)
-        return torch.sigmoid(self.beta * (scores["trained"].ratios - scores["reference"].ratios)).item()
+        trained, reference = (scores[side].rewards(self.beta, self.reward) for side in ("trained", "reference"))
+        return torch.sigmoid(trained - reference).item()
 
     def _prove(self, ids: list[int], answers: _Answers, found: Found) -> Proof:
         model = model_of(self.reference)
@@ -372,6 +377,14 @@ def load_pair(
     )
     claim = Claim.of(metadata)
     pair = ModelPair(
-        policy, reference, renderer, metadata["beta"], claim, sources=sources, adapter=adapter, remembered=remembered
+        policy,
+        reference,
+        renderer,
+        metadata["beta"],
+        claim,
+        sources=sources,
+        adapter=adapter,
+        remembered=remembered,
+        reward=SETTINGS_OF[metadata["training_method"]].reward,
     )
     return metadata["training_method"], pair

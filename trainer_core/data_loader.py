@@ -8,10 +8,10 @@ from typing import Any
 from datasets import Dataset
 
 from trainer_core import mixing, tokenizer_check
-from trainer_core.config import KTOSettings, PreferenceConfig
+from trainer_core.config import PreferenceConfig
 from trainer_core.errors import DataInvalid, DataOverlong, Detail
 from trainer_core.file_cache import FileCache
-from trainer_core.methods import MODULES
+from trainer_core.methods import method_of
 from trainer_core.mixing import ReadRows
 from trainer_core.observer import Observer
 from trainer_core.plan import fingerprint, suggested_weights
@@ -27,8 +27,6 @@ _FALLBACK_SHARE = 0.05
 _FALLBACK_MIN_ROWS = 40
 # All rows of a prompt go to one side. That may raise the share set apart to this, or to twice the requested share.
 _MOST_APART = 0.25
-# How far the weighted ratio of the labels may lie outside of the paper's range before it is worth a warning.
-_RATIO_TOLERANCE = 1.25
 
 
 class PreferenceData:
@@ -42,7 +40,7 @@ class PreferenceData:
 
     def __init__(self, config: PreferenceConfig, renderer: Renderer, observer: Observer) -> None:
         self.config, self.renderer, self._observer = config, renderer, observer
-        self._module = MODULES[config.preference_method]
+        self._method = method_of(config)
         self.train: list[Row] = []
         self.validation: list[Row] = []
         self.held_back: list[Row] = []
@@ -66,9 +64,10 @@ class PreferenceData:
             encoded, apart = self._split(encoded, _FALLBACK_SHARE)
             self.held_back = self._arranged(apart)
         self._check_overlap(encoded)
-        self.train = self._module.plan(encoded, self.config)
+        self.train = self._method.plan(encoded)
         self._left_over = len(encoded) - len(self.train)
-        self._check_labels()
+        for code, message in self._method.row_warnings(self.train):
+            self._observer.warning(code, message)
 
     @property
     def names(self) -> RowNames:
@@ -90,12 +89,12 @@ class PreferenceData:
 
     def dataset(self, rows: list[Row]) -> Dataset:
         """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
-        return Dataset.from_list([{name: row[name] for name in self._module.COLUMNS if name in row} for row in rows])
+        return Dataset.from_list([{name: row[name] for name in self._method.columns if name in row} for row in rows])
 
     def planned(self, dataset: Dataset) -> Dataset:
         """A dataset from `tokenize_and_format` or `tokenize_and_format_kto`, in training order."""
         rows = [{"row": number, **row} for number, row in enumerate(dataset, start=1)]  # pyright: ignore
-        return self.dataset(self._module.plan(rows, self.config))
+        return self.dataset(self._method.plan(rows))
 
     def tokenize_and_format_kto(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """For `Dataset.map(batched=True)`: adds `prompt_ids` and `completion_ids` to KTO rows, and cuts or drops rows."""
@@ -119,7 +118,7 @@ class PreferenceData:
             "rows_held_back": len(self.held_back),
             "rows_left_over": self._left_over,
         }
-        if self.config.preference_method == "kto":
+        if self.config.rows == "labels":
             desirable = sum(row["label"] for row in self.train)
             counts = {"desirable_rows": desirable, "undesirable_rows": len(self.train) - desirable}
             used |= {**counts, "suggested_weights": suggested_weights(*counts.values())}
@@ -133,7 +132,7 @@ class PreferenceData:
         self._check_confidence(checked)
         encoded, report = encode_rows(checked, self.renderer, self.config)
         self._warn("rows", len(checked), report)
-        answers = ("completion", "label") if self.config.preference_method == "kto" else ("chosen", "rejected")
+        answers = ("completion", "label") if self.config.rows == "labels" else ("chosen", "rejected")
         names = dict.fromkeys([*batch, "prompt_ids", *answers, *(f"{name}_ids" for name in answers if name != "label")])
         return {name: [row.get(name) for row in encoded] for name in names}
 
@@ -193,7 +192,7 @@ class PreferenceData:
             )
 
     def _check_confidence(self, rows: list[Row]) -> None:
-        if not (isinstance(self.config, KTOSettings) and self.config.use_confidence):
+        if not self.config.weighs_confidence:
             return
         wrong = [
             (row["row"], f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}")
@@ -206,7 +205,7 @@ class PreferenceData:
             raise DataInvalid(f"{self.names.line(number)}: confidence: {reason}", details)
 
     def _arranged(self, rows: list[Row]) -> list[Row]:
-        return self._module.arrange(rows, self.config)
+        return self._method.arrange(rows)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
         """Sets a seeded share apart by prompt, so that no prompt is on both sides.
@@ -243,26 +242,6 @@ class PreferenceData:
                 drawn.add(key)
                 left -= counts[key]
         return drawn
-
-    def _check_labels(self) -> None:
-        if not isinstance(self.config, KTOSettings):
-            return
-        desirable = sum(row["label"] for row in self.train)
-        undesirable = len(self.train) - desirable
-        weights = suggested_weights(desirable, undesirable)
-        if weights is None:
-            only = "desirable" if desirable else "undesirable"
-            self._observer.warning("one_label_only", f"all training rows are {only}; KTO learns from the contrast of both")
-            return
-        ratio = self.config.desirable_weight * desirable / (self.config.undesirable_weight * undesirable)
-        if not 1 / _RATIO_TOLERANCE <= ratio <= 4 / 3 * _RATIO_TOLERANCE:
-            self._observer.warning(
-                "labels_unbalanced",
-                f"{desirable} desirable and {undesirable} undesirable rows with these weights give a ratio of {ratio:.2f}, "
-                "which should lie between 1 and 1.33: set desirable_weight to "
-                f"{weights['desirable_weight_min']:.2f}–{weights['desirable_weight_max']:.2f}, or undesirable_weight to "
-                f"{weights['undesirable_weight_min']:.2f}–{weights['undesirable_weight_max']:.2f}, and the other to 1",
-            )
 
 
 def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:

@@ -15,6 +15,7 @@ from trainer_core import effect
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Answers, Effect, Evidence, RowsFrom
+from trainer_core.methods.base import PreferenceMethod
 from trainer_core.observer import Observer
 from trainer_core.reference import model_of, side_of
 from trainer_core.row_rules import Row, comparable, text_of
@@ -31,7 +32,6 @@ class EffectMeasurement:
     """The measurement for one run.
 
     Args:
-        module: the method's module (`trainer_core.methods`).
         data: the loaded data.
         is_half: whether the model's weights are bf16 or fp16, so that scores round.
         autocast: the dtype in which a model of float32 weights generates; None: float32. Training puts the model under
@@ -41,7 +41,7 @@ class EffectMeasurement:
     def __init__(
         self,
         config: PreferenceConfig,
-        module: Any,
+        method: PreferenceMethod[Any],
         data: PreferenceData,
         observer: Observer,
         *,
@@ -50,7 +50,7 @@ class EffectMeasurement:
     ) -> None:
         self._autocast = autocast
         self._bounds = effect.HALF_BOUNDS if is_half else effect.BOUNDS
-        self._config, self._module, self._data, self._observer = config, module, data, observer
+        self._config, self._method, self._data, self._observer = config, method, data, observer
         self.rows_from: RowsFrom
         self.rows, self.rows_from = measured_rows(data, config.seed)
         self.prompts = self._measured_prompts()
@@ -78,7 +78,7 @@ class EffectMeasurement:
             # A KL divergence is never negative, but its float32 sum may be, by rounding.
             mean_kl=None if before is None else 0.0 if kl < 0 else kl,
             shift=sum(found.ratios.abs().sum().item() for found in scores.values()) / tokens,
-            margin=self._module.margin(self._config, scores, self.rows),
+            margin=self._method.margin(scores, self.rows),
             samples=self._samples(model, before) if self.prompts else None,
         )
         return effect.judge(evidence, self._bounds)
@@ -100,7 +100,7 @@ class EffectMeasurement:
         return Answers([text_of(row[name]) for row in wanted], [len(row[f"{name}_ids"]) for row in wanted], [])
 
     def _scores(self, model: Any, start: Any) -> dict[str, Scores]:
-        names = [name for name in self._module.ANSWERS if name != _MISMATCHED]
+        names = [name for name in self._method.answers if name != _MISMATCHED]
         answers = {name: [row[f"{name}_ids"] for row in self.rows] for name in names}
         prompts = [row["prompt_ids"] for row in self.rows]
         size = self._config.per_device_eval_batch_size

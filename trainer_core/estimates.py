@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainer_core.config import CPOSettings, KTOSettings, Optimizer, TrainingSettings
+from trainer_core.config import Optimizer, TrainingSettings
 from trainer_core.memory import Shape, activation_bytes
 from trainer_core.plan import batch_tokens
 from trainer_core.row_rules import Row
@@ -159,9 +159,9 @@ def evaluations(settings: TrainingSettings, batches: int, *, has_validation: boo
 def _holds_second_model(settings: TrainingSettings, *, has_validation: bool) -> bool:
     if settings.reference_kind != "model":
         return False
-    if isinstance(settings, CPOSettings):
+    if not settings.loss_needs_reference:
         return has_validation
-    return not (isinstance(settings, KTOSettings) and not settings.use_ref_model)
+    return not settings.trains_without_reference_copy
 
 
 def memory_parts(
@@ -220,7 +220,7 @@ def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: b
     batches = epochs * load.batches
     layers = 2 * size.linear + 2 * shape.layers * shape.attention * load.longest
     head = 2 * shape.hidden * shape.vocabulary
-    has_reference = not isinstance(settings, CPOSettings)
+    has_reference = settings.loss_needs_reference
     # Gradients of activations always; of weights where these train; activations again under checkpointing.
     passes = 2 + (not settings.use_lora) + checkpointing
     head_passes = 2 if settings.use_lora else _TRAINED_HEAD_PASSES

@@ -16,13 +16,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from trainer_core import model_files
+from trainer_core.config import SETTINGS_OF
 
 FILE = "README.md"
-_METHODS = {
-    "kto": "KTO (Kahneman-Tversky Optimization)",
-    "ipo": "IPO (Identity Preference Optimization)",
-    "cpo": "CPO (Contrastive Preference Optimization)",
-}
 _FINGERPRINTS = {
     "merged_sha256": "These weights",
     "weights_sha256": "Trained weights",
@@ -144,7 +140,8 @@ def _words(name: str) -> str:
 
 
 def _facts(metadata: Mapping[str, Any], licence: Mapping[str, str], *, is_merged: bool) -> Iterable[str]:
-    method = _METHODS[metadata["training_method"]]
+    settings = SETTINGS_OF[metadata["training_method"]]
+    method = f"{settings.title} ({settings.full_name})"
     yield f"Base: `{_name(metadata['model_name'])}`"
     yield f"Method: {method}, beta {metadata['beta']}, learning rate {metadata['learning_rate']}"
     yield f"Dtype: `{metadata['dtype']}`. In another one answers may differ."

@@ -1,9 +1,8 @@
-"""`PreferenceTrainer`: KTO, IPO and CPO behind one interface, and the four factories."""
+"""`PreferenceTrainer`: every preference method behind one interface, and the factories."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from trainer_core import forward_check
 from trainer_core.base_trainer import BaseTrainer
 from trainer_core.callbacks import Completed
 from trainer_core.comparison import ModelPair
-from trainer_core.config import CPOConfig, IPOConfig, KTOConfig, Method, PreferenceConfig
+from trainer_core.config import CONFIG_OF, METHODS, PreferenceConfig, joined
 from trainer_core.effect import Effect
 from trainer_core.effect_measurement import EffectMeasurement
 from trainer_core.errors import ReferenceMismatch
@@ -23,7 +22,7 @@ from trainer_core.fingerprints import check_covered
 from trainer_core.generation_options import DEFAULT_LENGTH, length_of
 from trainer_core.kept_adapters import KeptAdapters
 from trainer_core.lora_options import set_dropout
-from trainer_core.methods import MODULES
+from trainer_core.methods import method_of
 from trainer_core.models import DTYPES, Locate, load_reference, same_name, weights_dtype
 from trainer_core.observer import Observer
 from trainer_core.proof import Claim, Sources, base_fingerprint, fingerprint_of, reference_of_proof
@@ -31,9 +30,9 @@ from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenVie
 from trainer_core.row_rules import Row, comparable
 from trainer_core.run_identity import identity
 from trainer_core.samples import answer, sample_metrics
-from trainer_core.schedule import WARM_UP, interval
+from trainer_core.schedule import WARM_UP
 from trainer_core.scoring import Scores, score
-from trainer_core.training_arguments import adopted
+from trainer_core.training_arguments import adopted, arguments_of
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -41,10 +40,10 @@ _ROWS_CHECKED = 4
 
 
 class PreferenceTrainer(BaseTrainer):
-    """Base trainer for preference optimization methods (KTO, IPO, CPO).
+    """Base trainer for preference optimization methods (KTO, IPO, CPO and others).
 
     Args:
-        config: a `KTOConfig`, `IPOConfig` or `CPOConfig`; its type decides the method.
+        config: a method's config, e.g. a `KTOConfig`; its type decides the method.
         locate: from a model's name to what is loaded; the service looks below its models directory.
         observer: receives phases, metrics, samples, warnings and checkpoints.
 
@@ -53,29 +52,30 @@ class PreferenceTrainer(BaseTrainer):
             frozen view of the policy's own weights, else a model.
 
     Raises:
-        TypeError: `config` is none of the three.
-        ValueError: the config names a method that is none of the three.
+        TypeError: `config` is not a method's config.
+        ValueError: the config names a method that does not exist.
     """
 
     def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
         # Callers without a type checker exist.
-        if not isinstance(config, KTOConfig | IPOConfig | CPOConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"config must be a KTOConfig, IPOConfig or CPOConfig, not {type(config).__name__}")
+        if not isinstance(config, tuple(CONFIG_OF.values())):
+            names = joined([each.__name__ for each in CONFIG_OF.values()])
+            raise TypeError(f"config must be a {names}, not {type(config).__name__}")
         super().__init__(config, locate=locate, observer=observer)
-        self.preference_method: Method = self._get_training_method()
+        self.preference_method = self._get_training_method()
         self.ref_model: Any = None
         self._scoring_reference: Any = None
         self._start: dict[str, Scores] = {}
         self._effect_measurement: EffectMeasurement | None = None
         self._reference_proof: dict[str, Any] | None = None
-        self._module = MODULES[self.preference_method]
-        self.nullable_metrics = self._module.NULLABLE
-        self._fast_path = FastPath(config, self.observer, self._module.REFERENCE_COLUMNS, self._reference_identity)
+        self._method = method_of(config)
+        self.nullable_metrics = self._method.nullable
+        self._fast_path = FastPath(config, self.observer, self._method.reference_columns, self._reference_identity)
 
-    def _get_training_method(self) -> Method:
+    def _get_training_method(self) -> str:
         method = self.config.preference_method
-        if method not in MODULES:
-            raise ValueError(f"{method!r} is no preference method; the methods are {', '.join(MODULES)}")
+        if method not in METHODS:
+            raise ValueError(f"unknown preference method {method!r}; use {joined(METHODS)}")
         return method
 
     # -- reference
@@ -91,7 +91,7 @@ class PreferenceTrainer(BaseTrainer):
         KTO with `use_ref_model=False` has none.
         """
         self.load()
-        if isinstance(self.config, KTOConfig) and not self.config.use_ref_model:
+        if self.config.trains_without_reference_copy:
             self.ref_model = None
         elif self.ref_model is None:
             self.ref_model = self._make_reference()
@@ -116,8 +116,8 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _loss_needs_reference(self) -> bool:
-        """CPO's needs none: a second model is loaded when an evaluation or a comparison asks for it, and not before."""
-        return self.preference_method != "cpo" or self.config.reference_kind != "model"
+        """Without one, a second model is loaded when an evaluation or a comparison asks for it, and not before."""
+        return self.config.loss_needs_reference or self.config.reference_kind != "model"
 
     def _known_reference(self) -> Any:
         """The reference where it costs no memory to have it, else None."""
@@ -204,9 +204,9 @@ class PreferenceTrainer(BaseTrainer):
         validation = self.data_loader.validation
         with KeptAdapters(self.model, self.config.reference_kind == "adapter"):
             options: dict[str, Any] = {}
-            if self.preference_method != "cpo" and not isinstance(self.ref_model, FrozenView):
+            if self.config.loss_needs_reference and not isinstance(self.ref_model, FrozenView):
                 options["ref_model"] = self.ref_model
-            trainer = self._module.trainer_class()(
+            trainer = self._method.trainer_class(
                 model=self.model,
                 args=training_args,
                 train_dataset=self._planned(dataset),
@@ -219,14 +219,13 @@ class PreferenceTrainer(BaseTrainer):
         self._fast_path.take(trainer, self.model, self.ref_model)
         trainer.row_names = self.data_loader.names
         models = {"model": self.model, "reference": self.ref_model}
-        rows, names, alive = self.data_loader.train, self._module.ANSWERS, self.observer.alive
+        rows, names, alive = self.data_loader.train, self._method.answers, self.observer.alive
         forward_check.check(trainer, models, rows, names, precision=self.precision, on_pass=alive)
         self._fast_path.ask_reference_once(trainer, len(self.data_loader.train), self.precision)
         trainer.observer = self.observer
         trainer.describe = self.describe_checkpoint
         trainer.identity = identity(self.config, training_args, self.data_loader.plan_sha256, WARM_UP)
-        if isinstance(self.config, IPOConfig):
-            trainer.smoothing = self.config.label_smoothing
+        self._method.configure(trainer)
         if validation:
             trainer.evaluated = lambda: self._during_evaluation(trainer)
             if self._holds_no_copy:
@@ -245,87 +244,49 @@ class PreferenceTrainer(BaseTrainer):
     def _planned(self, dataset: Dataset) -> Dataset:
         loader = self.data_loader
         if "prompt_ids" not in dataset.column_names:
-            return loader.dataset(self._module.plan(loader.encoded(dataset), self.config))
+            return loader.dataset(self._method.plan(loader.encoded(dataset)))
         # Its own columns and no others; mapped rows still have those of the file.
-        is_planned = set(self._module.COLUMNS[:3]) <= set(dataset.column_names) <= set(self._module.COLUMNS)
+        is_planned = set(self._method.columns[:3]) <= set(dataset.column_names) <= set(self._method.columns)
         return dataset if is_planned else loader.planned(dataset)
 
     def _get_method_specific_args(self) -> dict[str, Any]:
-        return self._module.method_arguments(self.config)
+        return self._method.method_arguments()
 
     @property
     def _method_fields(self) -> set[str]:
         """Training arguments that only the config may set."""
-        return {*self._module.trl_arguments(self.config), *self._module.PLANNED_BY}
+        return {*self._method.trl_arguments(), *self._method.planned_by}
 
     def get_training_arguments(self) -> TrainingArguments:
         return self._arguments()
 
     def _arguments(self, **changes: Any) -> TrainingArguments:
-        config = self.config
         self.load()
-        on_gpu = torch.cuda.is_available()
-        has_validation = bool(self.data_loader.validation)
-        arguments = partial(
-            self._module.arguments_class(),
-            output_dir=config.output_dir,
-            run_name=f"{self.preference_method}-{config.model_name.rstrip('/').rpartition('/')[2]}",
-            learning_rate=config.effective_learning_rate,
-            num_train_epochs=config.num_train_epochs,
-            max_steps=config.max_steps or -1,
-            per_device_train_batch_size=config.per_device_train_batch_size,
-            per_device_eval_batch_size=config.per_device_eval_batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation_steps,
-            # transformers reads a value below 1 as a share of the steps.
-            warmup_steps=config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
-            lr_scheduler_type=config.lr_scheduler_type,
-            lr_scheduler_kwargs=None if config.min_lr_rate is None else {"min_lr_rate": config.min_lr_rate},
-            optim=config.optim,
-            adam_beta1=config.adam_beta1,
-            adam_beta2=config.adam_beta2,
-            adam_epsilon=config.adam_epsilon,
-            weight_decay=config.weight_decay,
-            max_grad_norm=config.max_grad_norm,
-            seed=config.seed,
-            logging_steps=config.logging_steps,
-            logging_first_step=True,
-            logging_nan_inf_filter=False,
-            eval_strategy="steps" if has_validation else "no",
-            eval_steps=interval(config.eval_steps, *self._steps()),
-            eval_on_start=has_validation and config.eval_on_start is not False,
-            save_strategy="steps",
-            save_steps=interval(config.save_steps, *self._steps()),
-            save_total_limit=config.save_total_limit,
-            bf16=self.precision == "bf16",
-            fp16=self.precision == "fp16",
-            use_cpu=not on_gpu,
-            gradient_checkpointing=self._fast_path.checkpointing(self.model, self.data_loader.train, self.precision),
-            dataloader_num_workers=config.dataloader_num_workers,
-            dataloader_pin_memory=config.dataloader_pin_memory and on_gpu,
-            remove_unused_columns=False,
-            prediction_loss_only=True,
-            report_to=list(config.report_to),
-            disable_tqdm=True,
-            **self._module.trl_arguments(config),
-        )(**changes)
-        arguments.label_names = list(self._module.LABEL_NAMES)
-        return arguments
+        return arguments_of(
+            self.config,
+            self._method,
+            self._steps(),
+            precision=self.precision,
+            has_validation=bool(self.data_loader.validation),
+            checkpointing=self._fast_path.checkpointing(self.model, self.data_loader.train, self.precision),
+            **changes,
+        )
 
     # -- evaluation
 
     @property
     def _holds_no_copy(self) -> bool:
         """Whether TRL computes the reference's log-probabilities before the first step, and no copy is held."""
-        return isinstance(self.config, KTOConfig) and not (self.config.use_ref_model or self.config.use_lora)
+        return self.config.trains_without_reference_copy and not self.config.use_lora
 
     def _scores(self, rows: list[Row], reference: Any) -> dict[str, Scores]:
         prompts = [row["prompt_ids"] for row in rows]
-        answers = {name: [row[f"{name}_ids"] for row in rows] for name in self._module.ANSWERS}
+        answers = {name: [row[f"{name}_ids"] for row in rows] for name in self._method.answers}
         batch_size = self.config.per_device_eval_batch_size
         return score(self.model, reference, prompts, answers, batch_size, on_batch=self.observer.alive)
 
     def _metrics(self, rows: list[Row]) -> dict[str, float | None]:
-        return self._module.metrics(self.config, self._scores(rows, self._reference_for_scoring()), rows)
+        return self._method.metrics(self._scores(rows, self._reference_for_scoring()), rows)
 
     def _validation_metrics(self) -> dict[str, float | None]:
         """Of the validation rows, without a second copy of the weights where the config forbids one."""
@@ -334,7 +295,7 @@ class PreferenceTrainer(BaseTrainer):
             return self._metrics(rows)
         now = self._scores(rows, None)
         scores = {name: replace(now[name], ref_logps=self._start[name].logps) for name in now}
-        return self._module.metrics(self.config, scores, rows)
+        return self._method.metrics(scores, rows)
 
     def _during_evaluation(self, trainer: Any) -> dict[str, float | None]:
         """The method's metrics of the validation rows, and of the samples, which the observer gets."""
@@ -413,7 +374,7 @@ class PreferenceTrainer(BaseTrainer):
         dtype = DTYPES[self.precision]
         self._effect_measurement = EffectMeasurement(
             self.config,
-            self._module,
+            self._method,
             self.data_loader,
             self.observer,
             is_half=weights_dtype(self.config.use_lora, self.precision) != torch.float32,
@@ -467,11 +428,12 @@ class PreferenceTrainer(BaseTrainer):
             Claim(reference=fingerprint_of(self._reference_proof)),
             sources=sources,
             remembered=self._remembered,
+            reward=self.config.reward,
         )
-        return self._module.reply(pair.compare(prompt, max_new_tokens=length, **kwargs))
+        return self._method.reply(pair.compare(prompt, max_new_tokens=length, **kwargs))
 
     def method_metadata(self) -> dict[str, Any]:
-        return self._module.metadata(self.config, self.reference_name)
+        return self._method.metadata(self.reference_name)
 
 
 def create_preference_trainer(config: PreferenceConfig) -> PreferenceTrainer:
@@ -479,22 +441,23 @@ def create_preference_trainer(config: PreferenceConfig) -> PreferenceTrainer:
     return PreferenceTrainer(config)
 
 
-def create_kto_trainer(config: KTOConfig) -> PreferenceTrainer:
-    """A KTO trainer. Raises `TypeError` for another method's config."""
-    return _create(config, KTOConfig)
+def _factory(kind: type[PreferenceConfig]) -> Callable[[PreferenceConfig], PreferenceTrainer]:
+    """`create_kto_trainer` and its like: a trainer for one method's config, or `TypeError` for another's."""
+
+    def create(config: PreferenceConfig) -> PreferenceTrainer:
+        if not isinstance(config, kind):
+            raise TypeError(f"config must be a {kind.__name__}, not {type(config).__name__}")
+        return PreferenceTrainer(config)
+
+    create.__name__ = create.__qualname__ = f"create_{kind.method_name}_trainer"
+    create.__doc__ = f"A {kind.title} trainer. Raises `TypeError` for another method's config."
+    return create
 
 
-def create_ipo_trainer(config: IPOConfig) -> PreferenceTrainer:
-    """An IPO trainer. Raises `TypeError` for another method's config."""
-    return _create(config, IPOConfig)
+FACTORIES = {f"create_{name}_trainer": _factory(kind) for name, kind in CONFIG_OF.items()}
 
 
-def create_cpo_trainer(config: CPOConfig) -> PreferenceTrainer:
-    """A CPO trainer. Raises `TypeError` for another method's config."""
-    return _create(config, CPOConfig)
-
-
-def _create(config: Any, kind: type[Any]) -> PreferenceTrainer:
-    if not isinstance(config, kind):
-        raise TypeError(f"config must be a {kind.__name__}, not {type(config).__name__}")
-    return PreferenceTrainer(config)
+def __getattr__(name: str) -> Callable[[PreferenceConfig], PreferenceTrainer]:
+    if name not in FACTORIES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return FACTORIES[name]

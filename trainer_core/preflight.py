@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trainer_core import adapters, lora_options, model_files, optimizers, weight_headers
-from trainer_core.config import KTOSettings, PreferenceConfig, TrainingSettings
+from trainer_core.config import PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, ModelRefused, NotInstalled, SpecInvalid
 from trainer_core.loading import loading
 from trainer_core.models import Locate, refuse_adapter
@@ -107,7 +107,7 @@ def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Ob
     """What needs validation data, or pairs in it, where there is none. Raises `SpecInvalid`."""
     if rows:
         metric = config.early_stopping_metric
-        compares_pairs = isinstance(config, KTOSettings) and metric in KTOSettings.metrics_of_pairs
+        compares_pairs = metric in config.metrics_of_pairs
         if config.early_stopping_patience and compares_pairs and not pair_places(rows):
             raise SpecInvalid(
                 f"early_stopping_metric {metric} compares the two answers of a pair, but the validation rows are single "

@@ -12,11 +12,13 @@ from dataclasses import field as default
 from typing import Any, Literal
 
 Kind = Literal["kto", "pairs"]
+LABELLED: Kind = "kto"
+PAIRS: Kind = "pairs"
 Row = dict[str, Any]
 
 FIELDS: dict[Kind, tuple[str, ...]] = {
-    "kto": ("prompt", "completion", "label"),
-    "pairs": ("prompt", "chosen", "rejected"),
+    LABELLED: ("prompt", "completion", "label"),
+    PAIRS: ("prompt", "chosen", "rejected"),
 }
 ROLES = ("system", "user", "assistant", "tool")
 RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
@@ -56,8 +58,8 @@ def _parts(message: dict[str, Any]) -> list[Any]:
 def kind_of(row: Row) -> Kind | None:
     """A row's kind, from its fields; they need not be complete."""
     if "chosen" in row or "rejected" in row:
-        return "pairs"
-    return "kto" if "completion" in row or "label" in row else None
+        return PAIRS
+    return LABELLED if "completion" in row or "label" in row else None
 
 
 def problems(value: Any, expected: Kind | None) -> Iterator[Problem]:

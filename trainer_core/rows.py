@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainer_core.config import Method
+from trainer_core.config import SETTINGS, SETTINGS_OF, Method, joined
 from trainer_core.errors import DataInvalid, DataUnclear, Detail
 from trainer_core.layouts import Reading, decide
 from trainer_core.layouts.claims import listed
@@ -27,7 +27,7 @@ from trainer_core.layouts.forms import Misfit
 from trainer_core.reading import CHUNK_BYTES, HEAD_BYTES, PLAIN_KINDS, Format, Part, Reader, reader_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.row_errors import MAX_ERRORS, RowErrors
-from trainer_core.row_rules import Kind, Problem, Row, kind_of, problems
+from trainer_core.row_rules import PAIRS, Kind, Problem, Row, kind_of, problems
 
 __all__ = ["MAX_ERRORS", "Kind", "OnBroken", "OnRow", "Part", "Row", "RowChecker", "RowReport", "check_file", "check_rows"]
 
@@ -345,19 +345,21 @@ def _feed(checker: RowChecker, path: Path) -> Iterator[None]:
 
 
 def require_kind(method: Method, kind: Kind | None) -> None:
-    """Raises `DataInvalid` when a method cannot use rows of a kind. KTO takes pairs apart; IPO and CPO need pairs."""
-    if method != "kto" and kind == "kto":
+    """Raises `DataInvalid` when a method cannot use rows of a kind. Methods on labels take pairs apart."""
+    settings = SETTINGS_OF[method]
+    if kind is not None and not settings.takes(kind):
+        others = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
         raise DataInvalid(
-            f"{method.upper()} needs preference pairs (prompt, chosen, rejected); these rows are single answers with a "
-            "label, which only KTO uses",
-            [Detail("dataset", "has kto rows, needs pairs")],
+            f"{settings.title} needs preference pairs (prompt, chosen, rejected); these rows are single answers with a "
+            f"label, which only {others} can use",
+            [Detail("dataset", f"has {kind} rows, needs {PAIRS}")],
         )
 
 
 def read_rows(path: Path, method: Method) -> dict[Part, list[Row]]:
     """All rows of a file in the shape that a method needs, each with its line as `row`.
 
-    KTO gets each pair as two labelled rows with the same number.
+    A method on labels gets each pair as two labelled rows with the same number.
     """
     parts: dict[Part, list[Row]] = {"train": [], "validation": []}
     report = check_file(path, lambda part, row, line: parts[part].append({**row, "row": line}))
@@ -382,7 +384,7 @@ def check_rows(values: Iterable[Any], method: Method) -> list[Row]:
 
 def shaped(rows: list[Row], method: Method) -> list[Row]:
     """Checked rows in the shape that a method needs."""
-    if method != "kto":
+    if SETTINGS_OF[method].rows == "pairs":
         return rows
     return [single for row in rows for single in (_unpaired(row) if "chosen" in row else (row,))]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer_core.acceleration import causal_of, is_accelerated, states_at
+from trainer_core.config import Reward
 from trainer_core.own_head import layers_of, own_logits
 from trainer_core.reference import model_of, side_of
 
@@ -57,6 +58,10 @@ class Scores:
     def avg_ratios(self) -> Tensor:
         """The same a token."""
         return self.ratios / self.tokens
+
+    def rewards(self, beta: float, kind: Reward) -> Tensor:
+        """β times the log-ratio to the reference, `summed` over an answer's tokens or `averaged`."""
+        return beta * (self.avg_ratios if kind == "averaged" else self.ratios)
 
 
 def share_positive(values: Tensor) -> float | None:

@@ -1,21 +1,91 @@
-"""Training arguments that a caller brings: plain transformers `TrainingArguments`, or TRL's, made complete for a method.
+"""Training arguments: those of a config, and those that a caller brings, plain transformers `TrainingArguments` or TRL's.
 
-What the caller set stays; everything else, and the method's own fields, come from the config.
+Of the latter, what the caller set stays; everything else, and the method's own fields, come from the config.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
+from trainer_core.config import PreferenceConfig
 from trainer_core.errors import Detail, SpecInvalid
 from trainer_core.loading import reason_of
+from trainer_core.methods.base import PreferenceMethod
+from trainer_core.models import Precision
+from trainer_core.schedule import interval
 
 # The tokenised rows need these as they are, and the config's device holds the model.
 _FIXED = {"remove_unused_columns", "label_names", "prediction_loss_only", "use_cpu"}
 # One of them alone would contradict the config's value of the other.
 _HALVES = ("bf16", "fp16")
+
+
+def arguments_of(
+    config: PreferenceConfig,
+    method: PreferenceMethod[Any],
+    steps: tuple[int, int],
+    *,
+    precision: Precision,
+    has_validation: bool,
+    checkpointing: bool,
+    **changes: Any,
+) -> TrainingArguments:
+    """The TRL config of a method.
+
+    Args:
+        steps: optimizer steps of the run, and of an epoch.
+        checkpointing: whether activations are computed again in the backward pass.
+        changes: arguments that differ from the config.
+    """
+    on_gpu = torch.cuda.is_available()
+    arguments = partial(
+        method.arguments_class,
+        output_dir=config.output_dir,
+        run_name=f"{config.method_name}-{config.model_name.rstrip('/').rpartition('/')[2]}",
+        learning_rate=config.effective_learning_rate,
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # transformers reads a value below 1 as a share of the steps.
+        warmup_steps=config.warmup_ratio if config.warmup_steps is None else config.warmup_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        lr_scheduler_kwargs=None if config.min_lr_rate is None else {"min_lr_rate": config.min_lr_rate},
+        optim=config.optim,
+        adam_beta1=config.adam_beta1,
+        adam_beta2=config.adam_beta2,
+        adam_epsilon=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if has_validation else "no",
+        eval_steps=interval(config.eval_steps, *steps),
+        eval_on_start=has_validation and config.eval_on_start is not False,
+        save_strategy="steps",
+        save_steps=interval(config.save_steps, *steps),
+        save_total_limit=config.save_total_limit,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        use_cpu=not on_gpu,
+        gradient_checkpointing=checkpointing,
+        dataloader_num_workers=config.dataloader_num_workers,
+        dataloader_pin_memory=config.dataloader_pin_memory and on_gpu,
+        remove_unused_columns=False,
+        prediction_loss_only=True,
+        report_to=list(config.report_to),
+        disable_tqdm=True,
+        **method.trl_arguments(),
+    )(**changes)
+    arguments.label_names = list(method.label_names)
+    return arguments
 
 
 def adopted(

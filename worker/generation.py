@@ -82,7 +82,7 @@ def compare(comparison_id: str) -> None:
 
 
 def _answer(desk: Desk) -> dict[str, Any]:
-    from trainer_core.methods import MODULES
+    from trainer_core.methods import METHOD_OF
 
     def tell(trained: str, reference: str) -> None:
         desk.tell({"trained_model_response": trained, "reference_model_response": reference})
@@ -111,4 +111,4 @@ def _answer(desk: Desk) -> dict[str, Any]:
         # What failed in the middle may be broken; the next question loads it anew.
         warm.forget(job.id)
         raise
-    return MODULES[method].reply(answer)  # pyright: ignore[reportArgumentType]
+    return METHOD_OF[method].reply(answer)

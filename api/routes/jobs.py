@@ -15,56 +15,13 @@ from api.sse import job_events
 from jobs.curves import as_csv
 from jobs.records import JobRecord
 from jobs.service import JobService
-from jobs.spec import JobSpec
+from jobs.spec import JobSpec, example
 from jobs.states import JobState
-from trainer_core.config import Method
+from trainer_core.config import SETTINGS, Method
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-EXAMPLES = {
-    "kto": {
-        "summary": "KTO on the sample data",
-        "value": {
-            "method": "kto",
-            "model_name": "tafdil/tiny-arabic-qwen-2",
-            "dataset_path": "samples/kto_train.jsonl",
-            "learning_rate": 0.001,
-            "learning_rate_cap": None,
-            "max_steps": 20,
-            "per_device_train_batch_size": 8,
-        },
-    },
-    "ipo": {
-        "summary": "IPO on the sample pairs, with validation data",
-        "value": {
-            "method": "ipo",
-            "model_name": "tafdil/tiny-arabic-qwen-2",
-            "dataset_path": "samples/pairs_train.jsonl",
-            "eval_dataset_path": "samples/pairs_held_out.jsonl",
-            "beta": 0.5,
-            "learning_rate": 0.001,
-            "learning_rate_cap": None,
-            "max_steps": 20,
-            "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 1,
-        },
-    },
-    "cpo": {
-        "summary": "CPO on the sample pairs",
-        "value": {
-            "method": "cpo",
-            "model_name": "tafdil/tiny-arabic-qwen-2",
-            "dataset_path": "samples/pairs_train.jsonl",
-            "learning_rate": 0.001,
-            "learning_rate_cap": None,
-            "max_steps": 20,
-            "per_device_train_batch_size": 8,
-            "gradient_accumulation_steps": 1,
-        },
-    },
-}
-
-
+EXAMPLES = {each.method_name: {"summary": f"{each.title} on the sample data", "value": example(each)} for each in SETTINGS}
 EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
 IdempotencyKey = Annotated[
     str | None,

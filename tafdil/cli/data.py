@@ -25,9 +25,11 @@ from tafdil.cli.reading import (
 from tafdil.errors import InvalidRequest
 from tafdil.models import Reading
 from tafdil.text import visible
+from trainer_core.config import SETTINGS, joined
 from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_conversion import convert as convert_file
+from trainer_core.row_rules import LABELLED, PAIRS
 from trainer_core.rows import check_file
 
 app = typer.Typer(no_args_is_help=True)
@@ -58,9 +60,12 @@ def check(
     if as_json:
         show_json({"valid": True, **found})
         return
-    kinds = {"kto": "labelled answers, for KTO", "pairs": "preference pairs, for IPO and CPO, and for KTO"}
-    say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {kinds[str(report.kind)]}")
-    if report.kind == "kto":
+    kind = report.kind or PAIRS
+    is_labelled = kind == LABELLED
+    what = "labelled answers" if is_labelled else "preference pairs"
+    methods = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
+    say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {what}, for {methods}")
+    if is_labelled:
         say(f"{report.desirable_rows} are desirable, {report.train_rows - report.desirable_rows} are not")
     tell_reading(found)
 

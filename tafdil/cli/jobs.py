@@ -23,6 +23,7 @@ from tafdil.effects import EFFECTS, FORECASTS, evidence_lines
 from tafdil.errors import JobFailed, NotFound, WaitTimeout
 from tafdil.models import Comparison
 from tafdil.text import visible
+from trainer_core.config import METHODS, joined
 
 Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; again for more.")]
 FromCheckpoint = Annotated[bool, typer.Option("--from-checkpoint", help="Start from the old job's newest checkpoint.")]
@@ -46,7 +47,7 @@ _PATIENCE_S = 300.0
 @command
 def submit(
     spec_file: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A JSON or TOML file; `-` reads JSON.")] = None,
-    method: Annotated[str | None, typer.Option(help="kto, ipo or cpo.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"The method: {joined(METHODS)}.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to train.")] = None,
     data: Annotated[
         str | None,
@@ -118,7 +119,7 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
 @command
 def list_(
     state: Annotated[str | None, typer.Option(help="Only queued, running, paused, succeeded, failed or cancelled.")] = None,
-    method: Annotated[str | None, typer.Option(help="Only kto, ipo or cpo.")] = None,
+    method: Annotated[str | None, typer.Option(help=f"Only {joined(METHODS)}.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="The most jobs to list.")] = 20,
     as_json: Json = False,
 ) -> None:

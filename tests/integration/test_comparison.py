@@ -45,7 +45,7 @@ def test_each_side_is_answered_by_its_own_weights(pair: ModelPair, trained: Path
     base = load_model(str(trained / "model"), torch.float32).eval()
     alone: Any = load_model(str(trained / "model"), torch.float32)
     merged = PeftModel.from_pretrained(alone, str(trained / "first")).merge_and_unload().eval()
-    apart = ModelPair(merged, base, renderer, pair.beta).compare(PROMPT, max_new_tokens=12)
+    apart = ModelPair(merged, base, renderer, pair.beta, reward=pair.reward).compare(PROMPT, max_new_tokens=12)
     assert apart.trained_response == found.trained_response
     assert apart.reference_response == found.reference_response
     assert apart.preference_score == pytest.approx(found.preference_score, rel=1e-3)
@@ -90,7 +90,7 @@ def test_texts_are_told_while_they_grow(
 
 
 def test_an_adapter_without_effect_is_told(pair: ModelPair) -> None:
-    pair = ModelPair(pair.policy, pair.reference, pair.renderer, pair.beta)
+    pair = ModelPair(pair.policy, pair.reference, pair.renderer, pair.beta, reward=pair.reward)
     with torch.no_grad():
         for name, tensor in adapter_tensors(pair.policy, "default"):
             if "lora_B" in name:
@@ -174,7 +174,7 @@ def test_a_trained_side_with_its_adapter_off_is_noticed(pair: ModelPair) -> None
 
 def test_fingerprints_are_of_live_tensors(trained: Path) -> None:
     loaded = load_pair(trained / "first", lambda name: name)[1]
-    pair = ModelPair(loaded.policy, loaded.reference, loaded.renderer, loaded.beta)
+    pair = ModelPair(loaded.policy, loaded.reference, loaded.renderer, loaded.beta, reward=loaded.reward)
     before = pair.compare(PROMPT, max_new_tokens=4).proof
     with torch.no_grad():
         next(tensor for name, tensor in adapter_tensors(pair.policy, "default") if "lora_B" in name).add_(1e-6)

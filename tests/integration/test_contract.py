@@ -126,7 +126,7 @@ def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, t
     """Rows as in a file, rows as the loader's functions map them, and the loader's own: the same training."""
     from trl import DPOTrainer, KTOTrainer
 
-    from trainer_core.methods.cpo import CPOTrainer
+    from trainer_core.methods.cpo_trainer import CPOTrainer
 
     trainer = trainer_of(method, model, tmp_path)
     arguments = trainer.get_training_arguments()

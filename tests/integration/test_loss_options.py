@@ -15,8 +15,8 @@ from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
 from tests.training import config
 from trainer_core.fast_path import FastPath
-from trainer_core.methods.cpo import CPOTrainer, TokenizedCPOTrainer
-from trainer_core.methods.cpo import TRLConfig as CPOConfig
+from trainer_core.methods.cpo_trainer import CPOTrainer, TokenizedCPOTrainer
+from trainer_core.methods.cpo_trainer import TRLConfig as CPOConfig
 from trainer_core.methods.ipo import TokenizedIPOTrainer
 from trainer_core.methods.kto import TokenizedKTOTrainer
 
@@ -50,8 +50,8 @@ CASES = [
     ("kto", {"loss_type": "apo_zero_unpaired"}, PLAIN),
     ("cpo", {"loss_type": "sigmoid", "label_smoothing": 0.1}, SHARED),
     ("cpo", {"loss_type": "hinge"}, SHARED),
-    ("cpo", {"loss_type": "ipo"}, PLAIN),
-    ("cpo", {"loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0}, PLAIN),
+    ("cpo", {"loss_type": "ipo"}, SHARED),
+    ("cpo", {"loss_type": "simpo", "simpo_gamma": 0.7, "cpo_alpha": 0.0}, SHARED),
     ("cpo", {"loss_type": "simpo", "alpha": 0.5, "cpo_alpha": 0.0}, PLAIN),
     ("cpo", {"loss_type": "sigmoid", "alpha": 0.02}, PLAIN),
     ("dpo", {"loss_type": ["ipo"]}, SHARED),

@@ -21,7 +21,7 @@ from trainer_core import (
 from trainer_core.checkpoints import newest_verified
 from trainer_core.comparison import load_pair
 from trainer_core.errors import DataInvalid, ModelNotFound, ReferenceMismatch, Stopped
-from trainer_core.methods import MODULES
+from trainer_core.methods import METHOD_OF
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -60,7 +60,7 @@ def test_a_training_from_start_to_comparison(method: str, tmp_path: Path) -> Non
 
     live = trainer.generate_with_comparison(PROMPT, max_length=24)
     method_again, pair = load_pair(tmp_path / "out", lambda name: name)
-    reloaded = MODULES[method_again].reply(pair.compare(PROMPT, max_new_tokens=24))
+    reloaded = METHOD_OF[method_again].reply(pair.compare(PROMPT, max_new_tokens=24))
     assert reloaded["trained_model_response"] == live["trained_model_response"]
     assert reloaded["reference_model_response"] == live["reference_model_response"]
     assert reloaded["proof"]["trained_fingerprint"] == live["proof"]["trained_fingerprint"] == metadata["weights_sha256"]
@@ -217,7 +217,7 @@ def test_the_experimental_cpo_trainer_is_the_one_that_is_built_on() -> None:
     """TRL may change it without notice: what is overridden and passed must still be there."""
     import inspect
 
-    from trainer_core.methods.cpo import CPOTrainer, TRLConfig
+    from trainer_core.methods.cpo_trainer import CPOTrainer, TRLConfig
 
     assert list(inspect.signature(CPOTrainer.__init__).parameters)[1:8] == [
         "model",

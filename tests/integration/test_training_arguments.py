@@ -11,7 +11,7 @@ from tests.fakes import RecordingObserver
 from tests.training import METHODS, config, held_out, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.errors import SpecInvalid
-from trainer_core.methods.cpo import TRLConfig as CPOConfig
+from trainer_core.methods.cpo_trainer import TRLConfig as CPOConfig
 
 CLASSES: dict[str, Any] = {"kto": KTOConfig, "ipo": DPOConfig, "cpo": CPOConfig}
 
@@ -48,7 +48,7 @@ def test_plain_training_arguments_train_as_the_config_says(method: str, tmp_path
     assert (found.args.per_device_train_batch_size, found.args.gradient_accumulation_steps) == (4, 1)
     assert (found.args.beta, found.args.max_length) == (0.3, 200)
     assert found.args.remove_unused_columns is False
-    assert found.args.label_names == list(trainer._module.LABEL_NAMES)
+    assert found.args.label_names == list(trainer._method.label_names)
     if method == "ipo":
         assert found.args.loss_type == ["ipo"]
     assert found.identity["learning rate"] == 2e-3
@@ -67,7 +67,7 @@ def test_arguments_of_trl_get_no_loss_of_their_own(method: str, tmp_path: Path) 
     trainer = loaded(method, tmp_path)
     own = trainer.get_training_arguments()
     found = made(trainer, CLASSES[method](output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, logging_steps=3)).args
-    fields = trainer._module.trl_arguments(trainer.config)
+    fields = trainer._method.trl_arguments()
     assert {name: getattr(found, name) for name in fields} == {name: getattr(own, name) for name in fields}
     assert (found.output_dir, found.logging_steps) == (str(tmp_path / "trl"), 3)
     wrong = {"kto": {"desirable_weight": 2.0}, "ipo": {"loss_type": ["robust"]}, "cpo": {"loss_type": "simpo"}}[method]

@@ -207,7 +207,7 @@ def test_the_arguments_of_the_trainer_are_the_products(method: str, tmp_path: Pa
     trainer = PreferenceTrainer(config(method, tmp_path / "out"), observer=RecordingObserver())
     arguments = trainer.get_training_arguments()
     plain = type(arguments)(output_dir=str(tmp_path), use_cpu=True, report_to=[])
-    own = set(trainer._module.trl_arguments(trainer.config))
+    own = set(trainer._method.trl_arguments())
     # An old name of gradient_checkpointing, and what transformers finds out by itself.
     computed = {"activation_checkpointing", "_n_gpu", "distributed_state", "deepspeed_plugin", "accelerator_config"}
     changed = {

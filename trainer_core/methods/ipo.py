@@ -11,35 +11,20 @@ Source: Azar et al. 2023, arXiv:2310.12036, eq. 17; the division by length follo
 authors. Label smoothing is ours: TRL ignores it for this loss.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from trl import DPOConfig as TRLConfig
-from trl import DPOTrainer
 
-from trainer_core.config import IPOSettings
-from trainer_core.effect import Margin, paired_margin
-from trainer_core.methods.pairs import ANSWERS, COLUMNS, LABEL_NAMES, NULLABLE, arrange, pair_metrics, plan, reply
-from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
-from trainer_core.row_rules import Row
+from trainer_core.config.ipo import IPOSettings
+from trainer_core.methods.dpo_trainer import TokenizedDPOTrainer, TRLConfig
+from trainer_core.methods.pairs import PairMethod
 from trainer_core.scoring import Scores
 
-REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-PLANNED_BY = ()
 
-__all__ = ["ANSWERS", "COLUMNS", "LABEL_NAMES", "NULLABLE", "arrange", "plan", "reply"]
-
-
-class TokenizedIPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):
-    """TRL's DPO trainer on tokenised rows, with the label smoothing that TRL leaves out for IPO."""
+class TokenizedIPOTrainer(TokenizedDPOTrainer):
+    """TRL's DPO trainer with the label smoothing that it leaves out for IPO."""
 
     smoothing: float = 0.0
-
-    def plain_path_reason(self) -> str | None:
-        if self.use_weighting:
-            return "the loss weighs tokens by how concentrated the whole distribution is (use_weighting)"
-        return super().plain_path_reason()
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         # Other losses have no such form, and TRL smooths those that it can smooth by its own option.
@@ -60,49 +45,24 @@ class TokenizedIPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):
         return (result[0] + constant, result[1]) if return_outputs else result + constant
 
 
-def trainer_class() -> type[Any]:
-    return TokenizedIPOTrainer
+class IPO(PairMethod[IPOSettings]):
+    """IPO, with δ averaged over tokens."""
 
+    trainer_class = TokenizedIPOTrainer
+    arguments_class = TRLConfig
+    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
 
-def arguments_class() -> type[Any]:
-    return TRLConfig
+    def fixed_arguments(self) -> dict[str, Any]:
+        return {"loss_type": "ipo"}
 
+    def trl_arguments(self) -> dict[str, Any]:
+        # TRL would ignore the smoothing, which `TokenizedIPOTrainer` adds.
+        return {name: value for name, value in super().trl_arguments().items() if name != "label_smoothing"}
 
-def method_arguments(config: IPOSettings) -> dict[str, Any]:
-    return {
-        "beta": config.beta,
-        "loss_type": "ipo",
-        "label_smoothing": config.label_smoothing,
-        "max_length": config.max_length,
-        "max_prompt_length": config.max_prompt_length,
-    }
+    def configure(self, trainer: Any) -> None:
+        trainer.smoothing = self.config.label_smoothing
 
-
-def trl_arguments(config: IPOSettings) -> dict[str, Any]:
-    return {"beta": config.beta, "loss_type": "ipo", "max_length": config.max_length}
-
-
-def ipo_loss(delta: Tensor, beta: float, label_smoothing: float) -> Tensor:
-    """The loss of each pair, unreduced, from δ (pairs,); see the module's formula."""
-    target = 1 / (2 * beta)
-    return (1 - label_smoothing) * (delta - target) ** 2 + label_smoothing * (delta + target) ** 2
-
-
-def metrics(config: IPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
-    delta = scores["chosen"].avg_ratios - scores["rejected"].avg_ratios
-    return pair_metrics(scores, ipo_loss(delta, config.beta, config.label_smoothing), config.beta * delta)
-
-
-def margin(config: IPOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
-    return paired_margin((config.beta * (scores["chosen"].avg_ratios - scores["rejected"].avg_ratios)).tolist())
-
-
-def metadata(config: IPOSettings, reference_name: str) -> dict[str, Any]:
-    return {
-        "training_method": "ipo",
-        "beta": config.beta,
-        "label_smoothing": config.label_smoothing,
-        "max_prompt_length": config.max_prompt_length,
-        "max_length": config.max_length,
-        "ref_model_name": reference_name,
-    }
+    def losses(self, chosen: Scores, rejected: Scores) -> Tensor:
+        delta, target = chosen.avg_ratios - rejected.avg_ratios, 1 / (2 * self.config.beta)
+        smoothing = self.config.label_smoothing
+        return (1 - smoothing) * (delta - target) ** 2 + smoothing * (delta + target) ** 2

@@ -11,8 +11,8 @@ Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within t
 confidence is ours.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,32 +21,19 @@ from trl import KTOTrainer
 
 from trainer_core.acceleration import Behind, is_accelerated
 from trainer_core.comparison import Comparison
-from trainer_core.config import KTOSettings
+from trainer_core.config.kto import KTOSettings
 from trainer_core.effect import Margin, unpaired_margin
+from trainer_core.methods.base import PreferenceMethod
 from trainer_core.methods.tokenized import TokenizedTrainer
-from trainer_core.plan import plan_kto
+from trainer_core.plan import plan_kto, suggested_weights
 from trainer_core.row_rules import Row
 from trainer_core.rows import pair_places
 from trainer_core.scoring import Scores, share_positive
 
-LABEL_NAMES = ["completion_labels"]
-COLUMNS = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "loss_weight")
-ANSWERS = ("completion", "KL_completion")
-REFERENCE_COLUMNS = ("ref_logps", "ref_KL_logps")
-# Each row has its partner for the KL estimate within its batch.
-PLANNED_BY = ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size")
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
-NULLABLE = (
-    *_BY_LABEL,
-    "rewards/margins",
-    "eval_desirable_accuracy",
-    "eval_undesirable_accuracy",
-    "eval_preference_accuracy",
-    "eval_margin_accuracy",
-    "eval_margin",
-    "eval_mean_kl",
-)
-"""Metrics that batches of one label, rows that come from no pairs, or a training without a reference copy cannot have."""
+
+# How far the weighted ratio of the labels may lie outside the paper's range before it is worth a warning.
+_RATIO_TOLERANCE = 1.25
 
 
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
@@ -102,107 +89,111 @@ def _labels(batch: Any, prefix: str) -> Tensor:
     return batch[f"{prefix}input_ids"].masked_fill(batch[f"{prefix}completion_mask"] == 0, -100)
 
 
-def trainer_class() -> type[Any]:
-    return TokenizedKTOTrainer
+class KTO(PreferenceMethod[KTOSettings]):
+    """KTO, with a row's partner for the KL estimate planned into its batch."""
 
+    trainer_class = TokenizedKTOTrainer
+    arguments_class = TRLConfig
+    label_names = ("completion_labels",)
+    columns = ("prompt_ids", "completion_ids", "KL_completion_ids", "label", "row", "KL_row", "loss_weight")
+    answers = ("completion", "KL_completion")
+    reference_columns = ("ref_logps", "ref_KL_logps")
+    # Each row has its partner for the KL estimate within its batch.
+    planned_by = ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size")
+    nullable: ClassVar[tuple[str, ...]] = (
+        *_BY_LABEL,
+        "rewards/margins",
+        "eval_desirable_accuracy",
+        "eval_undesirable_accuracy",
+        "eval_preference_accuracy",
+        "eval_margin_accuracy",
+        "eval_margin",
+        "eval_mean_kl",
+    )
+    """What batches of one label, rows that come from no pairs, or a training without a reference copy cannot have."""
 
-def arguments_class() -> type[Any]:
-    return TRLConfig
+    def trl_arguments(self) -> dict[str, Any]:
+        # Sequential: the plan's order carries the KL partners. Without LoRA and without a reference copy, the reference's
+        # log-probabilities are computed once, before the weights move.
+        config = self.config
+        return {
+            **super().trl_arguments(),
+            "train_sampling_strategy": "sequential",
+            "precompute_ref_log_probs": not (config.use_ref_model or config.use_lora),
+        }
 
+    def plan(self, rows: Sequence[Row]) -> list[Row]:
+        return plan_kto(self._weighted(rows), self.config.per_device_train_batch_size, self.config.seed)
 
-def method_arguments(config: KTOSettings) -> dict[str, Any]:
-    return {
-        "beta": config.beta,
-        "desirable_weight": config.desirable_weight,
-        "undesirable_weight": config.undesirable_weight,
-        "max_length": config.max_length,
-        "max_prompt_length": config.max_prompt_length,
-    }
+    def arrange(self, rows: Sequence[Row]) -> list[Row]:
+        return plan_kto(self._weighted(rows), self.config.per_device_eval_batch_size, self.config.seed, keep_all=True)
 
+    def _weighted(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """Rows with their `loss_weight`; without confidence, with none, since a field of the file may have that name."""
+        if self.config.use_confidence:
+            return [{**row, "loss_weight": float(row.get("confidence") or 1)} for row in rows]
+        return [{name: value for name, value in row.items() if name != "loss_weight"} for row in rows]
 
-def trl_arguments(config: KTOSettings) -> dict[str, Any]:
-    # Sequential: the plan's order carries the KL partners. Without LoRA and without a reference copy, the reference's
-    # log-probabilities are computed once, before the weights move.
-    return {
-        "beta": config.beta,
-        "desirable_weight": config.desirable_weight,
-        "undesirable_weight": config.undesirable_weight,
-        "max_length": config.max_length,
-        "train_sampling_strategy": "sequential",
-        "precompute_ref_log_probs": not (config.use_ref_model or config.use_lora),
-    }
+    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        desirable = sum(row["label"] for row in rows)
+        undesirable = len(rows) - desirable
+        weights = suggested_weights(desirable, undesirable)
+        if weights is None:
+            only = "desirable" if desirable else "undesirable"
+            yield "one_label_only", f"all training rows are {only}; {self.config.title} learns from the contrast of both"
+            return
+        ratio = self.config.desirable_weight * desirable / (self.config.undesirable_weight * undesirable)
+        if not 1 / _RATIO_TOLERANCE <= ratio <= 4 / 3 * _RATIO_TOLERANCE:
+            yield (
+                "labels_unbalanced",
+                f"{desirable} desirable and {undesirable} undesirable rows with these weights give a ratio of {ratio:.2f}, "
+                "which should lie between 1 and 1.33: set desirable_weight to "
+                f"{weights['desirable_weight_min']:.2f}–{weights['desirable_weight_max']:.2f}, or undesirable_weight to "
+                f"{weights['undesirable_weight_min']:.2f}–{weights['undesirable_weight_max']:.2f}, and the other to 1",
+            )
 
+    def metrics(self, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+        """Metrics of labelled rows; `docs/metrics.md` has their formulas.
 
-def plan(rows: Sequence[Row], config: KTOSettings) -> list[Row]:
-    return plan_kto(_weighted(rows, config), config.per_device_train_batch_size, config.seed)
+        A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None, as do
+        rows that come from no pairs for what compares the two answers of a pair.
+        """
+        config = self.config
+        labels = torch.tensor([row["label"] for row in rows])
+        answers = scores["completion"]
+        ratios, rewards = answers.ratios, self.rewards(answers)
+        z = scores["KL_completion"].ratios.mean().clamp(min=0)
+        signs = torch.where(labels, 1.0, -1.0).double()
+        weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
+        weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
+        agreement = signs * (ratios - z)
+        losses = weights * (1 - torch.sigmoid(config.beta * agreement))
+        chosen, rejected = torch.tensor(pair_places(rows), dtype=torch.long).reshape(-1, 2).T
+        gaps = answers.avg_logps[chosen] - answers.avg_logps[rejected]
+        margins = rewards[chosen] - rewards[rejected]
+        return {
+            "kto_loss": losses.mean().item(),
+            "desirable_accuracy": share_positive(agreement[labels]),
+            "undesirable_accuracy": share_positive(agreement[~labels]),
+            "overall_accuracy": share_positive(agreement),
+            "preference_accuracy": share_positive(gaps),
+            "margin_accuracy": share_positive(margins),
+            "margin": margins.mean().item() if len(margins) else None,
+            "kl_estimate": z.item(),
+            "mean_kl": answers.mean_kl,
+        }
 
+    def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+        """Mean reward of desirable rows minus that of undesirable ones; None if a label has no rows."""
+        labels = torch.tensor([bool(row["label"]) for row in rows])
+        rewards = self.rewards(scores["completion"])
+        return unpaired_margin(rewards[labels].tolist(), rewards[~labels].tolist())
 
-def arrange(rows: Sequence[Row], config: KTOSettings) -> list[Row]:
-    return plan_kto(_weighted(rows, config), config.per_device_eval_batch_size, config.seed, keep_all=True)
-
-
-def _weighted(rows: Sequence[Row], config: KTOSettings) -> Sequence[Row]:
-    """Rows with their `loss_weight`, or, unless confidence is used, with none: a field of the file may have that name."""
-    if config.use_confidence:
-        return [{**row, "loss_weight": float(row.get("confidence") or 1)} for row in rows]
-    return [{name: value for name, value in row.items() if name != "loss_weight"} for row in rows]
-
-
-def metrics(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
-    """Metrics of labelled rows; `docs/metrics.md` has their formulas.
-
-    A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None, as do
-    rows that come from no pairs for what compares the two answers of a pair.
-    """
-    labels = torch.tensor([row["label"] for row in rows])
-    answers = scores["completion"]
-    ratios = answers.ratios
-    z = scores["KL_completion"].ratios.mean().clamp(min=0)
-    signs = torch.where(labels, 1.0, -1.0).double()
-    weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
-    weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
-    losses = weights * (1 - torch.sigmoid(config.beta * signs * (ratios - z)))
-    agreement = signs * (ratios - z)
-    chosen, rejected = torch.tensor(pair_places(rows), dtype=torch.long).reshape(-1, 2).T
-    gaps = answers.avg_logps[chosen] - answers.avg_logps[rejected]
-    margins = config.beta * (ratios[chosen] - ratios[rejected])
-    return {
-        "kto_loss": losses.mean().item(),
-        "desirable_accuracy": share_positive(agreement[labels]),
-        "undesirable_accuracy": share_positive(agreement[~labels]),
-        "overall_accuracy": share_positive(agreement),
-        "preference_accuracy": share_positive(gaps),
-        "margin_accuracy": share_positive(margins),
-        "margin": margins.mean().item() if len(margins) else None,
-        "kl_estimate": z.item(),
-        "mean_kl": answers.mean_kl,
-    }
-
-
-def margin(config: KTOSettings, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
-    """Mean reward of desirable rows minus that of undesirable ones; None if a label has no rows."""
-    labels = torch.tensor([bool(row["label"]) for row in rows])
-    rewards = config.beta * scores["completion"].ratios
-    return unpaired_margin(rewards[labels].tolist(), rewards[~labels].tolist())
-
-
-def metadata(config: KTOSettings, reference_name: str) -> dict[str, Any]:
-    return {
-        "training_method": "kto",
-        "beta": config.beta,
-        "desirable_weight": config.desirable_weight,
-        "undesirable_weight": config.undesirable_weight,
-        "max_prompt_length": config.max_prompt_length,
-        "max_length": config.max_length,
-        "use_ref_model": config.use_ref_model,
-        "ref_model_name": reference_name,
-    }
-
-
-def reply(comparison: Comparison) -> dict[str, Any]:
-    score = comparison.preference_score
-    return {
-        **comparison.responses(),
-        "preference_signal": "desirable" if score > 0.5 else "undesirable",
-        "confidence_score": max(score, 1 - score),
-    }
+    @staticmethod
+    def reply(comparison: Comparison) -> dict[str, Any]:
+        score = comparison.preference_score
+        return {
+            **comparison.responses(),
+            "preference_signal": "desirable" if score > 0.5 else "undesirable",
+            "confidence_score": max(score, 1 - score),
+        }

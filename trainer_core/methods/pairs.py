@@ -1,68 +1,78 @@
-"""What IPO and CPO share: their columns and plan, metrics over pairs, and their comparison reply."""
+"""What the methods on pairs share: their columns and plan, their metrics, and their comparison reply."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer_core.comparison import Comparison
-from trainer_core.config import TrainingSettings
+from trainer_core.config.pairs import PairSettings
+from trainer_core.effect import Margin, paired_margin
+from trainer_core.methods.base import PreferenceMethod
 from trainer_core.plan import plan_pairs
 from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores, share_positive
 
-LABEL_NAMES = [
-    "chosen_labels",
-    "rejected_labels",
-    "chosen_input_ids",
-    "rejected_input_ids",
-    "chosen_attention_mask",
-    "rejected_attention_mask",
-]
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "row")
-ANSWERS = ("chosen", "rejected")
-NULLABLE = ()
+PairSettingsT = TypeVar("PairSettingsT", bound=PairSettings)
 
 
-def plan(rows: Sequence[Row], config: TrainingSettings) -> list[Row]:
-    return plan_pairs(rows, config.per_device_train_batch_size, config.seed)
+class PairMethod(PreferenceMethod[PairSettingsT]):
+    """A method whose loss compares a chosen with a rejected answer."""
 
+    columns: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+    answers: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    label_names: ClassVar[tuple[str, ...]] = (
+        "chosen_labels",
+        "rejected_labels",
+        "chosen_input_ids",
+        "rejected_input_ids",
+        "chosen_attention_mask",
+        "rejected_attention_mask",
+    )
 
-def arrange(rows: Sequence[Row], config: TrainingSettings) -> list[Row]:
-    return list(rows)
+    @abstractmethod
+    def losses(self, chosen: Scores, rejected: Scores) -> Tensor:
+        """(pairs,) float64: the method's loss, unreduced; see the formula of its module."""
 
+    def plan(self, rows: Sequence[Row]) -> list[Row]:
+        return plan_pairs(rows, self.config.per_device_train_batch_size, self.config.seed)
 
-def pair_metrics(scores: dict[str, Scores], losses: Tensor, margins: Tensor) -> dict[str, float | None]:
-    """Metrics of pairs; `docs/metrics.md` has their formulas.
+    def arrange(self, rows: Sequence[Row]) -> list[Row]:
+        return list(rows)
 
-    Args:
-        scores: of the `chosen` and the `rejected` answers.
-        losses: (pairs,) the method's loss.
-        margins: (pairs,) β times the difference of the log-ratios, as the method measures them.
+    def metrics(self, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+        """Metrics of pairs; `docs/metrics.md` has their formulas.
 
-    Returns:
-        `preference_loss`, `preference_accuracy` (the chosen answer has the higher log-probability per token; a tie counts a
-        half), `margin_accuracy` (the margin is positive; likewise), `margin` (mean), `confidence` (mean σ(margin)),
-        `chosen_nll` and `mean_kl` (nats per token).
-    """
-    chosen, rejected = scores["chosen"], scores["rejected"]
-    gap = chosen.avg_logps - rejected.avg_logps
-    return {
-        "preference_loss": losses.mean().item(),
-        "preference_accuracy": share_positive(gap),
-        "margin_accuracy": share_positive(margins),
-        "margin": margins.mean().item(),
-        "confidence": torch.sigmoid(margins).mean().item(),
-        "chosen_nll": -(chosen.logps.sum() / chosen.tokens.sum()).item(),
-        "mean_kl": ((chosen.kl.sum() + rejected.kl.sum()) / (chosen.tokens.sum() + rejected.tokens.sum())).item(),
-    }
+        Returns:
+            `preference_loss`; `preference_accuracy` (the chosen answer has the higher log-probability per token; a tie
+            counts a half); `margin_accuracy` (the margin is positive; likewise); `margin` (mean); `confidence` (mean
+            σ(margin)); `chosen_nll` and `mean_kl` (nats per token).
+        """
+        chosen, rejected = scores["chosen"], scores["rejected"]
+        margins = self._margins(scores)
+        return {
+            "preference_loss": self.losses(chosen, rejected).mean().item(),
+            "preference_accuracy": share_positive(chosen.avg_logps - rejected.avg_logps),
+            "margin_accuracy": share_positive(margins),
+            "margin": margins.mean().item(),
+            "confidence": torch.sigmoid(margins).mean().item(),
+            "chosen_nll": -(chosen.logps.sum() / chosen.tokens.sum()).item(),
+            "mean_kl": ((chosen.kl.sum() + rejected.kl.sum()) / (chosen.tokens.sum() + rejected.tokens.sum())).item(),
+        }
 
+    def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+        return paired_margin(self._margins(scores).tolist())
 
-def reply(comparison: Comparison) -> dict[str, Any]:
-    score = comparison.preference_score
-    return {
-        **comparison.responses(),
-        "preference_score": score,
-        "improvement_detected": score > 0.5 and comparison.texts_differ,
-    }
+    def _margins(self, scores: dict[str, Scores]) -> Tensor:
+        return self.rewards(scores["chosen"]) - self.rewards(scores["rejected"])
+
+    @staticmethod
+    def reply(comparison: Comparison) -> dict[str, Any]:
+        score = comparison.preference_score
+        return {
+            **comparison.responses(),
+            "preference_score": score,
+            "improvement_detected": score > 0.5 and comparison.texts_differ,
+        }

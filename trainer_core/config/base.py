@@ -1,11 +1,8 @@
-"""The settings of a preference training: `KTOConfig`, `IPOConfig`, `CPOConfig`.
-
-Each method's own fields are a class of their own (`KTOSettings`, ...), which the job spec of the service shares, so that a
-field is described once. Torch-free: importing this module loads pydantic and nothing heavier.
-"""
+"""What every method's settings have: their fields, and the facts that a method states about itself. Torch-free."""
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -19,10 +16,13 @@ from pydantic import (
     model_validator,
 )
 
-from trainer_core.library_paths import LibraryPaths
+from trainer_core.row_rules import PAIRS, Kind
 
-Method = Literal["kto", "ipo", "cpo"]
-METHODS: tuple[Method, ...] = ("kto", "ipo", "cpo")
+Rows = Literal["labels", "pairs"]
+"""What a method's loss is computed from: single answers with a label, or pairs of a chosen and a rejected answer."""
+
+Reward = Literal["summed", "averaged"]
+"""How a method takes an answer's log-ratio to the reference: summed over its tokens, or their average."""
 
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"]
 """By the names of transformers' `OptimizerNames`."""
@@ -102,9 +102,42 @@ class TrainingSettings(BaseModel):
     """What every method has. Unknown fields, NaN and infinities are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
-    method_name: ClassVar[Method]
+
+    method_name: ClassVar[str]
+    """As a spec's `method` says it, and the name of its file in `trainer_core.methods`."""
+    title: ClassVar[str]
+    """As people write it, e.g. `SimPO`. Classes of the method begin with it."""
+    full_name: ClassVar[str]
+    paper: ClassVar[str]
+    """The arXiv identifier."""
+    headline: ClassVar[bool] = False
+    """Whether introductions, the demo and benchmarks show it."""
+    rows: ClassVar[Rows]
+    loss_needs_reference: ClassVar[bool] = True
+    reward: ClassVar[Reward] = "summed"
+    """What margins and comparisons are computed from."""
     early_stopping_metrics: ClassVar[dict[str, bool]]
     """What `early_stopping_metric` may name, and whether more of it is better."""
+    metrics_of_pairs: ClassVar[tuple[str, ...]] = ()
+    """Of these, what rows that were labelled one by one do not have."""
+    loss_fields: ClassVar[tuple[str, ...]]
+    """Fields that the loss depends on, in the order of the metadata file."""
+    newer_fields: ClassVar[tuple[str, ...]] = ()
+    """Of these, what metadata and `_get_method_specific_args` leave out at its default: the contract is older."""
+    main_fields: ClassVar[tuple[str, ...]] = (
+        "learning_rate",
+        "num_train_epochs",
+        "max_steps",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "max_prompt_length",
+        "lora_r",
+        "eval_steps",
+    )
+    """Fields beside those of the loss that a form shows first."""
+    example: ClassVar[dict[str, Any]] = {}
+    """Fields of `sample_run` beside those that every method has there."""
 
     model_name: str = Field(
         min_length=1, max_length=200, description="The model to train, e.g. `Qwen/Qwen2.5-0.5B-Instruct`."
@@ -255,10 +288,53 @@ class TrainingSettings(BaseModel):
     dataloader_num_workers: int = Field(0, ge=0, le=64, description="Processes that prepare batches.")
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to a GPU.")
 
+    @classmethod
+    def sample_run(cls) -> dict[str, Any]:
+        """Fields with which the shipped model learns something from the sample data within a minute on two cores."""
+        return {
+            # A model of a million parameters learns at a rate that would ruin a large one, so the cap is lifted.
+            "learning_rate": 1e-3,
+            "learning_rate_cap": None,
+            "per_device_train_batch_size": 16,
+            "gradient_accumulation_steps": 1,
+            "max_steps": 60,
+            **cls.example,
+        }
+
+    @classmethod
+    def metadata_fields(cls) -> tuple[str, ...]:
+        """Fields that the metadata file repeats."""
+        return (*cls.loss_fields, "max_prompt_length", "max_length")
+
+    @classmethod
+    def stated(cls, names: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of fields, with their values, those that are stated. A field that is missing in `values` is left out."""
+        known = {name: values[name] for name in names if name in values}
+        return {
+            name: value
+            for name, value in known.items()
+            if name not in cls.newer_fields or value != cls.model_fields[name].default
+        }
+
+    @classmethod
+    def takes(cls, kind: Kind) -> bool:
+        """Whether rows of a kind can train. Pairs serve every method: each is two labelled answers as well."""
+        return kind == PAIRS or cls.rows == "labels"
+
     @property
-    def preference_method(self) -> Method:
-        """`kto`, `ipo` or `cpo`."""
+    def preference_method(self) -> str:
+        """The method's name, e.g. `kto`."""
         return self.method_name
+
+    @property
+    def trains_without_reference_copy(self) -> bool:
+        """Whether the config forbids a copy of the reference beside the model in training."""
+        return False
+
+    @property
+    def weighs_confidence(self) -> bool:
+        """Whether each row's loss is multiplied by its `confidence`."""
+        return False
 
     @property
     def reference_in_4bit(self) -> bool:
@@ -360,104 +436,3 @@ class TrainingSettings(BaseModel):
             # The stored settings say what trains, and can be read again. Not an assignment, which would validate anew.
             object.__setattr__(self, "warmup_ratio", 0.0)
         return self
-
-
-class KTOSettings(TrainingSettings):
-    """Kahneman-Tversky Optimization: rows with one completion and a label (arXiv:2402.01306)."""
-
-    method_name: ClassVar[Method] = "kto"
-    early_stopping_metrics: ClassVar[dict[str, bool]] = {
-        "loss": False,
-        "kto_loss": False,
-        "overall_accuracy": True,
-        "desirable_accuracy": True,
-        "undesirable_accuracy": True,
-        "preference_accuracy": True,
-        "margin_accuracy": True,
-        "margin": True,
-    }
-    metrics_of_pairs: ClassVar[tuple[str, ...]] = ("preference_accuracy", "margin_accuracy", "margin")
-    """Of these, what rows that were labelled one by one do not have."""
-
-    desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
-    undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
-    use_ref_model: bool = Field(
-        True, description="`false`: hold no reference copy; the same loss, with the adapter switched off."
-    )
-    use_confidence: bool = Field(
-        False, description="Multiply each row's loss by its `confidence` (above 0, at most 1; absent: 1)."
-    )
-
-    @model_validator(mode="after")
-    def _kto_consistent(self) -> Self:
-        if self.per_device_train_batch_size < 2:
-            raise ValueError(
-                "per_device_train_batch_size must be at least 2 for KTO: its KL estimate pairs each row with another"
-            )
-        if not self.use_ref_model and self.ref_model_name not in (None, self.model_name):
-            raise ValueError("use_ref_model=false cannot be combined with another ref_model_name")
-        if not self.use_ref_model and self.reference_in_4bit != (self.load_in_4bit and self.use_lora):
-            raise ValueError(
-                "use_ref_model=false holds no copy of the reference that could be in 4 bit: set ref_load_in_4bit as the "
-                "model in training is held"
-            )
-        return self
-
-
-class _PairSettings(TrainingSettings):
-    early_stopping_metrics: ClassVar[dict[str, bool]] = {
-        "loss": False,
-        "preference_loss": False,
-        "preference_accuracy": True,
-        "margin_accuracy": True,
-        "margin": True,
-        "confidence": True,
-        "chosen_nll": False,
-    }
-
-    learning_rate: Positive = Field(5e-7, le=1, description="Peak learning rate, before the cap.")
-    learning_rate_cap: Positive | None = Field(
-        5e-7, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."
-    )
-    per_device_train_batch_size: int = Field(2, ge=1, le=1024, description="Pairs a forward pass.")
-    gradient_accumulation_steps: int = Field(8, ge=1, le=4096, description="Forward passes an optimizer step.")
-    eval_steps: Interval = Field(
-        1000, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Assumed share of pairs whose labels are swapped.")
-
-
-class IPOSettings(_PairSettings):
-    """Identity Preference Optimization: pairs, squared loss (arXiv:2310.12036)."""
-
-    method_name: ClassVar[Method] = "ipo"
-
-
-class CPOSettings(_PairSettings):
-    """Contrastive Preference Optimization: pairs, reference-free, plus NLL of the chosen answer (arXiv:2401.08417)."""
-
-    method_name: ClassVar[Method] = "cpo"
-
-    cpo_alpha: float = Field(1.0, ge=0, le=1000, description="Weight of the chosen answer's NLL.")
-    loss_type: Literal["sigmoid", "hinge"] = Field("sigmoid", description="Form of the preference term.")
-
-    @model_validator(mode="after")
-    def _cpo_consistent(self) -> Self:
-        if self.loss_type == "hinge" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing applies to loss_type='sigmoid' only")
-        return self
-
-
-class KTOConfig(LibraryPaths, KTOSettings):
-    """Settings of a KTO training with the library. See `KTOSettings`."""
-
-
-class IPOConfig(LibraryPaths, IPOSettings):
-    """Settings of an IPO training with the library. See `IPOSettings`."""
-
-
-class CPOConfig(LibraryPaths, CPOSettings):
-    """Settings of a CPO training with the library. See `CPOSettings`."""
-
-
-PreferenceConfig = KTOConfig | IPOConfig | CPOConfig

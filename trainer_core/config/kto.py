@@ -1,0 +1,72 @@
+"""Settings of KTO. Torch-free."""
+
+from typing import Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from trainer_core.config.base import Positive, Rows, TrainingSettings
+from trainer_core.config.library import PreferenceConfig
+
+
+class KTOSettings(TrainingSettings):
+    """Kahneman-Tversky Optimization: rows with one completion and a label (arXiv:2402.01306)."""
+
+    method_name: ClassVar[str] = "kto"
+    title: ClassVar[str] = "KTO"
+    full_name: ClassVar[str] = "Kahneman-Tversky Optimization"
+    paper: ClassVar[str] = "2402.01306"
+    headline: ClassVar[bool] = True
+    rows: ClassVar[Rows] = "labels"
+    early_stopping_metrics: ClassVar[dict[str, bool]] = {
+        "loss": False,
+        "kto_loss": False,
+        "overall_accuracy": True,
+        "desirable_accuracy": True,
+        "undesirable_accuracy": True,
+        "preference_accuracy": True,
+        "margin_accuracy": True,
+        "margin": True,
+    }
+    metrics_of_pairs: ClassVar[tuple[str, ...]] = ("preference_accuracy", "margin_accuracy", "margin")
+    loss_fields: ClassVar[tuple[str, ...]] = ("beta", "desirable_weight", "undesirable_weight")
+    example: ClassVar[dict[str, Any]] = {"beta": 0.5, "desirable_weight": 2.0, "max_steps": 100}
+
+    desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
+    undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
+    use_ref_model: bool = Field(
+        True, description="`false`: hold no reference copy; the same loss, with the adapter switched off."
+    )
+    use_confidence: bool = Field(
+        False, description="Multiply each row's loss by its `confidence` (above 0, at most 1; absent: 1)."
+    )
+
+    @classmethod
+    def metadata_fields(cls) -> tuple[str, ...]:
+        return (*super().metadata_fields(), "use_ref_model")
+
+    @property
+    def trains_without_reference_copy(self) -> bool:
+        return not self.use_ref_model
+
+    @property
+    def weighs_confidence(self) -> bool:
+        return self.use_confidence
+
+    @model_validator(mode="after")
+    def _kto_consistent(self) -> Self:
+        if self.per_device_train_batch_size < 2:
+            raise ValueError(
+                "per_device_train_batch_size must be at least 2 for KTO: its KL estimate pairs each row with another"
+            )
+        if not self.use_ref_model and self.ref_model_name not in (None, self.model_name):
+            raise ValueError("use_ref_model=false cannot be combined with another ref_model_name")
+        if not self.use_ref_model and self.reference_in_4bit != (self.load_in_4bit and self.use_lora):
+            raise ValueError(
+                "use_ref_model=false holds no copy of the reference that could be in 4 bit: set ref_load_in_4bit as the "
+                "model in training is held"
+            )
+        return self
+
+
+class KTOConfig(KTOSettings, PreferenceConfig):
+    """Settings of a KTO run with the library. See `KTOSettings`."""

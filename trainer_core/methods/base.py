@@ -1,0 +1,103 @@
+"""What a preference method is: from settings to a TRL trainer, its metrics, its metadata and its comparison reply."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from trainer_core.comparison import Comparison
+from trainer_core.config import TrainingSettings
+from trainer_core.effect import Margin
+from trainer_core.row_rules import Row
+from trainer_core.scoring import Scores
+
+SettingsT = TypeVar("SettingsT", bound=TrainingSettings)
+
+
+class PreferenceMethod(ABC, Generic[SettingsT]):
+    """One method, with the settings of a run.
+
+    A method on pairs derives from `PairMethod` and adds its TRL trainer, its TRL config, and the loss of each pair.
+    """
+
+    trainer_class: ClassVar[type[Any]]
+    """The TRL trainer, taking rows that are token ids already."""
+    arguments_class: ClassVar[type[Any]]
+    """The TRL config that `trainer_class` takes."""
+    columns: ClassVar[tuple[str, ...]]
+    """Columns of a row that the TRL trainer gets."""
+    answers: ClassVar[tuple[str, ...]]
+    """The answers of a row that metrics are computed from."""
+    reference_columns: ClassVar[tuple[str, ...]] = ()
+    """TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference."""
+    label_names: ClassVar[tuple[str, ...]]
+    planned_by: ClassVar[tuple[str, ...]] = ()
+    """Training arguments that the order of the rows depends on, beyond the seed: only the config may set them."""
+    nullable: ClassVar[tuple[str, ...]] = ()
+    """Metrics that some batches cannot have: they are reported as null then."""
+
+    def __init__(self, config: SettingsT) -> None:
+        self.config = config
+
+    # -- for TRL
+
+    def fixed_arguments(self) -> dict[str, Any]:
+        """Arguments of the loss that the method decides and no field says."""
+        return {}
+
+    def method_arguments(self) -> dict[str, Any]:
+        """The arguments that set this method apart, with the limits of a row's length."""
+        fields = self.config.stated((*self.config.loss_fields, "max_length", "max_prompt_length"), self.config.model_dump())
+        return {**fields, **self.fixed_arguments()}
+
+    def trl_arguments(self) -> dict[str, Any]:
+        """What the TRL config takes of them."""
+        fields = {name: getattr(self.config, name) for name in (*self.config.loss_fields, "max_length")}
+        return {**fields, **self.fixed_arguments()}
+
+    def configure(self, trainer: Any) -> None:
+        """Sets what the TRL trainer has of ours; called when it is built."""
+
+    # -- rows
+
+    @abstractmethod
+    def plan(self, rows: Sequence[Row]) -> list[Row]:
+        """Rows in training order."""
+
+    @abstractmethod
+    def arrange(self, rows: Sequence[Row]) -> list[Row]:
+        """All rows, in the order of an evaluation."""
+
+    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+        """Code and text of what is doubtful about the training rows under these settings."""
+        return iter(())
+
+    # -- what is measured
+
+    @abstractmethod
+    def metrics(self, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
+        """Preference metrics from the scores of each of `answers`; `docs/metrics.md` has their formulas."""
+
+    @abstractmethod
+    def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
+        """The mean reward margin of rows, with its interval; None if the rows have none."""
+
+    def rewards(self, scores: Scores) -> Tensor:
+        """(answers,) the method's own implicit reward."""
+        return scores.rewards(self.config.beta, self.config.reward)
+
+    # -- what is stored and replied
+
+    def metadata(self, reference_name: str) -> dict[str, Any]:
+        """The method's part of the metadata file, without the time."""
+        return {
+            "training_method": self.config.method_name,
+            **self.config.stated(self.config.metadata_fields(), self.config.model_dump()),
+            "ref_model_name": reference_name,
+        }
+
+    @staticmethod
+    @abstractmethod
+    def reply(comparison: Comparison) -> dict[str, Any]:
+        """The method's form of a comparison."""

@@ -1,0 +1,17 @@
+"""TRL's DPO trainer on tokenised rows, for every method whose loss it computes."""
+
+from trl import DPOConfig as TRLConfig
+from trl import DPOTrainer
+
+from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
+
+__all__ = ["TRLConfig", "TokenizedDPOTrainer"]
+
+
+class TokenizedDPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):
+    """TRL's DPO trainer on tokenised rows."""
+
+    def plain_path_reason(self) -> str | None:
+        if self.use_weighting:
+            return "the loss weighs tokens by how concentrated the whole distribution is (use_weighting)"
+        return super().plain_path_reason()
