@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from transformers import TrainingArguments
 import trainer_core.config
 import trainer_core.preference_trainer
 from tests.fakes import RecordingObserver
-from tests.training import CONFIGS, METHODS, PROMPT, config, make_model, some_rows, write_rows
+from tests.methods import facts_of
+from tests.training import CONFIGS, METHODS, PROMPT, config, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.base_trainer import BaseTrainer
 
@@ -54,23 +56,18 @@ def test_the_names_and_signatures() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_defaults(method: str) -> None:
     settings = CONFIGS[method](model_name="Qwen/Qwen2.5-7B", dataset_path="data/rows.jsonl")
-    rates = {"kto": 1e-6, "ipo": 5e-7, "cpo": 5e-7}
-    batches = {"kto": (4, 4), "ipo": (2, 8), "cpo": (2, 8)}
-    assert (settings.beta, settings.max_prompt_length, settings.max_length) == (0.1, 256, 512)
-    assert settings.learning_rate == settings.learning_rate_cap == rates[method]
-    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batches[method]
-    assert settings.eval_steps == (500 if method == "kto" else 1000)
+    rate, batches, eval_steps = (1e-6, (4, 4), 500) if on_labels(method) else (5e-7, (2, 8), 1000)
+    assert (settings.beta, settings.max_prompt_length, settings.max_length) == (facts_of(method).BETA, 256, 512)
+    assert settings.learning_rate == settings.learning_rate_cap == rate
+    assert (settings.per_device_train_batch_size, settings.gradient_accumulation_steps) == batches
+    assert settings.eval_steps == eval_steps
     assert settings.gradient_checkpointing is True
     assert settings.use_lora is True
     assert settings.num_train_epochs == 1
     assert settings.output_dir == f"./checkpoints/{method}"
     assert settings.preference_method == method
-    if method == "kto":
-        assert (settings.desirable_weight, settings.undesirable_weight, settings.use_ref_model) == (1.0, 1.0, True)
-    else:
-        assert settings.label_smoothing == 0.0
-    if method == "cpo":
-        assert (settings.cpo_alpha, settings.loss_type) == (1.0, "sigmoid")
+    own = facts_of(method).METADATA
+    assert {name: getattr(settings, name) for name in own} == own
 
 
 def test_nothing_is_loaded_before_it_is_needed(model: str, tmp_path: Path) -> None:
@@ -82,31 +79,26 @@ def test_nothing_is_loaded_before_it_is_needed(model: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("method", METHODS)
 def test_the_method_specific_arguments(method: str, model: str, tmp_path: Path) -> None:
     trainer = trainer_of(method, model, tmp_path, beta=0.2, max_length=300, max_prompt_length=100)
-    settings = trainer.config
-    expected = {"beta": 0.2, "max_length": 300, "max_prompt_length": 100}
-    if method == "kto":
-        expected |= {"desirable_weight": settings.desirable_weight, "undesirable_weight": settings.undesirable_weight}
-    if method == "ipo":
-        expected |= {"loss_type": "ipo", "label_smoothing": settings.label_smoothing}
-    if method == "cpo":
-        expected |= {
-            "loss_type": settings.loss_type,
-            "label_smoothing": settings.label_smoothing,
-            "cpo_alpha": settings.cpo_alpha,
-        }
-    assert trainer._get_method_specific_args() == expected
+    common = {"beta": 0.2, "max_length": 300, "max_prompt_length": 100}
+    assert trainer._get_method_specific_args() == {**common, **facts_of(method).ARGUMENTS}
+    named = {"training_method": method, "ref_model_name": model}
+    assert trainer.method_metadata() == {**named, **common, **facts_of(method).METADATA}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_training_arguments(method: str, model: str, tmp_path: Path) -> None:
-    fields = {"learning_rate": 1e-3, "learning_rate_cap": 1e-6 if method == "kto" else 5e-7, "gradient_checkpointing": True}
+    fields = {
+        "learning_rate": 1e-3,
+        "learning_rate_cap": 1e-6 if on_labels(method) else 5e-7,
+        "gradient_checkpointing": True,
+    }
     trainer = trainer_of(method, model, tmp_path, **fields)
     arguments = trainer.get_training_arguments()
     assert isinstance(arguments, TrainingArguments)
     assert arguments.remove_unused_columns is False
     assert arguments.gradient_checkpointing is True
     assert arguments.learning_rate == fields["learning_rate_cap"]
-    if method == "kto":
+    if on_labels(method):
         assert arguments.label_names == ["completion_labels"]
     else:
         assert arguments.label_names == [
@@ -124,21 +116,20 @@ def test_the_training_arguments(method: str, model: str, tmp_path: Path) -> None
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, tmp_path: Path) -> None:
     """Rows as in a file, rows as the loader's functions map them, and the loader's own: the same training."""
-    from trl import DPOTrainer, KTOTrainer
-
-    from trainer_core.methods.cpo_trainer import CPOTrainer
-
     trainer = trainer_of(method, model, tmp_path)
     arguments = trainer.get_training_arguments()
     raw = Dataset.from_list(some_rows(method, 32))
     assert trainer.preference_method == method == trainer._get_training_method()
-    if method == "kto":
+    if on_labels(method):
         mapped = raw.map(trainer.data_loader.tokenize_and_format_kto, batched=True)
     else:
         mapped = raw.map(trainer.data_loader.tokenize_and_format, batched=True)
     datasets = {"raw": raw, "mapped": mapped, "prepared": trainer.data_loader.dataset(trainer.data_loader.train)}
     made = trainer.create_trainer(datasets[form], arguments, [])
-    assert isinstance(made, {"kto": KTOTrainer, "ipo": DPOTrainer, "cpo": CPOTrainer}[method])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stock, _, _ = facts_of(method).stock()
+    assert isinstance(made, stock)
     assert len(made.train_dataset) == len(trainer.data_loader.train) == 32
     first = trainer.data_loader.train[0]
     assert {name: made.train_dataset[0][name] for name in ("prompt_ids", "row")} == {
@@ -211,14 +202,12 @@ def test_what_is_returned_and_saved(method: str, model: str, tmp_path: Path) -> 
     trainer.train()
     rows = Dataset.from_list(some_rows(method, 40)).select(range(32, 40))
     evaluated, metrics = trainer.evaluate_model(rows), trainer.compute_preference_metrics(rows)
-    if method == "kto":
+    if on_labels(method):
         expected = {"kto_loss", "desirable_accuracy", "undesirable_accuracy", "overall_accuracy", "margin_accuracy"}
         reply = {"preference_signal", "confidence_score"}
-        saved = {"desirable_weight", "undesirable_weight", "use_ref_model"}
     else:
         expected = {"preference_loss", "preference_accuracy", "margin_accuracy", "margin", "confidence"}
         reply = {"preference_score", "improvement_detected"}
-        saved = {"label_smoothing"} if method == "ipo" else {"label_smoothing", "cpo_alpha", "loss_type"}
     assert expected <= set(metrics)
     assert {f"eval_{name}" for name in expected} | {"eval_loss"} <= set(evaluated)
     for name in expected:
@@ -233,6 +222,6 @@ def test_what_is_returned_and_saved(method: str, model: str, tmp_path: Path) -> 
     assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", f"{method}_metadata.json"} <= names
     metadata = json.loads((tmp_path / "elsewhere" / f"{method}_metadata.json").read_text())
     common = {"training_method", "beta", "max_prompt_length", "max_length", "ref_model_name", "training_completed_at"}
-    assert common | saved <= set(metadata)
+    assert common | set(facts_of(method).METADATA) <= set(metadata)
     assert metadata["training_method"] == method
     assert str(tmp_path / "out") not in json.dumps({**metadata, "model_name": "", "ref_model_name": ""})

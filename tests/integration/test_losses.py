@@ -9,25 +9,14 @@ from torch import Tensor
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 
 from tests import reference_losses
-from tests.conftest import DATA
 from tests.fakes import RecordingObserver
-from tests.training import config, make_model
+from tests.methods import Answered, facts_of
+from tests.training import METHODS, config, make_model
 from trainer_core import PreferenceTrainer
 from trainer_core.models import load_policy
 from trainer_core.reference import FrozenView
 
-CASES = [
-    ("kto", {"desirable_weight": 1.3, "undesirable_weight": 0.7}),
-    ("kto", {"use_lora": False, "beta": 0.05}),
-    ("kto", {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")}),
-    ("ipo", {}),
-    ("ipo", {"label_smoothing": 0.2}),
-    ("ipo", {"use_lora": False, "beta": 0.4}),
-    ("cpo", {}),
-    ("cpo", {"label_smoothing": 0.2, "cpo_alpha": 0.3}),
-    ("cpo", {"loss_type": "hinge", "beta": 0.3}),
-    ("cpo", {"use_lora": False, "cpo_alpha": 0.0}),
-]
+CASES = [(method, fields) for method in METHODS for fields in facts_of(method).CASES]
 
 
 def moved(trainer: PreferenceTrainer) -> None:
@@ -40,27 +29,15 @@ def moved(trainer: PreferenceTrainer) -> None:
 
 
 def reference_loss(method: str, settings: Any, rows: list[dict[str, Any]], policy: Any, frozen: Any) -> Tensor:
-    def both(name: str) -> tuple[Tensor, Tensor, Tensor]:
+    def answered(name: str) -> Answered:
         answers = [(row["prompt_ids"], row[f"{name}_ids"]) for row in rows]
         live = torch.stack([reference_losses.answer_logps(policy, *answer) for answer in answers])
         with torch.no_grad():
             still = torch.stack([reference_losses.answer_logps(frozen, *answer) for answer in answers])
-        return live, still, torch.tensor([len(answer) for _, answer in answers], dtype=torch.float64)
+        return Answered(live, still, torch.tensor([len(answer) for _, answer in answers], dtype=torch.float64))
 
-    if method == "kto":
-        logps, ref_logps, _ = both("completion")
-        kl_logps, ref_kl_logps, _ = both("KL_completion")
-        labels = torch.tensor([row["label"] for row in rows])
-        weights = (settings.beta, settings.desirable_weight, settings.undesirable_weight)
-        confidence = torch.tensor([row.get("confidence", 1) if settings.use_confidence else 1 for row in rows])
-        return (confidence * reference_losses.kto(logps, ref_logps, kl_logps, ref_kl_logps, labels, *weights)).mean()
-    chosen, ref_chosen, chosen_tokens = both("chosen")
-    rejected, ref_rejected, rejected_tokens = both("rejected")
-    if method == "ipo":
-        tokens = (chosen_tokens, rejected_tokens, settings.beta, settings.label_smoothing)
-        return reference_losses.ipo(chosen, rejected, ref_chosen, ref_rejected, *tokens).mean()
-    weights = (settings.beta, settings.cpo_alpha, settings.label_smoothing, settings.loss_type == "hinge")
-    return reference_losses.cpo(chosen, rejected, chosen_tokens, *weights)
+    names = [name for name in ("completion", "KL_completion", "chosen", "rejected") if f"{name}_ids" in rows[0]]
+    return facts_of(method).loss(settings, {name: answered(name) for name in names}, rows)
 
 
 @pytest.fixture

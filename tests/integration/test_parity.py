@@ -11,24 +11,28 @@ import torch
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, learning_rates, some_rows, write_rows
+from tests.methods import facts_of
+from tests.training import METHODS, config, learning_rates, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.models import load_policy, load_reference, weights_dtype
 
 ROWS = 64
-EPOCHS = {"kto": 2, "ipo": 1, "cpo": 1}
-STEPS = {"kto": 16, "ipo": 8, "cpo": 8}
+
+
+def epochs_of(method: str) -> int:
+    # The order of labelled rows is the same in each epoch, and that of pairs is not.
+    return 2 if on_labels(method) else 1
+
+
+def steps_of(method: str) -> int:
+    return epochs_of(method) * ROWS // 8
 
 
 def stock_log(method: str, settings: Any, rows: list[dict[str, Any]], folder: Path) -> list[dict[str, float]]:
     """The log of TRL's own trainer, tokenising by itself, on the same initial weights and with the same learning rates."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
     arguments = {
         "output_dir": str(folder),
         "num_train_epochs": settings.num_train_epochs,
@@ -49,27 +53,25 @@ def stock_log(method: str, settings: Any, rows: list[dict[str, Any]], folder: Pa
     }
     model = load_policy(settings, str(TINY_MODEL), None, "fp32")
     reference: dict[str, Any] = {}
-    if method != "cpo":
+    if settings.loss_needs_reference:
         # TRL would copy the new adapter, which is the base as long as it is new; a full second model is the same.
         reference = {"ref_model": load_reference(str(TINY_MODEL), weights_dtype(settings.use_lora, "fp32"), False)}
-    trainer_class, args = {
-        "kto": (KTOTrainer, lambda: KTOConfig(**arguments)),
-        "ipo": (DPOTrainer, lambda: DPOConfig(loss_type="ipo", **arguments)),
-        "cpo": (CPOTrainer, lambda: CPOConfig(**arguments)),
-    }[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer_class, config_class, own = facts_of(method).stock()
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-    names = ("prompt", "completion", "label") if method == "kto" else ("prompt", "chosen", "rejected")
+    names = ("prompt", "completion", "label") if on_labels(method) else ("prompt", "chosen", "rejected")
     data = Dataset.from_list([{name: row[name] for name in names} for row in rows])
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], lr=settings.learning_rate, weight_decay=0
     )
     # TRL's warm-up would start at zero.
-    rates = [*learning_rates(settings, STEPS[method]), 0.0]
+    rates = [*learning_rates(settings, steps_of(method)), 0.0]
     scheduler = LambdaLR(optimizer, lambda step: rates[step] / settings.learning_rate)
     options = {"train_dataset": data, "processing_class": tokenizer, "optimizers": (optimizer, scheduler), **reference}
-    trainer = trainer_class(model=model, args=args(), **options)
+    trainer = trainer_class(model=model, args=config_class(**arguments, **own), **options)
     trainer.train()
-    assert trainer.state.max_steps == STEPS[method]
+    assert trainer.state.max_steps == steps_of(method)
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -104,7 +106,7 @@ def test_each_step_has_the_loss_of_bare_trl(
         use_lora=use_lora,
         acceleration=acceleration,
         max_steps=None,
-        num_train_epochs=EPOCHS[method],
+        num_train_epochs=epochs_of(method),
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         learning_rate=2e-3 if use_lora else 1e-4,
@@ -117,6 +119,6 @@ def test_each_step_has_the_loss_of_bare_trl(
     stock = stock_losses(method, settings, trainer.data_loader.train)
     assert [one["learning_rate"] for one in ours] == pytest.approx([one["learning_rate"] for one in stock])
     losses = [one["loss"] for one in stock]
-    assert len(losses) == STEPS[method]
+    assert len(losses) == steps_of(method)
     assert max(losses) - min(losses) > 1e-3, "the losses move, so that equality says something"
     assert [one["loss"] for one in ours] == pytest.approx(losses, rel=1e-5)

@@ -1,0 +1,30 @@
+"""What the tests know of each method apart from our code: its loss from the paper, and TRL's own trainer for it.
+
+A file a method, of its name:
+
+- `CASES`: fields to try the loss with.
+- `loss(settings, answers, rows)`: (), the mean over a batch in float64.
+- `stock()`: TRL's trainer and config, and the options that name the method there.
+- `BETA`: its default.
+- `METADATA`, `ARGUMENTS`: what the metadata file and `_get_method_specific_args` hold at the defaults, beside what all hold.
+"""
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Answers to prompts, (rows,) each: summed log-probabilities under the policy and the reference, and tokens."""
+
+    logps: Tensor
+    ref_logps: Tensor
+    tokens: Tensor
+
+
+def facts_of(method: str) -> Any:
+    """The module of a method."""
+    return import_module(f"tests.methods.{method}")

@@ -1,0 +1,34 @@
+"""KTO, arXiv:2402.01306, and its variant without a KL estimate, APO-zero, arXiv:2408.06266."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests import reference_losses
+from tests.conftest import DATA
+from tests.methods import Answered
+
+CASES: list[dict[str, Any]] = [
+    {"desirable_weight": 1.3, "undesirable_weight": 0.7},
+    {"use_lora": False, "beta": 0.05},
+    {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")},
+]
+BETA = 0.1
+METADATA = {"desirable_weight": 1.0, "undesirable_weight": 1.0, "use_ref_model": True}
+ARGUMENTS = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+
+
+def loss(settings: Any, answers: dict[str, Answered], rows: list[dict[str, Any]]) -> Tensor:
+    own, partners = answers["completion"], answers["KL_completion"]
+    labels = torch.tensor([row["label"] for row in rows])
+    weights = (settings.beta, settings.desirable_weight, settings.undesirable_weight)
+    confidence = torch.tensor([row.get("confidence", 1) if settings.use_confidence else 1 for row in rows])
+    found = reference_losses.kto(own.logps, own.ref_logps, partners.logps, partners.ref_logps, labels, *weights)
+    return (confidence * found).mean()
+
+
+def stock() -> tuple[Any, Any, dict[str, Any]]:
+    from trl import KTOConfig, KTOTrainer
+
+    return KTOTrainer, KTOConfig, {}
