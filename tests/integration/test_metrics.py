@@ -1,5 +1,6 @@
 """`docs/metrics.md` and the code say the same: its formulas give what the trainer reports, and it names every metric."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,21 +10,15 @@ import pytest
 import torch
 
 from tests import reference_losses
-from tests.conftest import DATA
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, make_model, some_rows, write_rows
+from tests.methods import facts_of
+from tests.training import METHODS, config, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
+from trainer_core.config import SETTINGS_OF
 from trainer_core.reference import side_of
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-CASES: list[tuple[str, dict[str, Any]]] = [
-    ("kto", {"desirable_weight": 1.2, "undesirable_weight": 0.9, "beta": 0.3}),
-    ("kto", {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")}),
-    ("kto", {"dataset_path": str(DATA / "pairs_train.jsonl")}),
-    ("ipo", {"beta": 0.3, "label_smoothing": 0.1}),
-    ("cpo", {"beta": 0.3, "cpo_alpha": 0.7, "label_smoothing": 0.1}),
-    ("cpo", {"beta": 0.3, "loss_type": "hinge"}),
-]
+CASES = [(method, fields) for method in METHODS for fields in facts_of(method).METRICS]
 
 
 def section(title: str) -> str:
@@ -36,9 +31,17 @@ def table(text: str) -> list[tuple[list[str], str]]:
     return [(re.findall(r"`([\w/]+)`", names), cell) for names, cell in rows]
 
 
+def sections(method: str) -> list[str]:
+    """Those of a method, the one that its own builds on first."""
+    own = section(SETTINGS_OF[method].title)
+    assert own, f"docs/metrics.md has no section on {method}"
+    return [own] if on_labels(method) else [section("Methods on pairs"), own]
+
+
 def documented(method: str) -> set[str]:
-    own = {name for names, _ in table(section(method.upper())) for name in names}
-    every = {name for names, of in table(section("All methods")) if "all" in of or method.upper() in of for name in names}
+    own = {name for text in sections(method) for names, _ in table(text) for name in names}
+    title = SETTINGS_OF[method].title
+    every = {name for names, of in table(section("All methods")) if "all" in of or title in of for name in names}
     return own | every
 
 
@@ -90,8 +93,8 @@ def test_the_formulas_of_the_page_are_what_is_reported(method: str, fields: dict
         if "lora_B" in name:
             tensor.copy_(torch.randn(tensor.shape) * 0.05)
     is_of_pairs = Path(settings.dataset_path).name == "pairs_train.jsonl"
-    raw = some_rows("ipo" if is_of_pairs else "kto", 13)
-    if settings.preference_method == "kto" and settings.use_confidence:
+    raw = [json.loads(line) for line in Path(settings.dataset_path).read_text(encoding="utf-8").splitlines()[:13]]
+    if settings.weighs_confidence:
         raw = [{**row, "confidence": (i + 1) / 13} for i, row in enumerate(raw)]
     results = trainer.evaluate_model(raw)
 
@@ -105,10 +108,11 @@ def test_the_formulas_of_the_page_are_what_is_reported(method: str, fields: dict
         "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     }
     names: dict[str, Any] = {**functions, **settings.model_dump(), **arrays(trainer, trainer.data_loader.prepare(raw))}
-    definitions = re.search(rf"<!-- definitions: {method} -->\n```python\n(.*?)```", PAGE, re.DOTALL)
-    assert definitions
-    exec(definitions[1], names)  # noqa: S102  # the page's own code
-    formulas = [(name, cell) for metrics, cell in table(section(method.upper())) for name in metrics]
+    for text in sections(method):
+        definitions = re.search(r"<!-- definitions: \w+ -->\n```python\n(.*?)```", text, re.DOTALL)
+        assert definitions
+        exec(definitions[1], names)  # noqa: S102  # the page's own code
+    formulas = [(name, cell) for text in sections(method) for metrics, cell in table(text) for name in metrics]
     assert len(formulas) >= 11
     for name, formula in formulas:
         expected = eval(formula.strip("`"), names)  # noqa: S307  # the page's own code

@@ -13,6 +13,10 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "hinge", "beta": 0.3},
     {"use_lora": False, "cpo_alpha": 0.0},
 ]
+METRICS: list[dict[str, Any]] = [
+    {"beta": 0.3, "cpo_alpha": 0.7, "label_smoothing": 0.1},
+    {"beta": 0.3, "loss_type": "hinge"},
+]
 BETA = 0.1
 METADATA = {"cpo_alpha": 1.0, "loss_type": "sigmoid", "label_smoothing": 0.0}
 ARGUMENTS = METADATA

@@ -14,6 +14,11 @@ CASES: list[dict[str, Any]] = [
     {"use_lora": False, "beta": 0.05},
     {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")},
 ]
+METRICS: list[dict[str, Any]] = [
+    {"desirable_weight": 1.2, "undesirable_weight": 0.9, "beta": 0.3},
+    {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")},
+    {"dataset_path": str(DATA / "pairs_train.jsonl")},
+]
 BETA = 0.1
 METADATA = {"desirable_weight": 1.0, "undesirable_weight": 1.0, "use_ref_model": True}
 ARGUMENTS = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
