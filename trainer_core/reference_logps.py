@@ -46,7 +46,7 @@ def compute(
     """Asks the reference of a TRL trainer for the log-probabilities of a dataset's rows.
 
     Args:
-        names: of the columns of the two values that the trainer computes for a row.
+        names: of the columns of the values that the trainer computes for a row.
     """
     columns: Columns = {name: [] for name in names}
     model = trainer.ref_model if trainer.ref_model is not None else trainer.model
@@ -56,7 +56,8 @@ def compute(
         inputs = {
             name: value.to(trainer.accelerator.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
         }
-        for name, values in zip(names, trainer.compute_ref_log_probs(model, inputs), strict=True):
+        found = [values for values in trainer.compute_ref_log_probs(model, inputs) if values is not None]
+        for name, values in zip(names, found, strict=True):
             columns[name] += values.float().tolist()
         on_batch()
     return columns

@@ -13,7 +13,8 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import config
+from tests.training import config, make_model, some_rows, write_rows
+from trainer_core import PreferenceTrainer
 from trainer_core.fast_path import FastPath
 from trainer_core.methods.cpo_trainer import CPOTrainer, TokenizedCPOTrainer
 from trainer_core.methods.cpo_trainer import TRLConfig as CPOConfig
@@ -47,7 +48,7 @@ ARGUMENTS: dict[str, Any] = {"dpo": DPOConfig, "kto": KTOConfig, "cpo": CPOConfi
 SHARED, PLAIN = "shared_prompt", "plain"
 CASES = [
     ("kto", {"loss_type": "kto"}, SHARED),
-    ("kto", {"loss_type": "apo_zero_unpaired"}, PLAIN),
+    ("kto", {"loss_type": "apo_zero_unpaired"}, SHARED),
     ("cpo", {"loss_type": "sigmoid", "label_smoothing": 0.1}, SHARED),
     ("cpo", {"loss_type": "hinge"}, SHARED),
     ("cpo", {"loss_type": "ipo"}, SHARED),
@@ -182,3 +183,28 @@ def test_a_call_that_passes_more_is_answered_by_trl(tmp_path: Path) -> None:
     assert trainer.fast_path.metadata()["plain_because"] == {
         "calls": "TRL's call passes position_ids, no attention_mask, which the fast path does not know"
     }
+
+
+@pytest.mark.parametrize("use_ref_model", [True, False])
+@pytest.mark.parametrize("use_lora", [True, False])
+def test_apo_zero_trains_in_batches_of_one_without_partners(use_lora: bool, use_ref_model: bool, tmp_path: Path) -> None:
+    fields = {
+        "loss_type": "apo_zero_unpaired",
+        "model_name": make_model(tmp_path / "model"),
+        "dataset_path": write_rows(tmp_path / "rows.jsonl", some_rows("kto", 12)),
+        "use_lora": use_lora,
+        "use_ref_model": use_ref_model,
+        "per_device_train_batch_size": 1,
+        "num_train_epochs": 2,
+        "max_steps": None,
+        "learning_rate": 1e-3 if use_lora else 1e-5,
+    }
+    trainer = PreferenceTrainer(config("kto", tmp_path / "out", **fields), observer=RecordingObserver())
+    trainer.train()
+    assert trainer.trainer.state.global_step == 24
+    assert not any(name.startswith("KL_") for row in trainer.data_loader.train for name in row)
+    assert trainer.acceleration_metadata()["path"] == "shared_prompt"
+    assert trainer.metadata()["loss_type"] == "apo_zero_unpaired"
+    found = trainer.evaluate_model(some_rows("kto", 6))
+    assert found["eval_kl_estimate"] is None
+    assert found["eval_kto_loss"] == pytest.approx(found["eval_loss"], rel=1e-5)

@@ -77,11 +77,12 @@ def test_the_loss_and_its_gradients_are_the_papers(method: str, fields: dict[str
     expected.backward()
 
     # TRL's log-probabilities are float32: a unit in the last place of one, 5e-7, is 1e-6 of IPO's squared distance.
-    assert loss.item() == pytest.approx(expected.item(), rel=2e-6)
+    of_loss, of_gradients = facts_of(method).ROUNDING
+    assert loss.item() == pytest.approx(expected.item(), rel=of_loss)
     wanted = {name: tensor.grad for name, tensor in policy.named_parameters() if tensor.grad is not None}
     found = {name: tensor.grad.double() for name, tensor in trainer.model.named_parameters() if tensor.grad is not None}
     assert wanted.keys() == found.keys()
     error = torch.stack([(found[name] - wanted[name]).norm() for name in wanted]).norm()
     norm = torch.stack([tensor.norm() for tensor in wanted.values()]).norm()
     assert norm > 0
-    assert (error / norm).item() < 1e-6
+    assert (error / norm).item() < of_gradients

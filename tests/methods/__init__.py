@@ -3,6 +3,7 @@
 A file a method, of its name:
 
 - `CASES`: fields to try the loss with.
+- `ROUNDING`: relative differences of the loss and of its gradients that float32 explains.
 - `METRICS`: fields to try the formulas of `docs/metrics.md` with.
 - `loss(settings, answers, rows)`: (), the mean over a batch in float64.
 - `stock()`: TRL's trainer and config, and the options that name the method there.

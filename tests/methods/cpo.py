@@ -13,6 +13,7 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "hinge", "beta": 0.3},
     {"use_lora": False, "cpo_alpha": 0.0},
 ]
+ROUNDING = (2e-6, 1e-6)
 METRICS: list[dict[str, Any]] = [
     {"beta": 0.3, "cpo_alpha": 0.7, "label_smoothing": 0.1},
     {"beta": 0.3, "loss_type": "hinge"},

@@ -8,6 +8,7 @@ from tests import reference_losses
 from tests.methods import Answered
 
 CASES: list[dict[str, Any]] = [{}, {"label_smoothing": 0.2}, {"use_lora": False, "beta": 0.4}]
+ROUNDING = (2e-6, 1e-6)
 METRICS: list[dict[str, Any]] = [{"beta": 0.3, "label_smoothing": 0.1}]
 BETA = 0.1
 METADATA = {"label_smoothing": 0.0}

@@ -13,11 +13,15 @@ CASES: list[dict[str, Any]] = [
     {"desirable_weight": 1.3, "undesirable_weight": 0.7},
     {"use_lora": False, "beta": 0.05},
     {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")},
+    {"loss_type": "apo_zero_unpaired", "desirable_weight": 1.3},
+    {"loss_type": "apo_zero_unpaired", "use_lora": False},
 ]
+ROUNDING = (2e-6, 1e-6)
 METRICS: list[dict[str, Any]] = [
     {"desirable_weight": 1.2, "undesirable_weight": 0.9, "beta": 0.3},
     {"use_confidence": True, "dataset_path": str(DATA / "kto_extended.jsonl")},
     {"dataset_path": str(DATA / "pairs_train.jsonl")},
+    {"loss_type": "apo_zero_unpaired", "undesirable_weight": 0.9, "dataset_path": str(DATA / "pairs_train.jsonl")},
 ]
 BETA = 0.1
 METADATA = {"desirable_weight": 1.0, "undesirable_weight": 1.0, "use_ref_model": True}
@@ -25,10 +29,13 @@ ARGUMENTS = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
 
 
 def loss(settings: Any, answers: dict[str, Answered], rows: list[dict[str, Any]]) -> Tensor:
-    own, partners = answers["completion"], answers["KL_completion"]
+    own = answers["completion"]
     labels = torch.tensor([row["label"] for row in rows])
     weights = (settings.beta, settings.desirable_weight, settings.undesirable_weight)
     confidence = torch.tensor([row.get("confidence", 1) if settings.use_confidence else 1 for row in rows])
+    # APO-zero: eq. 7 of its paper is eq. 7 of KTO's with z0 = 0, which mismatched answers that did not move give.
+    still = torch.zeros(1, dtype=torch.float64)
+    partners = answers["KL_completion"] if settings.loss_type == "kto" else Answered(still, still, still)
     found = reference_losses.kto(own.logps, own.ref_logps, partners.logps, partners.ref_logps, labels, *weights)
     return (confidence * found).mean()
 

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.spec import JOB_SPEC, changed_spec, read_spec
-from trainer_core.config import CPOConfig, IPOConfig, KTOConfig
+from trainer_core.config import CPOConfig, DPOConfig, IPOConfig, KTOConfig
 from trainer_core.errors import SpecInvalid
 
 BASE = {"model_name": "Qwen/Qwen2.5-7B", "dataset_path": "data/rows.jsonl"}
@@ -29,6 +29,14 @@ def test_the_learning_rate_is_capped_unless_the_cap_is_lifted() -> None:
     assert IPOConfig(**BASE, learning_rate=1e-3).effective_learning_rate == 5e-7
     assert KTOConfig(**BASE, learning_rate=1e-3).effective_learning_rate == 1e-6
     assert CPOConfig(**BASE, learning_rate=1e-3, learning_rate_cap=None).effective_learning_rate == 1e-3
+
+
+def test_what_losses_do_not_take_is_refused() -> None:
+    with pytest.raises(ValidationError, match="label_smoothing applies to loss_type='sigmoid' and 'robust' only"):
+        DPOConfig(**BASE, loss_type="hinge", label_smoothing=0.1)
+    with pytest.raises(ValidationError, match="loss_type='robust' needs label_smoothing above 0"):
+        DPOConfig(**BASE, loss_type="robust")
+    assert KTOConfig(**BASE, loss_type="apo_zero_unpaired", per_device_train_batch_size=1).estimates_kl is False
 
 
 def test_a_config_can_be_changed_and_is_checked_again() -> None:

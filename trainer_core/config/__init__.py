@@ -15,6 +15,8 @@ from trainer_core.config.base import Reward as Reward
 from trainer_core.config.base import TrainingSettings as TrainingSettings
 from trainer_core.config.cpo import CPOConfig as CPOConfig
 from trainer_core.config.cpo import CPOSettings as CPOSettings
+from trainer_core.config.dpo import DPOConfig as DPOConfig
+from trainer_core.config.dpo import DPOSettings as DPOSettings
 from trainer_core.config.ipo import IPOConfig as IPOConfig
 from trainer_core.config.ipo import IPOSettings as IPOSettings
 from trainer_core.config.kto import KTOConfig as KTOConfig
@@ -23,7 +25,7 @@ from trainer_core.config.library import PreferenceConfig as PreferenceConfig
 from trainer_core.library_paths import LibraryPaths as LibraryPaths
 from trainer_core.row_rules import PAIRS, Kind
 
-SETTINGS: tuple[type[TrainingSettings], ...] = (KTOSettings, IPOSettings, CPOSettings)
+SETTINGS: tuple[type[TrainingSettings], ...] = (KTOSettings, IPOSettings, CPOSettings, DPOSettings)
 METHODS = tuple(each.method_name for each in SETTINGS)
 SETTINGS_OF = {each.method_name: each for each in SETTINGS}
 CONFIG_OF: dict[str, type[PreferenceConfig]] = {

@@ -1,6 +1,6 @@
 """Settings of KTO. Torch-free."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -28,9 +28,15 @@ class KTOSettings(TrainingSettings):
         "margin": True,
     }
     metrics_of_pairs: ClassVar[tuple[str, ...]] = ("preference_accuracy", "margin_accuracy", "margin")
-    loss_fields: ClassVar[tuple[str, ...]] = ("beta", "desirable_weight", "undesirable_weight")
+    loss_fields: ClassVar[tuple[str, ...]] = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
+    newer_fields: ClassVar[tuple[str, ...]] = ("loss_type",)
     example: ClassVar[dict[str, Any]] = {"beta": 0.5, "desirable_weight": 2.0, "max_steps": 100}
 
+    loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
+        "kto",
+        description="`kto` compares rewards with an estimate of the KL divergence; `apo_zero_unpaired` (APO-zero) with 0, "
+        "for desirable answers that are better than the model's own.",
+    )
     desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
     undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
     use_ref_model: bool = Field(
@@ -49,12 +55,17 @@ class KTOSettings(TrainingSettings):
         return not self.use_ref_model
 
     @property
+    def estimates_kl(self) -> bool:
+        """Whether the loss compares rewards with a KL estimate, from each prompt with another row's answer."""
+        return self.loss_type == "kto"
+
+    @property
     def weighs_confidence(self) -> bool:
         return self.use_confidence
 
     @model_validator(mode="after")
     def _kto_consistent(self) -> Self:
-        if self.per_device_train_batch_size < 2:
+        if self.estimates_kl and self.per_device_train_batch_size < 2:
             raise ValueError(
                 "per_device_train_batch_size must be at least 2 for KTO: its KL estimate pairs each row with another"
             )

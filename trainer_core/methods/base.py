@@ -25,16 +25,16 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     """The TRL trainer, taking rows that are token ids already."""
     arguments_class: ClassVar[type[Any]]
     """The TRL config that `trainer_class` takes."""
-    columns: ClassVar[tuple[str, ...]]
+    columns: tuple[str, ...]
     """Columns of a row that the TRL trainer gets."""
-    answers: ClassVar[tuple[str, ...]]
+    answers: tuple[str, ...]
     """The answers of a row that metrics are computed from."""
-    reference_columns: ClassVar[tuple[str, ...]] = ()
-    """TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference."""
+    reference_columns: tuple[str, ...] = ()
+    """TRL's names of the reference's log-probabilities of a row; none where the loss has no reference."""
     label_names: ClassVar[tuple[str, ...]]
     planned_by: ClassVar[tuple[str, ...]] = ()
     """Training arguments that the order of the rows depends on, beyond the seed: only the config may set them."""
-    nullable: ClassVar[tuple[str, ...]] = ()
+    nullable: tuple[str, ...] = ()
     """Metrics that some batches cannot have: they are reported as null then."""
 
     def __init__(self, config: SettingsT) -> None:

@@ -12,11 +12,10 @@ Conservative: the NLL term keeps the chosen answer likely. The loss needs no ref
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from trainer_core.config.cpo import CPOSettings
 from trainer_core.methods.cpo_trainer import TokenizedCPOTrainer, TRLConfig
-from trainer_core.methods.pairs import PairMethod
+from trainer_core.methods.pairs import PairMethod, smoothed
 from trainer_core.scoring import Scores
 
 
@@ -29,9 +28,5 @@ class CPO(PairMethod[CPOSettings]):
     def losses(self, chosen: Scores, rejected: Scores) -> Tensor:
         config = self.config
         scaled = config.beta * (chosen.logps - rejected.logps)
-        if config.loss_type == "hinge":
-            preference = torch.relu(1 - scaled)
-        else:
-            smoothing = config.label_smoothing
-            preference = -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
+        preference = torch.relu(1 - scaled) if config.loss_type == "hinge" else smoothed(scaled, config.label_smoothing)
         return preference + config.cpo_alpha * -chosen.logps.sum() / chosen.tokens.sum()

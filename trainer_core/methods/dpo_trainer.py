@@ -5,7 +5,9 @@ from trl import DPOTrainer
 
 from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
 
-__all__ = ["TRLConfig", "TokenizedDPOTrainer"]
+__all__ = ["REFERENCE_COLUMNS", "TRLConfig", "TokenizedDPOTrainer"]
+
+REFERENCE_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
 
 class TokenizedDPOTrainer(ReshuffledBatches, TokenizedTrainer, DPOTrainer):

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from trainer_core.config.ipo import IPOSettings
-from trainer_core.methods.dpo_trainer import TokenizedDPOTrainer, TRLConfig
+from trainer_core.methods.dpo_trainer import REFERENCE_COLUMNS, TokenizedDPOTrainer, TRLConfig
 from trainer_core.methods.pairs import PairMethod
 from trainer_core.scoring import Scores
 
@@ -50,7 +50,7 @@ class IPO(PairMethod[IPOSettings]):
 
     trainer_class = TokenizedIPOTrainer
     arguments_class = TRLConfig
-    reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
+    reference_columns = REFERENCE_COLUMNS
 
     def fixed_arguments(self) -> dict[str, Any]:
         return {"loss_type": "ipo"}

@@ -5,6 +5,7 @@ With r = log π(y|x) − log π_ref(y|x), summed over the completion, and z = ma
     loss = λ_D · (1 − σ(β (r − z)))    for a desirable row
     loss = λ_U · (1 − σ(β (z − r)))    for an undesirable row
 
+With `loss_type="apo_zero_unpaired"` z is 0: APO-zero on labelled rows (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 With `use_confidence` each row's loss is multiplied by its confidence as well.
 
 Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7; z is estimated within the batch, as TRL does. The
@@ -12,7 +13,7 @@ confidence is ours.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +33,7 @@ from trainer_core.scoring import Scores, share_positive
 
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
 
+_LOSSES = ("kto", "apo_zero_unpaired")
 # How far the weighted ratio of the labels may lie outside the paper's range before it is worth a warning.
 _RATIO_TOLERANCE = 1.25
 
@@ -40,12 +42,12 @@ class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
     """TRL's KTO trainer on tokenised, planned rows, which may have a `loss_weight` each."""
 
     def plain_path_reason(self) -> str | None:
-        if self.loss_type != "kto" or not self.calculate_KL:
-            return f"the loss {self.loss_type} does not score mismatched answers beside the rows' own (loss_type)"
+        if self.loss_type not in _LOSSES:
+            return f"the loss {self.loss_type} is not known to be computed from sums over answers (loss_type)"
         return super().plain_path_reason()
 
     def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
-        if not is_accelerated(model):
+        if not (is_accelerated(model) and self.calculate_KL):
             return super().answer_log_probs(model, batch)
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
         own, mismatched = ({name: tensor[i : i + 1] for name, tensor in inputs.items()} for i in (0, 1))
@@ -57,7 +59,7 @@ class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
 
     def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
         """As TRL's; the rows' own completions are scored on the way, for the call that TRL makes next."""
-        if not is_accelerated(model) or self.plain_path_reason():
+        if not is_accelerated(model) or self.plain_path_reason() or not self.calculate_KL:
             return super()._compute_kl_logps(model, batch)
         behind = Behind(batch["KL_input_ids"], batch["KL_attention_mask"], _labels(batch, "KL_"))
         model(
@@ -90,7 +92,7 @@ def _labels(batch: Any, prefix: str) -> Tensor:
 
 
 class KTO(PreferenceMethod[KTOSettings]):
-    """KTO, with a row's partner for the KL estimate planned into its batch."""
+    """KTO, with a row's partner for the KL estimate planned into its batch, and APO-zero, which has no such estimate."""
 
     trainer_class = TokenizedKTOTrainer
     arguments_class = TRLConfig
@@ -100,7 +102,7 @@ class KTO(PreferenceMethod[KTOSettings]):
     reference_columns = ("ref_logps", "ref_KL_logps")
     # Each row has its partner for the KL estimate within its batch.
     planned_by = ("per_device_train_batch_size", "per_device_eval_batch_size", "auto_find_batch_size")
-    nullable: ClassVar[tuple[str, ...]] = (
+    nullable = (
         *_BY_LABEL,
         "rewards/margins",
         "eval_desirable_accuracy",
@@ -108,9 +110,16 @@ class KTO(PreferenceMethod[KTOSettings]):
         "eval_preference_accuracy",
         "eval_margin_accuracy",
         "eval_margin",
+        "eval_kl_estimate",
         "eval_mean_kl",
     )
-    """What batches of one label, rows that come from no pairs, or a training without a reference copy cannot have."""
+    """What batches of one label, rows of no pairs, a loss without a KL estimate or a run without a reference cannot have."""
+
+    def __init__(self, config: KTOSettings) -> None:
+        super().__init__(config)
+        if not config.estimates_kl:
+            self.columns = tuple(name for name in self.columns if not name.startswith("KL_"))
+            self.answers, self.reference_columns = self.answers[:1], self.reference_columns[:1]
 
     def trl_arguments(self) -> dict[str, Any]:
         # Sequential: the plan's order carries the KL partners. Without LoRA and without a reference copy, the reference's
@@ -123,10 +132,16 @@ class KTO(PreferenceMethod[KTOSettings]):
         }
 
     def plan(self, rows: Sequence[Row]) -> list[Row]:
-        return plan_kto(self._weighted(rows), self.config.per_device_train_batch_size, self.config.seed)
+        return self._planned(rows, self.config.per_device_train_batch_size)
 
     def arrange(self, rows: Sequence[Row]) -> list[Row]:
-        return plan_kto(self._weighted(rows), self.config.per_device_eval_batch_size, self.config.seed, keep_all=True)
+        return self._planned(rows, self.config.per_device_eval_batch_size, keep_all=True)
+
+    def _planned(self, rows: Sequence[Row], batch_size: int, *, keep_all: bool = False) -> list[Row]:
+        planned = plan_kto(self._weighted(rows), batch_size, self.config.seed, keep_all=keep_all)
+        if self.config.estimates_kl:
+            return planned
+        return [{name: value for name, value in row.items() if not name.startswith("KL_")} for row in planned]
 
     def _weighted(self, rows: Sequence[Row]) -> Sequence[Row]:
         """Rows with their `loss_weight`; without confidence, with none, since a field of the file may have that name."""
@@ -162,7 +177,7 @@ class KTO(PreferenceMethod[KTOSettings]):
         labels = torch.tensor([row["label"] for row in rows])
         answers = scores["completion"]
         ratios, rewards = answers.ratios, self.rewards(answers)
-        z = scores["KL_completion"].ratios.mean().clamp(min=0)
+        z = scores["KL_completion"].ratios.mean().clamp(min=0) if config.estimates_kl else torch.zeros(()).double()
         signs = torch.where(labels, 1.0, -1.0).double()
         weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
         weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
@@ -179,7 +194,7 @@ class KTO(PreferenceMethod[KTOSettings]):
             "preference_accuracy": share_positive(gaps),
             "margin_accuracy": share_positive(margins),
             "margin": margins.mean().item() if len(margins) else None,
-            "kl_estimate": z.item(),
+            "kl_estimate": z.item() if config.estimates_kl else None,
             "mean_kl": answers.mean_kl,
         }
 

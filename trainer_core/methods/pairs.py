@@ -6,6 +6,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from trainer_core.comparison import Comparison
 from trainer_core.config.pairs import PairSettings
@@ -18,11 +19,16 @@ from trainer_core.scoring import Scores, share_positive
 PairSettingsT = TypeVar("PairSettingsT", bound=PairSettings)
 
 
+def smoothed(scaled: Tensor, smoothing: float) -> Tensor:
+    """The logistic loss of pairs whose labels are swapped with probability ε: −(1−ε) log σ(x) − ε log σ(−x), unreduced."""
+    return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
+
+
 class PairMethod(PreferenceMethod[PairSettingsT]):
     """A method whose loss compares a chosen with a rejected answer."""
 
-    columns: ClassVar[tuple[str, ...]] = ("prompt_ids", "chosen_ids", "rejected_ids", "row")
-    answers: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    columns = ("prompt_ids", "chosen_ids", "rejected_ids", "row")
+    answers = ("chosen", "rejected")
     label_names: ClassVar[tuple[str, ...]] = (
         "chosen_labels",
         "rejected_labels",
