@@ -247,7 +247,7 @@ class BaseTrainer(ABC):
         if not isinstance(identity, dict):
             raise refuse("does not say which run it belongs to")
         is_earlier = "warm-up" not in identity
-        identity = run_identity.complete(identity)
+        identity = run_identity.complete(identity, self.config)
         if is_earlier:
             # The run keeps its original schedule, and its new checkpoints record that.
             self.trainer.identity.pop("warm-up", None)

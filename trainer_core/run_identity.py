@@ -33,14 +33,21 @@ def identity(config: PreferenceConfig, arguments: Any, data_plan: str, warm_up: 
         "gradient accumulation": arguments.gradient_accumulation_steps,
         "learning rate": arguments.learning_rate,
         "schedule": getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type),
-        "beta": config.beta,
+        **_loss(config),
         "data plan": data_plan,
         "warm-up": warm_up,
         **{name: getattr(config, field) for name, field in _OPTIONS.items()},
     }
 
 
-def complete(recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's identity, with what trained where it says nothing: versions before the options had no other choice."""
+def complete(recorded: Mapping[str, Any], config: PreferenceConfig) -> dict[str, Any]:
+    """A checkpoint's identity, with what trained where it says nothing.
+
+    Versions before the options had no other choice. Of the loss they recorded only `beta`, so the config is believed.
+    """
     defaults = {name: TrainingSettings.model_fields[field].default for name, field in _OPTIONS.items()}
-    return {**defaults, **recorded}
+    return {**_loss(config), **defaults, **recorded}
+
+
+def _loss(config: PreferenceConfig) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.loss_fields}

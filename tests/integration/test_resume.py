@@ -202,6 +202,7 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
         ("learning rate", {"learning_rate": 1e-7}),
         ("schedule", {"lr_scheduler_type": "cosine"}),
         ("beta", {"beta": 5.0}),
+        ("label_smoothing", {"label_smoothing": 0.1}),
     ):
         with pytest.raises(SpecInvalid, match=f"another {name}: "):
             resumed("ipo", place, kept / "checkpoint-4", **fields)
