@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from jobs.errors import DatabaseError, RateLimited, Unauthorized
 from jobs.spec import invalid
+from trainer_core.disk import is_disk_full
 from trainer_core.errors import CODES, TafdilError, error_dict
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ STATUS: dict[str, int] = {
     "too_large": 413,
     "rate_limited": 429,
     "timeout": 408,
+    "disk_full": 507,
     "method_not_allowed": 405,
 }
 _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413: "too_large", 429: "rate_limited"}
@@ -47,6 +49,8 @@ def error_response(error: dict[str, Any], status: int | None = None) -> JSONResp
 def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
     """A response for an error of the product, or for a database that did not do its part."""
     if isinstance(error, DatabaseError):
+        if is_disk_full(error):
+            return _disk_full(error)
         log.error("database error", exc_info=error)
         return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
     response = error_response(error.as_dict())
@@ -90,10 +94,19 @@ def install(app: FastAPI) -> None:
     def _database(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         return failure_response(cast("DatabaseError", error))
 
+    @app.exception_handler(OSError)
+    def _system(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+        return _disk_full(error) if is_disk_full(error) else _unknown(request, error)
+
     @app.exception_handler(Exception)
     def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
         return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
+
+
+def _disk_full(error: Exception) -> JSONResponse:
+    log.error("the disk is full", exc_info=error)
+    return error_response(error_dict("disk_full", "the disk of the service is full; nothing was stored"))
 
 
 def methods_of(request: Request) -> set[str]:

@@ -17,7 +17,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from trainer_core import estimates, forecast, lora_options, model_card, preflight, run_identity
 from trainer_core.callbacks import EarlyStopping, ObserverCallback, Resumed
-from trainer_core.checkpoints import carry, clear, is_disk_full, newest_in, verified_step
+from trainer_core.checkpoints import carry, clear, has_no_room, newest_in, verified_step
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Effect
@@ -325,7 +325,7 @@ class BaseTrainer(ABC):
         try:
             self._write(folder)
         except Exception as error:
-            if is_disk_full(error, folder):
+            if has_no_room(error, folder):
                 raise DiskFull("the disk is full: the trained model could not be written; checkpoints are kept") from error
             raise
 

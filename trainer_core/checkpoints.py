@@ -4,7 +4,6 @@ transformers writes a checkpoint into its final directory file by file, so a kil
 be chosen for resuming. Here a directory named `checkpoint-<step>` with a manifest is complete by construction.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from trainer_core.disk import is_disk_full
 from trainer_core.errors import Detail, DiskFull, SpecInvalid
 
 MANIFEST = "manifest.json"
@@ -142,7 +142,7 @@ class StagedCheckpoints:
         try:
             self._write_checkpoint(model, trial, run_dir, step)
         except Exception as error:
-            if not is_disk_full(error, run_dir):
+            if not has_no_room(error, run_dir):
                 raise
             # The newest one before this is enough to go on from; the room of the others may be enough for this.
             prune(run_dir, 1, (self.protected_step,))
@@ -169,22 +169,16 @@ class StagedCheckpoints:
         try:
             self._write_checkpoint(model, trial, run_dir, step)
         except Exception as error:
-            if is_disk_full(error, run_dir):
+            if has_no_room(error, run_dir):
                 raise DiskFull(
                     f"the disk is full: the checkpoint of step {step} could not be written; the last one before it is kept"
                 ) from error
             raise
 
 
-def is_disk_full(error: BaseException, place: Path) -> bool:
-    """Whether an error of writing says, or the disk below `place` shows, that there is no room left.
-
-    torch and safetensors hide the system's error in messages of their own.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return True
-    told = any(text in str(error) for text in ("No space left", "File too large", "quota exceeded"))
-    return told or shutil.disk_usage(place).free < _TOO_LITTLE_BYTES
+def has_no_room(error: BaseException, place: Path) -> bool:
+    """Whether an error of writing says, or the disk below `place` shows, that there is no room left."""
+    return is_disk_full(error) or shutil.disk_usage(place).free < _TOO_LITTLE_BYTES
 
 
 def _lacking(checkpoint: Path) -> list[str]:

@@ -26,9 +26,10 @@ from typing import Any
 
 from jobs import tracing
 from trainer_core import effect
+from trainer_core.disk import is_disk_full
 from trainer_core.effect import Verdict
 from trainer_core.observer import Observer, Phase
-from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE, is_disk_full
+from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE
 from worker.parent_death import die_with_parent
 
 _ALIVE_EVERY_S = 1.0

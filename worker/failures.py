@@ -1,6 +1,5 @@
 """What the end of a training process means: which failures are the job's, and which only cost an attempt."""
 
-import errno
 import signal
 import time
 from collections.abc import Callable
@@ -14,11 +13,6 @@ EXIT_SUPERVISOR_SILENT = 75
 """Exit code of a training whose supervisor was not heard of for too long."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
-
-
-def is_disk_full(error: Exception) -> bool:
-    """Whether the system says that there is no room left."""
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:

@@ -26,9 +26,10 @@ from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, Phase, Request
 from jobs.storage import Storage
+from trainer_core.disk import is_disk_full
 from trainer_core.errors import TafdilError, error_dict
 from worker import gpu, publisher
-from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_disk_full, told_by_exit
+from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, told_by_exit
 from worker.gpu import Gpu, GpuLock
 from worker.reporter import AttemptReporter
 from worker.training_process import TrainingProcess

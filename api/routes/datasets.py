@@ -44,7 +44,7 @@ _BODY = {
 }
 
 
-@router.post("", status_code=201, responses=responses(408, 413, 422), openapi_extra=_BODY)
+@router.post("", status_code=201, responses=responses(408, 413, 422, 507), openapi_extra=_BODY)
 async def upload(
     request: Request,
     datasets: Datasets,
@@ -71,7 +71,7 @@ async def upload(
     return found
 
 
-@router.post("/check", responses=responses(408, 413, 422), openapi_extra=_BODY)
+@router.post("/check", responses=responses(408, 413, 422, 507), openapi_extra=_BODY)
 async def check(request: Request, datasets: Datasets, options: Options) -> DatasetCheck:
     """Reads a file like an upload, but stores nothing. Returns how it was read, its first rows, and any error.
 

@@ -1,0 +1,61 @@
+"""A disk that is full where the API writes: a clear error that can be retried, and nothing left behind."""
+
+import errno
+import resource
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy.exc import OperationalError
+
+from jobs.settings import Settings
+from tests.api import client, database, queue
+from tests.conftest import DATA
+from trainer_core.disk import is_disk_full
+
+__all__ = ["client", "database", "queue"]
+
+KIB = 2**10
+
+
+@contextmanager
+def no_file_above(size_bytes: int) -> Generator[None]:
+    """Writing beyond a size fails with EFBIG, as it fails with ENOSPC on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("path", ["/v1/datasets", "/v1/datasets/check"])
+def test_an_upload_that_finds_no_room(path: str, client: TestClient, settings: Settings) -> None:
+    body = (DATA / "pairs_train.jsonl").read_bytes()
+    with no_file_above(96 * KIB):
+        reply = client.post(path, content=body)
+    assert reply.status_code == 507, reply.text
+    error = reply.json()["error"]
+    assert (error["code"], error["retryable"], error["user_fault"]) == ("disk_full", True, False)
+    assert "full" in error["message"]
+    assert [file for file in (settings.data_dir / "datasets").rglob("*") if file.is_file()] == []
+    assert client.get("/v1/datasets").json()["datasets"] == []
+    assert client.post(path, content=body).status_code in (200, 201), "as soon as there is room"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), True),
+        (OSError(errno.EFBIG, "File too large"), True),
+        (RuntimeError("No space left on device (os error 28)"), True),
+        (OperationalError("INSERT", {}, sqlite3.OperationalError("database or disk is full")), True),
+        (OSError(errno.EACCES, "Permission denied"), False),
+        (OperationalError("INSERT", {}, sqlite3.OperationalError("database is locked")), False),
+    ],
+)
+def test_what_a_full_disk_says(error: Exception, is_full: bool) -> None:
+    assert is_disk_full(error) is is_full
