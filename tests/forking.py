@@ -1,8 +1,8 @@
-"""The Python processes of a test's stack, forked from one process that has imported the libraries that they share.
+"""Python processes that tests start, forked from one process that has imported the libraries that they share.
 
-Each stack has six or more of them, and their imports cost more CPU time than most tests. A forked process becomes what
-`python -m MODULE` with its environment would be: a child of the tests' process, in a session of its own, that ends with it.
-`/proc` shows the command and the environment of the process that it was forked from.
+A stack has six or more of them, and their imports cost more CPU time than most tests; those of a training cost seven
+seconds. A forked process becomes what `python -m MODULE` with its environment would be: a child of the tests' process, in a
+session of its own, that ends with it. `/proc` shows the command and the environment of the process that it was forked from.
 """
 
 import atexit
@@ -74,15 +74,19 @@ def may_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
     return sys.platform == "linux" and list(command[:2]) == [sys.executable, "-m"] and has_clock
 
 
-def fork(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes]) -> Forked:
-    """Starts `python -m MODULE ARGUMENTS`, writing to `output`."""
+def fork(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes], *, trains: bool = False) -> Forked:
+    """Starts `python -m MODULE ARGUMENTS`, writing to `output`.
+
+    Args:
+        trains: whether it needs the training libraries.
+    """
     request = {
         "command": list(command[2:]),
         "environment": dict(environment),
         "directory": os.getcwd(),
         "parent": os.getpid(),
     }
-    channel = _channel()
+    channel = _channel(trains)
     receive_orphans(True)
     try:
         socket.send_fds(channel, [json.dumps(request).encode()], [output.fileno()])
@@ -97,6 +101,13 @@ def fork(command: Sequence[str], environment: Mapping[str, str], output: IO[byte
     return process
 
 
+def ran(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes], *, trains: bool = False) -> int:
+    """The exit code of a Python module that ran to its end, forked where that can be."""
+    if may_fork(command, environment):
+        return fork(command, environment, output, trains=trains).wait()
+    return subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
+
+
 class _Source(NamedTuple):
     """The process that forks, and the socket to it: when that is closed, it ends."""
 
@@ -104,27 +115,29 @@ class _Source(NamedTuple):
     channel: socket.socket
 
 
-_sources: dict[int, _Source] = {}
+_sources: dict[tuple[int, bool], _Source] = {}
 
 
-def _channel() -> socket.socket:
-    """To the process that forks, which is started when this one first needs it."""
-    if os.getpid() not in _sources:
+def _channel(trains: bool) -> socket.socket:
+    """To a process that forks, which is started when this one first needs it."""
+    key = os.getpid(), trains
+    if key not in _sources:
         own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-            command = [sys.executable, "-m", __name__]
+            environment = {**os.environ, **fork_server.VARIABLES, "PYTHONUNBUFFERED": "1"}
+            command = [sys.executable, "-m", __name__, *(["trains"] if trains else [])]
             process = subprocess.Popen(command, stdin=its.fileno(), start_new_session=True, env=environment)
-        _sources[os.getpid()] = _Source(process, own)
-    return _sources[os.getpid()].channel
+        _sources[key] = _Source(process, own)
+    return _sources[key].channel
 
 
 @atexit.register
 def close() -> None:
-    """Ends the process that forks; the next fork starts another one."""
-    if source := _sources.pop(os.getpid(), None):
-        source.channel.close()
-        source.process.wait()
+    """Ends the processes that fork; the next fork starts another one."""
+    for trains in (False, True):
+        if source := _sources.pop((os.getpid(), trains), None):
+            source.channel.close()
+            source.process.wait()
 
 
 def _become(request: dict[str, Any], output: int) -> None:
@@ -159,8 +172,17 @@ def main() -> None:
     os.close(nothing)
     for name in _MODULES:
         import_module(name)
+    if sys.argv[1:]:
+        from trainer_core import preloading
+
+        preloading.preload()
     gc.collect()
     gc.freeze()
+    # The first fork ends threads that numpy has started and that no fork may have.
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, fork_server.REQUEST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)

@@ -40,7 +40,8 @@ class StackUnderTest(LocalStack):
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{service.name}.log").open("ab") as output:
-            forked: Any = forking.fork(service.command, service.environment, output)
+            trains = service.name == "generation-worker"
+            forked: Any = forking.fork(service.command, service.environment, output, trains=trains)
         service.process = forked
 
     def pid(self, name: str) -> int:
