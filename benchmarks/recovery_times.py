@@ -143,7 +143,7 @@ def main() -> int:
     options = parser.parse_args()
     results: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory(prefix="tafdil-times-", ignore_cleanup_errors=True) as folder:
-        rig = Rig(Path(folder), options.workers, 1, "postgresql", REAL)
+        rig = Rig(Path(folder), options.workers, 1, "postgresql", REAL, forks=False)
         with rig, Client(rig.url) as client:
             with_rows(rig)
             trials = Trials(rig, client, options.workers)

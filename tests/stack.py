@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 from tafdil.local_stack import LocalStack, Service
+from tests import forking
 
 
 class StackUnderTest(LocalStack):
@@ -17,11 +18,12 @@ class StackUnderTest(LocalStack):
 
     Args:
         external: environment of a database and a broker to use instead of the embedded ones.
+        forks: whether Python's processes are forked (`tests/forking.py`), not started as `tafdil serve` starts them.
     """
 
-    def __init__(self, data_dir: Path, external: dict[str, str] | None = None) -> None:
+    def __init__(self, data_dir: Path, external: dict[str, str] | None = None, *, forks: bool = True) -> None:
         super().__init__(data_dir, port=0, say=lambda _: None)
-        self._external = external
+        self._external, self._forks = external, forks
 
     def _plan(self) -> list[Service]:
         services = super()._plan()
@@ -30,6 +32,17 @@ class StackUnderTest(LocalStack):
             for service in services:
                 service.environment.update(self._external)
         return services
+
+    def _launch(self, service: Service) -> None:
+        if not (self._forks and forking.may_fork(service.command, service.environment)):
+            super()._launch(service)
+            return
+        logs = self.data_dir / "logs"
+        logs.mkdir(exist_ok=True)
+        with (logs / f"{service.name}.log").open("ab") as output:
+            trains = service.name == "generation-worker"
+            forked: Any = forking.fork(service.command, service.environment, output, trains=trains)
+        service.process = forked
 
     def pid(self, name: str) -> int:
         process = next(service.process for service in self._services if service.name == name)

@@ -29,6 +29,8 @@ def config(method: str, output_dir: Path, /, **fields: Any) -> Any:
         "gradient_accumulation_steps": 1,
         "gradient_checkpointing": False,
         "logging_steps": 1,
+        # Of the answers before and after a run. Tests of what such answers show set more.
+        "sample_max_length": 8,
     }
     return CONFIGS[method](**{**base, **fields})
 
@@ -45,11 +47,11 @@ def train_file(method: str) -> str:
 
 @cache
 def held_out(method: str) -> str:
-    """A file of 96 rows that no sample training knows."""
+    """A file of 32 rows that no sample training knows."""
     rows = [json.loads(line) for line in (DATA / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines()]
     if on_labels(method):
         rows = json.loads((DATA / "kto_split.json").read_text(encoding="utf-8"))["validation"]
-    return write_rows(Path(_HELD_OUT.name) / f"{method}.jsonl", rows[:96])
+    return write_rows(Path(_HELD_OUT.name) / f"{method}.jsonl", rows[:32])
 
 
 def learning_rates(settings: Any, steps: int) -> list[float]:

@@ -1,5 +1,6 @@
 """The generation worker: `celery -A worker.generation worker -Q compare`. Answers comparisons and keeps models warm."""
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,12 @@ def _choose_device(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 @worker_process_init.connect
 def _import_early(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
     """Loads torch in the pool's process before the first question, which otherwise waits for it."""
+    # What is imported stays: the collector need not look for garbage in it, now or while a question is answered.
+    gc.disable()
     import trainer_core.methods  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+    gc.freeze()
+    gc.enable()
 
 
 @app.task(name=COMPARE_TASK)

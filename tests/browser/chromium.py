@@ -29,6 +29,7 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+_LOOKS = 50
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 # Letters of the other language outside what is meant to stay as it is: data, names of fields, dates.
@@ -129,8 +130,12 @@ class Screen:
         return [f"{each['id']}: {[node['html'][:200] for node in each['nodes'][:3]]}" for each in found]
 
     def is_too_wide(self) -> bool:
-        """Whether a person has to scroll sideways."""
-        return self.page.evaluate("document.documentElement.scrollWidth > innerWidth")
+        """Whether a person has to scroll sideways, also after charts have taken the width that there is."""
+        for _ in range(_LOOKS):
+            if not self.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                return False
+            self.page.wait_for_timeout(100)
+        return True
 
     def keep(self, name: str) -> None:
         """Keeps a screenshot for people."""

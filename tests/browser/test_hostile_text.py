@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from jobs.places import run_dir
 from jobs.repository import jobs, metrics
@@ -121,6 +121,7 @@ def test_hostile_text_is_shown_and_never_obeyed(
 def test_what_cannot_be_seen_is_escaped_one_by_one(browser: Browser, seeded: Seeded, attacked: dict[str, str]) -> None:
     with screen(browser, seeded.live.url, "ar") as found:
         page = found.open(f"jobs/{attacked['job']}/logs")
+        expect(page.locator("pre"), "it is there to its end").to_contain_text("red link")
         shown = page.locator("pre .control").all_text_contents()
         assert set(CONTROLS.values()) <= set(shown)
 
@@ -135,6 +136,7 @@ def test_a_name_leaves_the_order_of_its_neighbours(
 
         def order(job_id: str) -> list[Any]:
             row = found.page.locator(f"tr:has(a[href='#/jobs/{job_id}'])")
+            expect(row).to_be_visible()
             cells = row.locator("td").evaluate_all("(cells) => cells.map((cell) => cell.getBoundingClientRect().x)")
             model = row.locator("td code").evaluate(_LETTERS)
             return [sorted(range(len(cells)), key=cells.__getitem__), model == sorted(model)]

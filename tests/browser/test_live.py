@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Locator, Page, expect
 from pydantic import SecretStr
 
 from jobs.repository import jobs, metrics
@@ -96,8 +96,8 @@ def test_a_stream_that_breaks_is_taken_up_where_it_broke(browser: Browser, empty
         expect(page.locator("tbody tr")).to_have_count(3)
 
 
-def legend(page: Page, title: str) -> str:
-    return page.locator("figure", has=page.get_by_text(title, exact=True)).locator(".u-legend").inner_text()
+def legend(page: Page, title: str) -> Locator:
+    return page.locator("figure", has=page.get_by_text(title, exact=True)).locator(".u-legend")
 
 
 def test_curves_answer_the_mouse(browser: Browser, seeded: Seeded) -> None:
@@ -109,7 +109,7 @@ def test_curves_answer_the_mouse(browser: Browser, seeded: Seeded) -> None:
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
         expect(page.locator("figure").first.locator(".u-legend")).to_contain_text("30")
         # The cursor is shared: other charts tell their value at the same step.
-        assert "30" in legend(page, "Margins")
+        expect(legend(page, "Margins")).to_contain_text("30")
         with page.expect_response(lambda reply: SHOWN in reply.url and "first_step=" in reply.url) as zoomed:
             page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 20)
             page.mouse.down()
@@ -118,7 +118,7 @@ def test_curves_answer_the_mouse(browser: Browser, seeded: Seeded) -> None:
         steps = [point["step"] for point in zoomed.value.json()["series"]["loss"]]
         assert 14 <= steps[0] <= 16
         assert 29 <= steps[-1] <= 31
-        assert page.get_by_label(found.say("chart.from")).input_value() == str(steps[0])
+        expect(page.get_by_label(found.say("chart.from"))).to_have_value(str(steps[0]))
         with page.expect_response(lambda reply: SHOWN in reply.url and "first_step=" not in reply.url):
             page.locator("figure").first.locator(".u-over").dblclick(position={"x": 30, "y": 30})
 
@@ -153,9 +153,9 @@ def test_all_can_be_reached_by_keyboard(browser: Browser, seeded: Seeded) -> Non
     with screen(browser, seeded.live.url, "en") as found:
         page = found.open("jobs")
         page.keyboard.press("Tab")
-        assert page.evaluate("document.activeElement.textContent") == found.say("skip")
+        expect(page.locator(":focus")).to_have_text(found.say("skip"))
         page.keyboard.press("Enter")
-        assert page.evaluate("document.activeElement.tagName") == "H1"
+        expect(page.locator("h1")).to_be_focused()
         wanted = set(
             page.locator("main :is(a, button, input, select):not([disabled])").evaluate_all(
                 "(all) => all.map((each) => each.outerHTML)"

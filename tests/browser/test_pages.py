@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from jobs.repository import jobs
 from tests.browser.chromium import PHONE, Screen, screen
@@ -54,7 +54,7 @@ def test_a_page_is_translated_and_accessible(browser: Browser, seeded: Seeded, n
         assert found.untranslated() == []
         assert found.barriers() == []
         page = found.page
-        assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "ltr")
+        expect(page.locator("html")).to_have_attribute("dir", "rtl" if language == "ar" else "ltr")
         page.set_viewport_size(PHONE)
         assert not found.is_too_wide()
         page.emulate_media(color_scheme="dark")
@@ -71,7 +71,7 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         page.locator("#f-model").fill("Qwen/None")
         found.button("new.check").click()
         page.locator("#f-beta[aria-invalid=true]").wait_for()
-        assert "greater than 0" in (page.locator("#f-beta-error").text_content() or "")
+        expect(page.locator("#f-beta-error")).to_contain_text("greater than 0")
         found.keep("refused")
         assert found.untranslated() == []
         assert found.barriers() == []

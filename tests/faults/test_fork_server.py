@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tests import forking
 from tests.stack import alive, until
 from worker import warm_start
 from worker.training_process import TrainingProcess, session_processes, whole_environment
@@ -21,6 +22,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork servers ne
 COMMAND = (sys.executable, "-m", "tests.rig.self_report")
 ROOT = Path(__file__).resolve().parents[2]
 Start = Callable[..., TrainingProcess]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_other_children() -> None:
+    """This process's children are counted here, and one may be left of an earlier file's stacks."""
+    forking.close()
 
 
 @pytest.fixture(autouse=True)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakes import RecordingObserver
+from tests.forking import ran
 from tests.training import METHODS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.checkpoints import newest_verified
@@ -137,33 +138,15 @@ def test_cut_within_gradient_accumulation(unbroken: Any) -> None:
     go_on(method, folder, expected, 4)
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.fakes import RecordingObserver
-from tests.integration.test_resume import settings
-from trainer_core import PreferenceTrainer, checkpoints
-
-whole = getattr(checkpoints, sys.argv[3])
-
-def cut(path, *args):
-    if "-6-" in str(path):  # the staging directory of step 6
-        os.kill(os.getpid(), signal.SIGKILL)
-    return whole(path, *args)
-
-setattr(checkpoints, sys.argv[3], cut)
-PreferenceTrainer(settings(sys.argv[1], Path(sys.argv[2])), observer=RecordingObserver()).train()
-"""
-
-
 @pytest.mark.parametrize("place", ["_sha256", "_sync"])
-def test_killed_during_a_save(unbroken: Any, place: str) -> None:
+def test_killed_during_a_save(unbroken: Any, place: str, tmp_path: Path) -> None:
     """SIGKILL while the checkpoint of step 6 is hashed, or synced: its half is never chosen, and removed later."""
     method, folder, expected = unbroken
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-c", KILLED, method, str(folder), place]
-    result = subprocess.run(command, cwd=root, capture_output=True, check=False)
-    assert result.returncode == -signal.SIGKILL, result.stderr.decode()
+    command = [sys.executable, "-m", "tests.rig.cut_save", method, str(folder), place]
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        code = ran(command, {**os.environ}, output, trains=True)
+    assert code == -signal.SIGKILL, said.read_text(encoding="utf-8")
     assert list((folder / "out").glob(".staging-6-*"))
     go_on(method, folder, expected, 4)
     assert not list(folder.glob("out/.staging-*"))
@@ -284,6 +267,7 @@ import sys
 from pathlib import Path
 from tests.integration.test_resume import settings
 from tests.fakes import RecordingObserver
+from tests.forking import ran
 from trainer_core import PreferenceTrainer
 from trainer_core.errors import DiskFull
 

@@ -39,6 +39,7 @@ class Rig(StackUnderTest):
         settings: variables of all processes, on top of `FAST`.
         each: variables of one worker or dispatcher, by its name ("train-worker-2").
         generation: whether comparisons are answered too.
+        forks: as of `StackUnderTest`.
     """
 
     def __init__(
@@ -50,8 +51,9 @@ class Rig(StackUnderTest):
         settings: dict[str, str] | None = None,
         each: dict[str, dict[str, str]] | None = None,
         generation: bool = False,
+        forks: bool = True,
     ) -> None:
-        super().__init__(folder / "data")
+        super().__init__(folder / "data", forks=forks)
         self.folder, self._workers, self._dispatchers, self._generation = folder, workers, dispatchers, generation
         self._settings, self._each = {**FAST, **(settings or {})}, each or {}
         self.history_file = folder / "history.jsonl"

@@ -151,7 +151,7 @@ def service(
         with pytest.MonkeyPatch.context() as patch:
             for name, value in variables.items():
                 patch.setenv(name, value)
-            stack = StackUnderTest(tmp_path_factory.mktemp("service") / "data", servers.environment)
+            stack = StackUnderTest(tmp_path_factory.mktemp("service") / "data", servers.environment, forks=False)
             with stack, Client(stack.url, key=canaries["admin"]) as client:
                 yield stack, client, servers
     finally:
