@@ -157,10 +157,11 @@ class _Stored:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a check: the report, the first rows in Tafdil's format, and the error of an upload, if any."""
+    """The result of a check: the report, the first rows in Tafdil's format and as read, and any error of an upload."""
 
     report: RowReport
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    first_values: list[Any] = field(default_factory=list[Any])
     error: DataInvalid | None = None
 
 
@@ -192,7 +193,7 @@ class DatasetCheck(_Arriving):
                 self._checker.close()
             except DataInvalid as error:
                 self._error = error
-        return Found(self._checker.report, self._rows, self._error)
+        return Found(self._checker.report, self._rows, self._checker.first_values, self._error)
 
     def _show(self, part: str, row: dict[str, Any], line: int) -> None:
         if part == "train" and len(self._rows) < _SAMPLE_ROWS:
@@ -208,6 +209,7 @@ def reading_of(report: RowReport) -> dict[str, Any]:
         "mapping": {field: _storable(column) for field, column in report.mapping.items()},
         "unused": [_storable(column) for column in report.unused[:_NAMED_COLUMNS]],
         "skipped_rows": report.skipped_rows,
+        "warnings": [{**warning.as_dict(), "field": _storable(warning.field)} for warning in report.warnings],
     }
 
 

@@ -1,5 +1,6 @@
 """Reads JSONL, one row per line, in constant memory."""
 
+from trainer_core.reading.encodings import undecodable
 from trainer_core.reading.limits import MAX_LINE_BYTES
 from trainer_core.reading.sink import Sink
 from trainer_core.reading.values import RowFault, row_of_line
@@ -11,10 +12,11 @@ class JsonlReader:
     Args:
         line: the number of lines before the first row.
         end: what ends a line.
+        encoding: of the file, unless it is UTF-8.
     """
 
-    def __init__(self, sink: Sink, line: int = 0, end: bytes = b"\n") -> None:
-        self._sink, self._line, self._end = sink, line, end
+    def __init__(self, sink: Sink, line: int = 0, end: bytes = b"\n", encoding: str | None = None) -> None:
+        self._sink, self._line, self._end, self._encoding = sink, line, end, encoding
         self._buffer = b""
 
     def feed(self, data: bytes) -> None:
@@ -42,8 +44,9 @@ class JsonlReader:
             return
         try:
             row = row_of_line(line.decode())
-        except UnicodeDecodeError as error:
-            self._sink.fail("", f"not UTF-8 (byte {error.start + 1} of the line)", self._line, "not_utf8")
+        except UnicodeDecodeError:
+            fault = undecodable(self._encoding)
+            self._sink.fail("", fault.reason, self._line, fault.code, fault.params)
         except RowFault as fault:
             if fault.code == "line_ends_lost":
                 self._sink.give_up(fault.reason, self._line, fault.code)
