@@ -248,3 +248,12 @@ def test_any_rows_come_back(rows: list[dict[str, Any]], ascii_only: bool, piece:
         found = read(data, piece)
         assert not found.errors
         assert found.values == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("piece", [2**16, 2**20, 2**25])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_is_an_error_of_its_row_in_pieces_of_any_size(piece: int, end: bytes) -> None:
+    long = b'{"a": "' + b"x" * 9 * 2**20 + b'"}'
+    found = read(b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long + end, piece)
+    assert [(line, row) for _, line, row in found.rows] == [(1, {"a": 1}), (3, {"a": 2})]
+    assert [(error.line, error.code) for error in found.errors] == [(2, "row_too_long"), (4, "row_too_long")]

@@ -18,29 +18,37 @@ class JsonlReader:
     def __init__(self, sink: Sink, line: int = 0, end: bytes = b"\n", encoding: str | None = None) -> None:
         self._sink, self._line, self._end, self._encoding = sink, line, end, encoding
         self._buffer = b""
+        # Whether the rest of a line is dropped because the line is too long.
+        self._is_dropping = False
 
     def feed(self, data: bytes) -> None:
         *lines, self._buffer = (self._buffer + data).split(self._end)
         for line in lines:
-            self._read_line(line)
-        if len(self._buffer) > MAX_LINE_BYTES:
+            if self._is_dropping:
+                self._is_dropping = False
+                self._line += 1
+            else:
+                self._read_line(line)
+        if self._is_dropping:
+            self._buffer = b""
+        elif len(self._buffer) > MAX_LINE_BYTES:
             self._too_long(self._line + 1)
+            self._is_dropping, self._buffer = True, b""
 
     def close(self) -> None:
         if self._buffer.strip():
             self._read_line(self._buffer)
 
     def _too_long(self, line: int) -> None:
-        reason = f"a line is longer than {MAX_LINE_BYTES:,} bytes"
-        self._sink.give_up(reason, line, "row_too_long", {"most": MAX_LINE_BYTES})
+        reason = f"the line is longer than {MAX_LINE_BYTES:,} bytes"
+        self._sink.fail("", reason, line, "row_too_long", {"most": MAX_LINE_BYTES})
 
     def _read_line(self, line: bytes) -> None:
         self._line += 1
         if not line.strip():
             return
         if len(line) > MAX_LINE_BYTES:
-            reason = f"the line is longer than {MAX_LINE_BYTES:,} bytes"
-            self._sink.fail("", reason, self._line, "row_too_long", {"most": MAX_LINE_BYTES})
+            self._too_long(self._line)
             return
         try:
             row = row_of_line(line.decode())

@@ -42,7 +42,7 @@ export function ErrorBox({ error, title }) {
     <div class="box error" role="alert">
       <strong>${title ? `${title}: ` : ""}${t(`error.${code}`)}</strong>
       ${error.message && !isSaid(error.details) && html`<${Block} text=${error.message} kind="plain" />`}
-      <p>${t(`hint.${code}`)}</p>
+      ${!isOfFile(error) && html`<p>${t(`hint.${code}`)}</p>`}
       ${error.details?.length > 0 && html`<${Details} of=${error.details} />`}
     </div>
   `;
@@ -51,18 +51,24 @@ export function ErrorBox({ error, title }) {
 /** Whether the details say in the reader's language what the message says in English. */
 const isSaid = (details) => details?.length > 0 && details.every(({ code }) => code && has(`reason.${code}`));
 
+/** Whether an error is of a whole file: its reason says what to do, and no row can be mended. */
+const isOfFile = ({ code, details }) => code === "data_invalid" && isSaid(details) && details.every(({ line }) => line === undefined);
+
 /** What is wrong with which rows, one thing a line. */
 const Details = ({ of: details }) => html`
   <ul>
     ${details.slice(0, 50).map(
       (detail) => html`<li>
         ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
-        ${detail.field && html`<${Code} text=${detail.field} /> `}<${Reason} of=${detail} />
+        ${detail.field && html`<${Name} text=${detail.field} /> `}<${Reason} of=${detail} />
         ${detail.count > 1 && html` ${t("error.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
       </li>`,
     )}
   </ul>
 `;
+
+/** A field of a spec, or a column of a file, which may be in any script. */
+const Name = ({ text }) => (/^[ -~]+$/.test(text) ? html`<${Code} text=${text} />` : html`<strong><${User} text=${text} /></strong>`);
 
 /** Why something is wrong, in the reader's language where the reason has a name that we have words for. */
 const Reason = ({ of: { code, reason, params } }) =>
