@@ -65,8 +65,8 @@ export function Mapper({ file, found, options, choices, wasRemembered, isReading
   const map = options.map ?? found.mapping ?? {};
   const isComplete = question?.about === "map" ? isWhole(map) : !question;
   const columns = html`<${Columns} found=${found} map=${map} isOpen=${!isComplete} onMap=${(changed, more) => say({ map: changed, ...more })} />`;
-  // An error without a line is of the file: leaving rows out does not mend it.
-  const isOfRows = found.error?.details.some((detail) => detail.line !== undefined);
+  // Skipping helps if some rows are good, and the errors are of other rows, not of the file.
+  const isOfRows = found.rows.length > 0 && found.error?.details.some((detail) => detail.line !== undefined);
   const broken = found.skipped_rows || (isOfRows ? found.error_count : 0);
   const isGood = found.valid || (question?.about === "map" && isComplete);
   const say = (changes) => onChange({ ...options, ...changes });
