@@ -1,7 +1,9 @@
 """Datasets on their way in: bytes to disk, every row checked while it arrives."""
 
 import hashlib
+import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +23,10 @@ from trainer_core.rows import OnBroken, OnRow, RowChecker, RowReport
 # At most this many columns of a file are shown.
 _NAMED_COLUMNS = 200
 _SAMPLE_ROWS = 10
+# Parts of uploads that are older than this belong to processes that were killed.
+_KEPT_S = 86_400
+
+log = logging.getLogger(__name__)
 
 
 class _Arriving:
@@ -198,6 +204,24 @@ class DatasetCheck(_Arriving):
     def _show(self, part: str, row: dict[str, Any], line: int) -> None:
         if part == "train" and len(self._rows) < _SAMPLE_ROWS:
             self._rows.append({**row, "row": line})
+
+
+def sweep(settings: Settings) -> int:
+    """Deletes what uploads and checks left behind when their process was killed. Returns the bytes that were freed.
+
+    An upload writes to its files until it ends, and a request ends long before they are a day old.
+    """
+    freed = 0
+    for path in settings.datasets_dir.glob(".*.part"):
+        # Another process may sweep, or its upload may end, at the same time.
+        with suppress(OSError):
+            found = path.lstat()
+            if time.time() - found.st_mtime > _KEPT_S:
+                path.unlink()
+                freed += found.st_size
+    if freed:
+        log.info("deleted %d bytes of uploads that never ended", freed)
+    return freed
 
 
 def reading_of(report: RowReport) -> dict[str, Any]:
