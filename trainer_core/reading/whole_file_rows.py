@@ -201,7 +201,9 @@ def of_workbook(sheet: str) -> Iterator[tuple[int, Any]]:
     except calamine.PasswordError:
         refuse("password", "the workbook has a password: save it without one")
     except (calamine.CalamineError, calamine.ZipError, calamine.XmlError) as error:
-        raise ValueError(str(error)) from None
+        # The kind is known here: what calamine did not detect is a file that it cannot read.
+        is_broken = "detect file format" in str(error)
+        raise ValueError("it is damaged, or unusual: save it as XLSX or CSV" if is_broken else str(error)) from None
 
 
 def check_old_office() -> None:
@@ -306,10 +308,15 @@ def of_zip(most_expanded_bytes: int) -> str:
 
 
 def kind_of_office(names: set[str], file: Any) -> str | None:
-    if "xl/workbook.bin" in names:
+    # Some programs write the separators of Windows.
+    plain = {name.replace("\\", "/") for name in names}
+    if "xl/workbook.bin" in plain:
         return "xlsb"
-    if any(name.startswith("xl/workbook") for name in names):
+    is_book = has(file, names, "[Content_Types].xml", b"spreadsheetml.sheet.main+xml")
+    if is_book or any(name.startswith("xl/workbook") for name in plain):
         return "xlsx"
+    if has(file, names, "META-INF/manifest.xml", b"encryption-data"):
+        refuse("password", "the workbook has a password: save it without one")
     if "mimetype" in names and "content.xml" in names:
         with file.open("mimetype") as about:
             kind = about.read(200).decode("ascii", "replace")
@@ -329,6 +336,14 @@ def kind_of_office(names: set[str], file: Any) -> str | None:
     if names and all(name.endswith(".npy") for name in names):
         refuse("not_rows", "NumPy arrays (npz), not rows: export them as CSV, JSONL or Parquet", {"kind": "numpy"})
     return None
+
+
+def has(file: Any, names: set[str], name: str, word: bytes) -> bool:
+    """Whether a zip has a file with a word near its beginning."""
+    if name not in names:
+        return False
+    with file.open(name) as found:
+        return word in found.read(_PIECE_BYTES)
 
 
 def only_table(infos: list[Any]) -> Any:
