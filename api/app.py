@@ -17,7 +17,7 @@ from api.metrics import HttpMetrics, ServiceCollector, UploadMetrics
 from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
 from api.sse import Waker
 from api.traces import HttpTraces
-from jobs import logs, tracing
+from jobs import logs, tracing, uploads
 from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
@@ -43,6 +43,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         settings.make_directories()
         install_samples(settings)
+        await run_in_threadpool(uploads.sweep, settings)
         database = Database(settings.database)
         await run_in_threadpool(database.migrate)
         app.state.service = JobService(database, queue or CeleryQueue(settings), settings)

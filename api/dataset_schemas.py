@@ -9,6 +9,7 @@ from api.schemas import Stored, columns_of
 from jobs.records import Record
 from jobs.uploads import Found, reading_of
 from trainer_core.errors import DataUnclear
+from trainer_core.row_preview import cells, conversation
 
 
 class Reading(BaseModel):
@@ -25,6 +26,9 @@ class Reading(BaseModel):
     mapping: dict[str, str] | None = Field(None, description="The column or key of each field.")
     unused: list[str] | None = Field(None, description="Columns that were not read.")
     skipped_rows: int | None = Field(None, description="Skipped rows; `GET /v1/datasets/{id}/broken` returns them.")
+    warnings: list[dict[str, Any]] | None = Field(
+        None, description="Values that are valid and probably a mistake, in the form of an error's `details`."
+    )
 
 
 class _Kept(Stored):
@@ -54,6 +58,15 @@ class Dataset(Reading, _Kept):
         return cls(**columns_of(record, kept), **reading)
 
 
+class Conversation(BaseModel):
+    """A row as chat turns, as a model's chat template receives it. No template or tokenizer was applied."""
+
+    row: int | None = Field(description="The row's line; null for the rows of a question.")
+    prompt: list[dict[str, Any]] = Field(description="The turns before the answer: `role`, `content`, and more, as text.")
+    answers: dict[str, list[dict[str, Any]]] = Field(description="The turns of `completion`, or of `chosen` and `rejected`.")
+    label: bool | None
+
+
 class DatasetCheck(Reading):
     """What an upload of the file would report. Nothing was stored."""
 
@@ -71,6 +84,10 @@ class DatasetCheck(Reading):
     rows: list[dict[str, Any]] = Field(
         description="The first ten rows as they would be stored, each with its line as `row`."
     )
+    conversations: list[Conversation] = Field(
+        description="The same rows as chat turns. Text longer than 10,000 characters is shortened."
+    )
+    cells: dict[str, list[str]] = Field(description="The first three values of each column, shortened to 200 characters.")
 
     @classmethod
     def of(cls, found: Found) -> "DatasetCheck":
@@ -79,13 +96,16 @@ class DatasetCheck(Reading):
         reading = reading_of(report)
         columns = list(question.choices) if question and question.about == "map" else []
         columns = columns or [*dict.fromkeys([*reading["mapping"].values(), *reading["unused"]])]
+        shown = found.rows or list(question.rows if question else ())
         counts = ("kind", "train_rows", "validation_rows", "desirable_rows", "error_count")
         return cls(
             valid=error is None,
             error=error.as_dict() if error else None,
             converted=not report.is_plain,
             columns=columns,
-            rows=found.rows or list(question.rows if question else ()),
+            rows=shown,
+            conversations=[Conversation(**conversation(row)) for row in shown],
+            cells=cells(found.first_values or shown),
             **{name: getattr(report, name) for name in counts},
             **reading,
         )

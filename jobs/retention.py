@@ -1,8 +1,10 @@
-"""Deletes what is kept no longer: checkpoints and whole jobs, so many days after their end, if a setting says so."""
+"""Deletes what is kept no longer: checkpoints and whole jobs, so many days after their end, if a setting says so; and parts
+of uploads whose process was killed."""
 
 import logging
 from dataclasses import replace
 
+from jobs import uploads
 from jobs.access import LOCAL
 from jobs.artifact_service import ArtifactService
 from jobs.artifacts import ArtifactKind
@@ -22,7 +24,7 @@ _AT_ONCE = 50
 def apply(database: Database, queue: JobQueue, settings: Settings) -> int:
     """Deletes what is due. Returns the bytes that were freed."""
     service = ArtifactService(database, queue, settings)
-    freed = 0
+    freed = uploads.sweep(settings)
     if settings.keep_jobs_days is not None:
         with database.reading() as session:
             due = kept_jobs.ended_before(session, settings.keep_jobs_days * _DAY_S, _AT_ONCE)

@@ -1,7 +1,9 @@
 """Datasets on their way in: bytes to disk, every row checked while it arrives."""
 
 import hashlib
+import logging
 import os
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,6 +23,10 @@ from trainer_core.rows import OnBroken, OnRow, RowChecker, RowReport
 # At most this many columns of a file are shown.
 _NAMED_COLUMNS = 200
 _SAMPLE_ROWS = 10
+# Parts of uploads that are older than this belong to processes that were killed.
+_KEPT_S = 86_400
+
+log = logging.getLogger(__name__)
 
 
 class _Arriving:
@@ -157,10 +163,11 @@ class _Stored:
 
 @dataclass(frozen=True)
 class Found:
-    """The result of a check: the report, the first rows in Tafdil's format, and the error of an upload, if any."""
+    """The result of a check: the report, the first rows in Tafdil's format and as read, and any error of an upload."""
 
     report: RowReport
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    first_values: list[Any] = field(default_factory=list[Any])
     error: DataInvalid | None = None
 
 
@@ -192,11 +199,29 @@ class DatasetCheck(_Arriving):
                 self._checker.close()
             except DataInvalid as error:
                 self._error = error
-        return Found(self._checker.report, self._rows, self._error)
+        return Found(self._checker.report, self._rows, self._checker.first_values, self._error)
 
     def _show(self, part: str, row: dict[str, Any], line: int) -> None:
         if part == "train" and len(self._rows) < _SAMPLE_ROWS:
             self._rows.append({**row, "row": line})
+
+
+def sweep(settings: Settings) -> int:
+    """Deletes what uploads and checks left behind when their process was killed. Returns the bytes that were freed.
+
+    An upload writes to its files until it ends, and a request ends long before they are a day old.
+    """
+    freed = 0
+    for path in settings.datasets_dir.glob(".*.part"):
+        # Another process may sweep, or its upload may end, at the same time.
+        with suppress(OSError):
+            found = path.lstat()
+            if time.time() - found.st_mtime > _KEPT_S:
+                path.unlink()
+                freed += found.st_size
+    if freed:
+        log.info("deleted %d bytes of uploads that never ended", freed)
+    return freed
 
 
 def reading_of(report: RowReport) -> dict[str, Any]:
@@ -208,6 +233,7 @@ def reading_of(report: RowReport) -> dict[str, Any]:
         "mapping": {field: _storable(column) for field, column in report.mapping.items()},
         "unused": [_storable(column) for column in report.unused[:_NAMED_COLUMNS]],
         "skipped_rows": report.skipped_rows,
+        "warnings": [{**warning.as_dict(), "field": _storable(warning.field)} for warning in report.warnings],
     }
 
 

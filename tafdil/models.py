@@ -139,6 +139,7 @@ class FileReading(Model):
     mapping: dict[str, str] | None = None
     unused: list[str] | None = None
     skipped_rows: int | None = None
+    warnings: list[dict[str, Any]] | None = None
 
 
 class Dataset(FileReading):
@@ -174,6 +175,8 @@ class DatasetCheck(FileReading):
     desirable_rows: int
     error_count: int
     rows: list[dict[str, Any]]
+    conversations: list[dict[str, Any]] = []
+    cells: dict[str, list[str]] = {}
 
 
 class Comparison(Model):

@@ -1,6 +1,7 @@
 """Small workbooks and zips, written part by part, as spreadsheets save them."""
 
 import io
+import struct
 import zipfile
 from typing import Any
 from xml.sax.saxutils import escape
@@ -79,5 +80,48 @@ def ods(rows: list[list[str]]) -> bytes:
             "content.xml": f'<office:document-content xmlns:office="{urn}:office:1.0" xmlns:table="{urn}:table:1.0" '
             f'xmlns:text="{urn}:text:1.0"><office:body><office:spreadsheet><table:table table:name="S">{inside}'
             "</table:table></office:spreadsheet></office:body></office:document-content>",
+        }
+    )
+
+
+def _record(kind: int, data: bytes = b"") -> bytes:
+    """A record of a binary workbook: kind and length, seven bits per byte."""
+    head = bytes([kind & 0x7F | 0x80, kind >> 7]) if kind > 0x7F else bytes([kind])
+    size = len(data)
+    length = b""
+    while size > 0x7F:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return head + length + bytes([size]) + data
+
+
+def _wide(text: str) -> bytes:
+    data = text.encode("utf-16-le")
+    return struct.pack("<I", len(data) // 2) + data
+
+
+def xlsb(rows: list[list[Any]], name: str = "S") -> bytes:
+    """A binary workbook of Excel with one sheet (MS-XLSB: workbook, sheet, row, and cells of text, numbers and booleans)."""
+    sheet = _record(129) + _record(148, struct.pack("<4I", 0, len(rows) - 1, 0, len(rows[0]) - 1)) + _record(145)
+    for number, cells in enumerate(rows):
+        sheet += _record(0, struct.pack("<II9x", number, 0))
+        for place, value in enumerate(cells):
+            at = struct.pack("<II", place, 0)
+            if isinstance(value, bool):
+                sheet += _record(4, at + bytes([value]))
+            elif isinstance(value, str):
+                sheet += _record(6, at + _wide(value))
+            elif value is not None:
+                sheet += _record(5, at + struct.pack("<d", value))
+    sheet += _record(146) + _record(130)
+    about = _record(156, struct.pack("<II", 0, 1) + _wide("rId1") + _wide(name))
+    book = _record(131) + _record(143) + about + _record(144) + _record(132)
+    package = "http://schemas.openxmlformats.org/package/2006"
+    return zipped(
+        {
+            "[Content_Types].xml": f'<Types xmlns="{package}/content-types"/>',
+            "xl/workbook.bin": book,
+            "xl/_rels/workbook.bin.rels": f'<Relationships xmlns="{package}/relationships"><Relationship Id="rId1" '
+            f'Type="{_REL}/worksheet" Target="worksheets/sheet1.bin"/></Relationships>',
+            "xl/worksheets/sheet1.bin": sheet,
         }
     )

@@ -25,4 +25,30 @@ class ReadingOptions(BaseModel):
     )
 
 
+def misplaced(options: ReadingOptions, file_kind: str) -> tuple[str, str, str] | None:
+    """An option that means nothing for a kind of file, the reason, and its code; None if every option applies.
+
+    Args:
+        file_kind: as readers report it: `csv`, `xlsx.zip`, …
+    """
+    kind = file_kind.partition(".")[0]
+    name = _NAMES.get(kind, kind.upper())
+    if options.sheet is not None and kind not in _WORKBOOKS:
+        return "sheet", f"this file is {name} and has no sheets: leave `sheet` out", "no_sheet"
+    if options.encoding is not None and kind not in _TEXTS:
+        return "encoding", f"this file is {name}, whose text is always Unicode: leave `encoding` out", "no_encoding"
+    return None
+
+
+_WORKBOOKS = frozenset({"xlsx", "xlsb", "xls", "ods"})
+_TEXTS = frozenset({"jsonl", "json", "json_rows", "json_objects", "json_columns", "csv", "tsv"})
+_NAMES = {
+    "parquet": "Parquet",
+    "arrow": "Arrow",
+    "arrow_stream": "Arrow",
+    "json_rows": "JSON",
+    "json_objects": "JSON",
+    "json_columns": "JSON",
+}
+
 AS_IT_IS = ReadingOptions()  # pyright: ignore[reportCallIssue]

@@ -38,9 +38,9 @@ def convert(source: Path, target: Path, options: ReadingOptions = AS_IT_IS, most
                 nonlocal size_bytes
                 text = _json_line(row)
                 if len(text) > MAX_LINE_BYTES // 4 and len(text.encode()) > MAX_LINE_BYTES:
-                    raise DataInvalid(
-                        f"line {line}: the row is longer than {MAX_LINE_BYTES:,} bytes", [Detail("", "is too long", line)]
-                    )
+                    reason = f"the row is longer than {MAX_LINE_BYTES:,} bytes"
+                    detail = Detail("", reason, line, code="row_too_long", params={"most": MAX_LINE_BYTES})
+                    raise DataInvalid(f"line {line}: {reason}", [detail])
                 size_bytes += max(0, line - at[part]) + len(text.encode()) + 1
                 if most_bytes is not None and size_bytes > most_bytes:
                     raise RowsTooLarge(f"the rows are larger than {most_bytes:,} bytes")

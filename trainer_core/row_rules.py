@@ -49,6 +49,11 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else "\n".join(str(message.get("content") or "") for message in value)
 
 
+def turns_of(value: Any, role: str) -> list[dict[str, Any]]:
+    """A prompt or an answer as chat turns: text is one turn with the role `role`."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
+
+
 def _parts(message: dict[str, Any]) -> list[Any]:
     """A message's role and content, and the other fields that templates render."""
     more = {name: message[name] for name in RENDERED if message.get(name) is not None}
@@ -69,7 +74,7 @@ def problems(value: Any, expected: Kind | None) -> Iterator[Problem]:
         expected: the kind of the rows before it.
     """
     if not isinstance(value, dict):
-        yield Problem("", "a row must be a JSON object", "no_object")
+        yield Problem("", "a row must be a JSON object", "not_an_object")
         return
     kind = kind_of(value)
     if kind is None:

@@ -25,15 +25,17 @@ from trainer_core.layouts.claims import listed
 from trainer_core.layouts.decision import OPTIONAL, PUBLISHED_NAMES
 from trainer_core.layouts.forms import Misfit
 from trainer_core.reading import CHUNK_BYTES, HEAD_BYTES, PLAIN_KINDS, Format, Part, Reader, reader_for
-from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.reading_options import AS_IT_IS, ReadingOptions, misplaced
 from trainer_core.row_errors import MAX_ERRORS, RowErrors
 from trainer_core.row_rules import PAIRS, Kind, Problem, Row, kind_of, problems
+from trainer_core.row_warnings import RowWarnings
 
 __all__ = ["MAX_ERRORS", "Kind", "OnBroken", "OnRow", "Part", "Row", "RowChecker", "RowReport", "check_file", "check_rows"]
 
 # The layout is decided from this many rows, or fewer if they are long.
 _FIRST_ROWS = 50
 _FIRST_CHARACTERS = 2**20
+_KEPT_ROWS = 10
 # At most this many unread columns are reported.
 _MOST_UNUSED = 100
 
@@ -49,7 +51,8 @@ class RowReport:
 
     `file_kind` is the kind of file (`jsonl`, `csv`, `xlsx`, …), and `encoding` that of a text that is not UTF-8. `layout` is
     the layout of the rows, `mapping` has the column of each field, and `unused` the columns that were not read. `is_plain`
-    says whether the file already has Tafdil's own format; other files are stored as `convert` writes them.
+    says whether the file already has Tafdil's own format; other files are stored as `convert` writes them. `warnings` has
+    what is valid and probably a mistake, combined like `errors`.
     """
 
     format: Format | None = None
@@ -66,6 +69,7 @@ class RowReport:
     desirable_rows: int = 0
     error_count: int = 0
     errors: list[Detail] = field(default_factory=list)
+    warnings: list[Detail] = field(default_factory=list)
 
     @property
     def rows(self) -> int:
@@ -82,6 +86,9 @@ class RowChecker:
         path: where the same bytes are on disk when `close` is called. Kinds that need a file copy the bytes without it.
         options: how to read a file that can be read in several ways.
         on_broken: called for each row that is skipped.
+
+    Attributes:
+        first_values: the first rows as they were read, once the layout was looked for.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class RowChecker:
         self._first_characters = 0
         self._reading: Reading | None = None
         self._unread: dict[str, None] = {}
+        self._warnings = RowWarnings(self.report.warnings)
+        self.first_values: list[Any] = []
 
     def feed(self, data: bytes) -> None:
         """Takes the next bytes. Raises `DataInvalid` if the rest cannot be read, and `DataUnclear`."""
@@ -121,12 +130,14 @@ class RowChecker:
         self._reader.feed(rest)
         self._reader.close()
         self.finish()
-        self._check_map()
+        self._check_options()
         if not self.report.train_rows and not self._is_refused:
             if self.report.skipped_rows:
                 raise self._errors.as_exception("no row is valid: ")
-            where = "the `train` part is empty" if self.report.validation_rows else "there are no rows"
-            self.fail("", where, None, code="no_rows")
+            if self.report.validation_rows:
+                self.fail("", "the `train` part is empty", None, code="no_training_rows")
+            else:
+                self.fail("", "there are no rows", None, code="no_rows")
         if self._is_refused:
             raise self.error()
         return self.report
@@ -136,8 +147,10 @@ class RowChecker:
         if self._first:
             self._decide()
 
-    def _check_map(self) -> None:
-        """Fails where the map names a column that no row has."""
+    def _check_options(self) -> None:
+        """Fails where an option means nothing: a column that no row has, or a threshold without scores."""
+        if self._options.threshold is not None and self._reading and not self._reading.claim.is_scored:
+            self.fail("threshold", "the answers of this file have no scores: leave `threshold` out", None, "no_threshold")
         for name, column in (self._options.map or {}).items():
             if name in OPTIONAL and self._reading and self.report.rows and column not in self._reading.seen:
                 reason = f"the file has no column {listed([column])}, or it is empty in every row"
@@ -163,6 +176,11 @@ class RowChecker:
     def format(self, name: Format, kind: str, encoding: str | None = None) -> None:
         self.report.format, self.report.file_kind, self.report.encoding = name, kind, encoding
         self.report.is_plain &= kind in PLAIN_KINDS and encoding is None
+        if wrong := misplaced(self._options, kind):
+            option, reason, code = wrong
+            self._is_refused = True
+            self._errors.add(Detail(option, reason, code=code, params={"kind": kind}))
+            raise self.error()
 
     def value(self, part: Part, value: Any, line: int) -> None:
         if self._reading:
@@ -190,6 +208,7 @@ class RowChecker:
 
     def _decide(self) -> None:
         waiting, self._first = self._first, []
+        self.first_values = [value for _, value, _ in waiting[:_KEPT_ROWS]]
         self._reading = decide((value for _, value, _ in waiting), self._options)
         self.report.layout = self._reading.layout
         for part, value, line in waiting:
@@ -204,6 +223,7 @@ class RowChecker:
             self._fail(part, value, line, details)
             return
         self._note_columns(reading, value)
+        self._warnings.look(row, line, reading.mapping)
         self.report.is_plain &= row is value
         self.report.kind = self.report.kind or kind_of(row)
         self.report.train_rows += part == "train"

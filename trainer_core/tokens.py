@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from trainer_core.chat_template import ChatTemplate
 from trainer_core.errors import DataInvalid, SpecInvalid
-from trainer_core.row_rules import is_text, text_of
+from trainer_core.row_rules import is_text, text_of, turns_of
 from trainer_core.stop_tokens import StopTokens
 from trainer_core.versions import encode_marked_chat, mark_control_tokens
 
@@ -148,7 +148,7 @@ class Renderer:
         """The text that the model sees before it answers."""
         if self.template is None:
             return text_of(prompt)
-        return self.template.prompt(_as_messages(prompt, "user"))
+        return self.template.prompt(turns_of(prompt, "user"))
 
     def prompt_ids(self, prompt: str | Messages) -> list[int]:
         """Token ids of a prompt. Raises `DataInvalid`."""
@@ -198,7 +198,7 @@ class Renderer:
     def _answer_text(self, prompt: str | Messages, before: str, answer: str | Messages) -> str:
         if self.template is None:
             return text_of(answer)
-        text = self.template.answer(_as_messages(prompt, "user"), before, _as_messages(answer, "assistant"))
+        text = self.template.answer(turns_of(prompt, "user"), before, turns_of(answer, "assistant"))
         after = self.template.shape.after_answer
         # Leave out what the template writes after the end of a turn, such as a line break: generation has stopped by then.
         return text[: len(text) - len(after)] + self._kept_end if self._kept_end and text.endswith(after) else text
@@ -303,10 +303,6 @@ def _names(value: Any) -> Iterator[str]:
         yield from map(str, value)
     for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
         yield from _names(inner)
-
-
-def _as_messages(value: str | Messages, role: str) -> Messages:
-    return [{"role": role, "content": value}] if isinstance(value, str) else list(value)
 
 
 def _without_defaults(rules: Any) -> Any:

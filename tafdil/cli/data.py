@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.text import Text
@@ -30,7 +30,7 @@ from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_conversion import convert as convert_file
 from trainer_core.row_rules import LABELLED, PAIRS
-from trainer_core.rows import check_file
+from trainer_core.rows import RowReport, check_file
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN_ERRORS = 20
@@ -56,7 +56,7 @@ def check(
     options = options_of(maps, encoding, sheet, threshold, on_invalid)
     with _told_of_data("check", path, options, as_json):
         report = check_file(path, options=options)
-    found = {name: getattr(report, name) for name in _REPORTED}
+    found = _reported(report)
     if as_json:
         show_json({"valid": True, **found})
         return
@@ -129,7 +129,7 @@ def convert(
         usage(f"cannot write {out}: {error.strerror}")
     finally:
         part.unlink(missing_ok=True)
-    found = {name: getattr(report, name) for name in _REPORTED}
+    found = _reported(report)
     if as_json:
         show_json({"out": str(out), **found})
         return
@@ -152,6 +152,13 @@ def broken(
     except OSError as error:
         usage(f"cannot write {out}: {error.strerror}")
     show_json({"out": str(out), "size_bytes": len(table)}) if as_json else say(f"{out}: {len(table):,} bytes")
+
+
+def _reported(report: RowReport) -> dict[str, Any]:
+    """A report as the API returns it."""
+    return {name: getattr(report, name) for name in _REPORTED} | {
+        "warnings": [warning.as_dict() for warning in report.warnings]
+    }
 
 
 @contextmanager

@@ -69,6 +69,8 @@ def tell_reading(found: Mapping[str, Any]) -> None:
         say(f"unused columns: {', '.join(told(column) for column in found['unused'])}")
     if skipped := found.get("skipped_rows"):
         say(f"skipped {skipped:,} invalid {'row' if skipped == 1 else 'rows'}")
+    for warning in found.get("warnings") or ():
+        say(visible(f"warning: {spoken(warning)}"), "yellow")
 
 
 def ask(question: Mapping[str, Any], command: str, path: Path, options: ReadingOptions, *more: str) -> None:

@@ -5,17 +5,21 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
+from api.app import create_app
+from jobs import retention, uploads
 from jobs.settings import Settings
 from jobs.uploads import DatasetUpload
-from tests.api import client, database, error_of, queue
+from tests.api import BASE_URL, client, database, error_of, queue
 from tests.conftest import DATA
 
 __all__ = ["client", "database", "queue"]
@@ -268,3 +272,36 @@ for body in (good * 40, good + bad * 200):
 """
     assert subprocess.run([sys.executable, "-c", full, str(settings.data_dir)], check=False, timeout=60).returncode == 0
     assert not list(settings.datasets_dir.iterdir())
+
+
+def test_parts_of_killed_uploads_are_swept_after_a_day(settings: Settings, database: Any, queue: Any) -> None:
+    """An API process that is killed in an upload leaves a part. The next start deletes it once it is a day old."""
+    kill = """
+import os, sys
+from pathlib import Path
+from jobs.settings import Settings
+from jobs.uploads import DatasetUpload
+from trainer_core.reading_options import ReadingOptions
+
+upload = DatasetUpload(Settings(data_dir=Path(sys.argv[1])), None, sys.exit, ReadingOptions(on_invalid="skip"))
+upload.write(b'{"prompt": 1}\\n' * 20_000)
+upload._file.flush()
+os.kill(os.getpid(), 9)
+"""
+    subprocess.run([sys.executable, "-c", kill, str(settings.data_dir)], check=False, timeout=60)
+    old = [path for path in settings.datasets_dir.iterdir() if path.suffix == ".part"]
+    assert len(old) == 2, "the file and its skipped rows"
+    upload = DatasetUpload(settings, None, lambda _: None)  # type: ignore[arg-type]
+    rows = settings.datasets_dir / "0a.rows"
+    rows.write_bytes(b"x")
+    assert uploads.sweep(settings) == 0, "none is a day old"
+    size_bytes = sum(path.stat().st_size for path in old)
+    assert size_bytes > 0
+    for path in (*old, rows):
+        os.utime(path, (time.time() - 90_000,) * 2)
+    assert retention.apply(database, queue, settings) == size_bytes
+    assert set(settings.datasets_dir.iterdir()) == {upload._path, rows}
+    os.utime(upload._path, (time.time() - 90_000,) * 2)
+    with TestClient(create_app(settings, queue), BASE_URL):
+        assert list(settings.datasets_dir.iterdir()) == [rows]
+    upload.abort()

@@ -175,7 +175,7 @@ def test_bombs_of_parquet_are_refused_in_little_memory(tmp_path: Path) -> None:
     table = pyarrow.table({"prompt": words, "chosen": ["x"] * 100_000, "rejected": ["y"] * 100_000})
     parquet.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 10_000
-    refused(path, "row 1 is longer than")
+    refused(path, "line 1: the row is longer than")
     # Rows that are short enough, and together too much.
     words = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 100_000, pyarrow.int32()), pyarrow.array([big[:MIB]]))
     parquet.write_table(table.set_column(0, "prompt", words), path, compression="zstd")
@@ -260,7 +260,7 @@ def test_a_parquet_file_with_a_broken_index_is_refused(tmp_path: Path) -> None:
         assert found["own_mib"] < 300
     too_wide = pyarrow.table({**{name: [value] for name, value in row.items()}, **{f"c{i}": [1] for i in range(2000)}})
     parquet.write_table(too_wide, path)
-    refused(path, "more than 1000 columns")
+    refused(path, "more than 1,000 columns")
 
 
 def test_what_reads_parquet_has_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
     )
     assert asked - set(WORDS["en"]) == set()
     # Keys that are put together, by their beginning.
-    made = set(re.findall(r"\bt\(\s*`(\w+)\.\$\{", SOURCE))
+    made = set(re.findall(r"\b(?:t|pieces)\(\s*`(\w+)\.\$\{", SOURCE))
     unused = {key for key in WORDS["en"] if key not in asked and key.split(".")[0] not in made}
     assert unused == set()
 

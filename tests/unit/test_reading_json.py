@@ -79,9 +79,9 @@ def test_large_documents_are_told_apart_by_their_beginning() -> None:
         ('{"a": {"b": [0, -1e999]}}', "b", "not_finite"),
         ('{"a": NaN}', "a", "not_finite"),
         ('{"a": -Infinity}', "a", "not_finite"),
-        ('{"a": ["\\ud83d"]}', "a", "half_letter"),
-        ('{"a": {"\\ude00": 1}}', "a", "half_letter"),
-        ('{"\\uD800": 1}', "\\ud800", "half_letter"),
+        ('{"a": ["\\ud83d"]}', "a", "half_character"),
+        ('{"a": {"\\ude00": 1}}', "a", "half_character"),
+        ('{"\\uD800": 1}', "\\ud800", "half_character"),
         ('{"a": ' + "[" * 120 + "]" * 120 + "}", "a", "too_deep"),
         ('{"a": ' + '{"b": ' * 120 + "1" + "}" * 121, "a", "too_deep"),
         ('{"a": {"b": [' + "0," * 100_000 + "0]}}", "a", "too_many_items"),
@@ -116,8 +116,8 @@ def test_rows_that_could_not_be_given_back_are_refused(row: str, name: str, code
         (b'{"columns": ["a"], "data": [[1, 2]]}', 1, "cells_and_columns"),
         (b'{"a": {"0": 1}, "b": {"1": 2}}', None, "not_columns"),
         (b'{"a": {"0": 1, "0": 2}}', None, "duplicate_key"),
-        (b"", None, "empty"),
-        (b" \n\n", None, "empty"),
+        (b"", None, "empty_file"),
+        (b" \n\n", None, "empty_file"),
     ],
 )
 def test_what_is_wrong_with_json_is_named(data: bytes, line: int | None, code: str) -> None:
@@ -248,3 +248,12 @@ def test_any_rows_come_back(rows: list[dict[str, Any]], ascii_only: bool, piece:
         found = read(data, piece)
         assert not found.errors
         assert found.values == [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("piece", [2**16, 2**20, 2**25])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_line_that_is_too_long_is_an_error_of_its_row_in_pieces_of_any_size(piece: int, end: bytes) -> None:
+    long = b'{"a": "' + b"x" * 9 * 2**20 + b'"}'
+    found = read(b'{"a": 1}\n' + long + b'\n{"a": 2}\n' + long + end, piece)
+    assert [(line, row) for _, line, row in found.rows] == [(1, {"a": 1}), (3, {"a": 2})]
+    assert [(error.line, error.code) for error in found.errors] == [(2, "row_too_long"), (4, "row_too_long")]

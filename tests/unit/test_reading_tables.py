@@ -116,7 +116,7 @@ def test_a_long_table_is_read_row_by_row() -> None:
     ("data", "line", "code", "told"),
     [
         (b"a,b\n1,2\n3,4,5\n", 3, "cells_and_columns", "3 cells for 2 columns"),
-        (b'a,b\n1,2\n"3,4\n5,6\n', 3, "quotes", "closing quotation mark is missing"),
+        (b'a,b\n1,2\n"3,4\n5,6\n', 3, "open_quote", "closing quotation mark is missing"),
         (b'a,b\n1,"2" x\n', 2, "quotes", "not a valid table row"),
         (b"a,b,a\n1,2,3\n", 1, "duplicate_column", "'a'"),
         (b",".join(b"c%d" % i for i in range(1001)) + b"\n1,2\n", 1, "too_many_columns", "1,000 columns"),
@@ -161,10 +161,10 @@ def test_of_several_sheets_one_is_asked_for() -> None:
 
 
 def test_workbooks_without_rows_or_with_a_broken_end_are_named() -> None:
-    assert reason(xlsx({"S": CELLS[:1]})).code == "empty"
+    assert reason(xlsx({"S": CELLS[:1]})).code == "empty_workbook"
     assert "truncated" in reason(xlsx({"S": CELLS})[:-40]).reason
     assert reason(xlsx({"S": [["a", "a"], ["1", "2"]]})).code == "duplicate_column"
-    assert "more than 1000 columns" in reason(_wide_arrow()).reason
+    assert "more than 1,000 columns" in reason(_wide_arrow()).reason
 
 
 def _wide_arrow() -> bytes:
@@ -221,7 +221,11 @@ def test_an_unknown_code_page_is_named(name: str) -> None:
 
 def test_a_code_page_that_the_bytes_contradict_is_refused() -> None:
     assert "already UTF-8" in reason(table(","), encoding="cp1256").reason
-    assert read(table(",", "utf-16"), encoding="cp1256").values == ROWS
+    for name in ("utf-16", "utf-8-sig", "utf-16-be"):
+        found = reason(table(",", name), encoding="cp1256")
+        assert (found.code, found.params["encoding"]) == ("already_unicode", name.upper().removesuffix("-SIG"))
+    assert read(table(",", "utf-16"), encoding="utf-16-le").values == ROWS
+    assert read(table(",", "utf-8-sig"), encoding="UTF8").values == ROWS
     assert read(b"a,b\n1,2\n", encoding="cp1256").values == [{"a": "1", "b": "2"}]
 
 
@@ -245,9 +249,9 @@ def test_packed_files_are_bounded_whole_and_packed_once(pack: Callable[[bytes], 
 def test_a_zip_holds_one_table() -> None:
     two = reason(zipped({"a.csv": table(","), "b/c.csv": table(",")}))
     assert (two.code, two.params) == ("several_files", {"files": ["a.csv", "b/c.csv"]})
-    assert reason(zipped({})).code == "empty"
+    assert reason(zipped({})).code == "empty_zip"
     inner = zipped({"a.csv": table(",")})
-    assert reason(zipped({"b.zip": zipped({"a.zip": inner})})).code == "packed_twice"
+    assert reason(zipped({"b.zip": zipped({"a.zip": inner})})).code == "packed_too_often"
     assert "more than 200 times" in reason(zipped({"a.jsonl": b" " * 65 * 2**20})).reason
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from trainer_core.errors import DataUnclear, Question
+from trainer_core.errors import DataUnclear, Detail, Question
 from trainer_core.layouts.forms import CONTEXT
 from trainer_core.layouts.words import field_of
 from trainer_core.reading_options import ReadingOptions
@@ -63,11 +63,13 @@ class Claim:
         mapping: Tafdil's fields, each with the column that it comes from.
         fields: turns a row into fields, in any form that `forms.finish` accepts. Raises `Misfit`.
         used: columns that are read but not in the mapping.
+        is_scored: the labels are scores, which `ReadingOptions.threshold` divides.
     """
 
     mapping: dict[str, str]
     fields: Callable[[Row], Row]
     used: frozenset[str] = frozenset()
+    is_scored: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def with_context(mapping: dict[str, str], sample: Sample) -> dict[str, str]:
         columns = [name for name in sample.columns if name not in taken and field_of(name) == "system"]
         if len(columns) > 1:
             message = f"{listed(columns)} could each hold the system text: set `map` to name the column for system"
-            raise unclear("map", message, sample.columns, {"system": columns[0]}, sample.rows)
+            raise unclear("map", message, sample.columns, {"system": columns[0]}, sample.rows, code="system_unclear")
         found |= {"system": columns[0]} if columns else {}
     return mapping | found
 
@@ -110,11 +112,26 @@ def renamed(sample: Sample, **mapping: str) -> Claim:
     return Claim(whole, renaming(whole))
 
 
-def unclear(about: Any, message: str, choices: Iterable[str], guess: Any = None, rows: Iterable[Row] = ()) -> DataUnclear:
-    """The error that asks for an option of `ReadingOptions`."""
+def unclear(
+    about: Any,
+    message: str,
+    choices: Iterable[str],
+    guess: Any = None,
+    rows: Iterable[Row] = (),
+    *,
+    code: str,
+    **params: Any,
+) -> DataUnclear:
+    """The error that asks for an option of `ReadingOptions`.
+
+    Args:
+        code: of its detail.
+        params: of its detail, besides the choices.
+    """
     named = tuple(map(_text, tuple(choices)[:_NAMED_COLUMNS]))
     question = Question(about, named, showable(guess), tuple(showable(row) for row in tuple(rows)[:SHOWN_ROWS]))
-    return DataUnclear(_text(message), question=question)
+    detail = Detail(about, _text(message), code=code, params={"choices": list(named), **showable(params)})
+    return DataUnclear(_text(message), [detail], question=question)
 
 
 def showable(value: Any, depth: int = 0) -> Any:

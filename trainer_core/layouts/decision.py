@@ -163,7 +163,7 @@ def _published(sample: Sample, options: ReadingOptions) -> Reading | None:
         return None
     if len(claims) > 1:
         names = " and ".join(layout.name for layout, _ in claims)
-        raise _ask_map(sample, options, f"the columns match several layouts ({names})")
+        raise _ask_map(sample, f"the columns match several layouts ({names})", "several_layouts")
     layout, claim = claims[0]
     return Reading(layout.name, claim, claim.mapping, sample.columns)
 
@@ -184,7 +184,7 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     mapping = {name: name for name in _MAP_FIELDS if name in sample.columns and name not in taken} | given
     candidates = _candidates(sample, set(given.values()))
     if len(candidates.get("system", ())) > 1 and "system" not in given:
-        raise _ask_map(sample, options, f"{listed(candidates['system'])} could each hold the system text")
+        raise _ask_map(sample, f"{listed(candidates['system'])} could each hold the system text", "system_unclear")
     for name, columns in candidates.items():
         if len(columns) == 1:
             mapping.setdefault(name, columns[0])
@@ -193,7 +193,7 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     if found is None:
         lacking = [[name for name in kind if name not in mapping] for kind in _KINDS]
         need = ", or ".join(" and ".join(names) for names in lacking if names)
-        raise _ask_map(sample, options, f"`map` is missing {need}")
+        raise _ask_map(sample, f"`map` is missing {need}", "map_incomplete")
     return found
 
 
@@ -215,7 +215,7 @@ def _by_names(sample: Sample, options: ReadingOptions) -> Reading:
         if found is not None:
             return found
     if len(sample.columns) >= 3 and not _is_only_ours(sample):
-        raise _ask_map(sample, options, "unknown layout")
+        raise _ask_map(sample, "unknown layout")
     # Something is missing from the rows; the row rules say what.
     claim = own.claim(sample)
     return Reading(own.NAME, claim, claim.mapping, sample.columns)
@@ -263,7 +263,10 @@ def _outside(error: DataUnclear, mapping: dict[str, str]) -> DataUnclear:
     for ours in question.choices:
         message = message.replace(f"`{ours}`", listed([mapping.get(ours, ours)]))
     columns = [mapping.get(name, name) for name in question.choices]
-    return unclear(question.about, message, columns, question.guess, question.rows)
+    (detail,) = error.details
+    params = {name: value for name, value in detail.params.items() if name != "choices"}
+    params |= {"column": mapping.get(params["column"], params["column"])} if "column" in params else {}
+    return unclear(question.about, message, columns, question.guess, question.rows, code=detail.code or "", **params)
 
 
 def _candidates(sample: Sample, taken: set[str]) -> dict[str, list[str]]:
@@ -274,7 +277,7 @@ def _candidates(sample: Sample, taken: set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _ask_map(sample: Sample, options: ReadingOptions, why: str) -> DataUnclear:
+def _ask_map(sample: Sample, why: str, code: str = "map_unclear") -> DataUnclear:
     candidates = _candidates(sample, set())
     pairs = sum(name in candidates for name in own.PAIRS) >= sum(name in candidates for name in own.LABELLED)
     names = own.PAIRS if pairs else own.LABELLED
@@ -290,7 +293,7 @@ def _ask_map(sample: Sample, options: ReadingOptions, why: str) -> DataUnclear:
         f"{why}: set `map` to name the column of each field ({', '.join(names)})"
         f"{f', probably {likely}' if likely else ''}; the columns are {listed(sample.columns)}"
     )
-    return unclear("map", message, sample.columns, guess, rows)
+    return unclear("map", message, sample.columns, guess, rows, code=code)
 
 
 def _wrong_map(message: str, code: str, names: list[str], columns: tuple[str, ...] = ()) -> DataInvalid:

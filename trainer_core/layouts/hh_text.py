@@ -37,12 +37,17 @@ def _is_dialogue(value: Any) -> bool:
 def _turns(field: str, text: Any) -> Messages:
     """The turns of a dialogue, without surrounding white space. Raises `Misfit`."""
     if not isinstance(text, str):
-        raise Misfit(field, "must be a dialogue in text, with `Human:` or `Assistant:` before each turn", "dialogue")
+        raise _no_dialogue(field)
     before, *parts = _TURN.split("\n\n" + text.strip())
     turns = [{"role": _ROLES[role], "content": said.strip()} for role, said in zip(parts[::2], parts[1::2], strict=True)]
     if before.strip() or len(turns) < 2:
-        raise Misfit(field, "must be a dialogue in text, with `Human:` or `Assistant:` before each turn", "dialogue")
+        raise _no_dialogue(field)
     return turns
+
+
+def _no_dialogue(field: str) -> Misfit:
+    reason = "must be a dialogue in text, with `Human:` or `Assistant:` before each turn"
+    return Misfit(field, reason, "dialogue", human="Human:", assistant="Assistant:")
 
 
 LAYOUT = Layout("hh_text", claims)

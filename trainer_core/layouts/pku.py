@@ -49,7 +49,7 @@ def ask(rows: Any) -> DataUnclear:
         "the rows have the PKU-SafeRLHF layout, and `better_response_id` and `safer_response_id` name different answers: "
         "set `map` to name one of these two columns for the field preferred"
     )
-    return unclear("map", message, _VERDICTS, {"preferred": _VERDICTS[0]}, rows)
+    return unclear("map", message, _VERDICTS, {"preferred": _VERDICTS[0]}, rows, code="verdict_unclear")
 
 
 LAYOUT = Layout("pku", claims)

@@ -54,7 +54,7 @@ def claim(sample: Sample, options: ReadingOptions, column: str, **mapping: str) 
             found["label"] = score >= threshold
         return found
 
-    return Claim(whole, fields)
+    return Claim(whole, fields, is_scored=True)
 
 
 def ask(sample: Sample, columns: list[str]) -> DataUnclear:
@@ -67,7 +67,9 @@ def ask(sample: Sample, columns: list[str]) -> DataUnclear:
         f"{listed(columns[:1])} holds scores ({seen} in the first rows): set `threshold` to the lowest score of a good "
         f"answer, such as {guess:g}"
     )
-    return unclear("threshold", message, columns, guess, sample.rows)
+    return unclear(
+        "threshold", message, columns, guess, sample.rows, code="threshold_unclear", column=columns[0], low=low, high=high
+    )
 
 
 LAYOUT = Layout("scored", claims)

@@ -41,9 +41,8 @@ def which(row: Row, value: Any) -> bool:
     """Whether the first answer is the preferred one. Raises `Misfit`."""
     word = plain(str(value).replace("_", " "))
     if word not in _FIRST | _SECOND:
-        raise Misfit(
-            "preferred", f"must say which answer is better ({_KNOWN}), not {shown(value)}", "preferred", known=_KNOWN
-        )
+        reason = f"must say which answer is better ({_KNOWN}), not {shown(value)}"
+        raise Misfit("preferred", reason, "preferred", known=_KNOWN, value=shown(value))
     return word in _FIRST
 
 

@@ -11,10 +11,12 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from typing import Any, NoReturn, get_args
 
+from trainer_core.reading.encodings import as_utf8, undecodable
 from trainer_core.reading.limits import CHUNK_BYTES, MAX_COLUMNS, MAX_LINE_BYTES, MAX_ROW_DEPTH
 from trainer_core.reading.shapes import Shape, shape_of, shape_of_head
 from trainer_core.reading.sink import Part, Reader, Sink, tell_kind
 from trainer_core.reading.values import PLAIN, RowFault, as_row, decode, explained, printable
+from trainer_core.row_rules import is_text
 
 # Lists beside wrapped rows that describe them.
 _ABOUT = {"columns", "errors", "features", "index"}
@@ -38,7 +40,9 @@ class DocumentReader:
 
     def __init__(self, sink: Sink, encoding: str | None, columns: Callable[[], Reader]) -> None:
         self._sink, self._encoding, self._columns = sink, encoding, columns
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        # Whether some byte so far was invalid; only then is each value searched for such bytes.
+        self._has_broken = False
         self._text, self._place = "", 0
         self._waiting: list[str] = []
         # Characters that are available, and how many the parser waits for.
@@ -67,10 +71,8 @@ class DocumentReader:
             return
         if not self._steps:
             return
-        try:
-            text = self._decoder.decode(data, self._complete)
-        except UnicodeDecodeError as error:
-            self._sink.give_up(f"not UTF-8: {error.reason}", None, "not_utf8")
+        text = self._decoder.decode(data, self._complete)
+        self._has_broken = self._has_broken or not is_text(text)
         self._waiting.append(text)
         self._have += len(text)
         if self._have < self._need and not self._complete:
@@ -124,11 +126,13 @@ class DocumentReader:
                     reason = f"a {what} is longer than {MAX_LINE_BYTES:,} bytes"
                     self._sink.give_up(reason, None, "row_too_long", {"most": MAX_LINE_BYTES})
             except RecursionError:
-                self._break(f"nested deeper than {MAX_ROW_DEPTH} levels", "too_deep")
+                self._break(f"nested deeper than {MAX_ROW_DEPTH} levels", "too_deep", most=MAX_ROW_DEPTH)
             except ValueError as error:
                 self._break(str(error), "not_json")
             else:
                 if end < len(self._text) or self._complete:
+                    if self._has_broken and not is_text(self._text[self._place : end]):
+                        fault = undecodable(self._encoding)
                     self._is_too_long = _is_too_long(self._text, self._place, end)
                     self._place = end
                     if fault:
@@ -136,8 +140,9 @@ class DocumentReader:
                     return value
             yield from self._more()
 
-    def _break(self, reason: str, code: str = "not_json") -> NoReturn:
-        raise _Broken(RowFault("", f"not valid JSON: {reason}", code)) from None
+    def _break(self, reason: str, code: str = "not_json", **params: Any) -> NoReturn:
+        params |= {"problem": reason} if code == "not_json" else {}
+        raise _Broken(RowFault("", f"not valid JSON: {reason}", code, **params)) from None
 
     def _stop(self, error: json.JSONDecodeError) -> NoReturn:
         if not self._text[error.pos :].strip() or error.msg.startswith("Unterminated"):
@@ -164,7 +169,7 @@ class DocumentReader:
                 self._rest = self._columns()
                 # This chunk may end in the middle of a character.
                 cut, _ = self._decoder.getstate()
-                self._rest.feed(self._text[self._place :].encode() + cut)
+                self._rest.feed(as_utf8(self._text[self._place :]) + cut)
                 return
         tell_kind(self._sink, _KINDS[shape], self._encoding)
         if shape == "rows":
@@ -215,7 +220,8 @@ class DocumentReader:
             except RowFault as fault:
                 raise _Broken(fault) from None
             if name in names:
-                self._sink.fail(printable(name), "is a duplicate key; keep one of the two", None, "duplicate_key")
+                reason = "is a duplicate key; keep one of the two"
+                self._sink.fail(printable(name), reason, None, "duplicate_key", {"key": printable(name)})
             names.add(name)
             yield from self._expect(":", "a colon")
             is_list = (yield from self._next()) == "["
@@ -235,7 +241,7 @@ class DocumentReader:
                 self._break("trailing comma before a closing bracket; remove it", "trailing_comma")
         for name in unread:
             if not (shape == "wrapped" and name in _ABOUT):
-                self._sink.fail(printable(name), _UNREAD, None, "unread_list")
+                self._sink.fail(printable(name), _UNREAD, None, "unread_list", {"names": list(get_args(Part))})
 
     def _about(self, name: str, is_list: bool) -> _Step:
         """The value of a key that holds no rows."""
@@ -292,7 +298,8 @@ def _unwrapped(value: Any, about: dict[str, Any]) -> dict[str, Any]:
             reason = f"has {len(value)} values for {len(columns)} columns"
             raise RowFault("", reason, "cells_and_columns", cells=len(value), columns=len(columns))
         if len(set(columns)) != len(columns):
-            raise RowFault("columns", "has a duplicate column name; rename one", "duplicate_key")
+            twice = next(name for place, name in enumerate(columns) if name in columns[:place])
+            raise RowFault("columns", "has a duplicate column name; rename one", "duplicate_column", column=printable(twice))
         return dict(zip(columns, value, strict=True))
     row = as_row(value)
     if isinstance(row.get("row"), dict) and "row_idx" in row:

@@ -5,8 +5,10 @@ import encodings.aliases
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from trainer_core.errors import DataUnclear, Detail, Question
+from trainer_core.reading.values import RowFault
 
 # The encodings that spreadsheets and editors write, the Arabic ones first.
 _CODE_PAGES = (
@@ -24,8 +26,17 @@ _ARABIC = re.compile("[\u0600-\u06ff]")
 _SAMPLE_BYTES = 2**14
 
 
+UNDECODABLE = b"\xff"
+"""What stands for each byte that the named encoding does not have. UTF-8 never contains it."""
+codecs.register_error("tafdil_undecodable", lambda error: ("\udcff", getattr(error, "end", 0)))
+
+
 class UnknownEncoding(ValueError):
     """An encoding that does not exist, or that the file cannot have; the message says which."""
+
+    def __init__(self, reason: str, code: str = "unknown_encoding", **params: Any) -> None:
+        super().__init__(reason)
+        self.code, self.params = code, params
 
 
 @dataclass(frozen=True)
@@ -46,14 +57,51 @@ def encoding_of(head: bytes, is_all: bool, named: str | None) -> str | Unknown |
     marked = next((name for mark, name in _MARKS if head.startswith(mark)), None)
     found = marked or _utf16_without_mark(head)
     page = _checked(named) if named else None
-    if not found and page and not head.isascii() and _is_utf8(head, is_all) and page != "utf-8":
-        raise UnknownEncoding("the file is already UTF-8; remove `encoding`")
+    if not found and page and is_utf8_of_letters(head, is_all):
+        found = "utf-8"
+    if found and page and not _is_same(found, page):
+        name = found.upper()
+        raise UnknownEncoding(f"the file is already {name}: leave `encoding` out", "already_unicode", encoding=name)
     if not found and not page:
         if not _is_rather_utf8(head):
             return _guessed(head[:_SAMPLE_BYTES])
         found = "utf-8"
     chosen = found or page
     return None if chosen == "utf-8" else chosen
+
+
+def _is_same(found: str, page: str) -> bool:
+    """Whether a named encoding is the one that the bytes have, whatever byte order is named."""
+    return page.replace("_", "-")[:6] == found[:6]
+
+
+def is_utf8_of_letters(data: bytes, is_all: bool) -> bool:
+    """Whether bytes are UTF-8 and have at least one complete character that is not ASCII."""
+    try:
+        return not codecs.getincrementaldecoder("utf-8")().decode(data, is_all).isascii()
+    except UnicodeDecodeError:
+        return False
+
+
+def decoder(name: str) -> codecs.IncrementalDecoder:
+    """Decodes an encoding whose bytes may be invalid; `as_utf8` writes each of these as `UNDECODABLE`."""
+    return codecs.getincrementaldecoder(name)("tafdil_undecodable")
+
+
+def as_utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def undecodable(name: str | None) -> RowFault:
+    """What is wrong with a text that has an invalid byte.
+
+    Args:
+        name: the encoding, unless it is UTF-8.
+    """
+    if name is None:
+        return RowFault("", "contains a byte that is not UTF-8; save the file as UTF-8, or set `encoding`", "not_utf8")
+    reason = f"contains a byte that {name} does not have; save the file as UTF-8, or set another `encoding`"
+    return RowFault("", reason, "wrong_encoding", encoding=name)
 
 
 def _checked(name: str) -> str:
@@ -66,7 +114,8 @@ def _checked(name: str) -> str:
         return "utf-8"
     no_text = {"rot_13", "mbcs", "oem", "idna", "punycode", "utf_7"}
     if found not in known - no_text or not getattr(codecs.lookup(name), "_is_text_encoding", True):
-        raise UnknownEncoding(f"unknown encoding {name[:40]!r}; files from Windows in Arabic are usually `cp1256`")
+        reason = f"unknown encoding {name[:40]!r}; files from Windows in Arabic are usually `cp1256`"
+        raise UnknownEncoding(reason, encoding=name[:40])
     return found.replace("utf_16", "utf-16").replace("iso8859_", "iso8859-")
 
 
@@ -78,14 +127,6 @@ def _utf16_without_mark(head: bytes) -> str | None:
     if odd > max(least, 8 * even):
         return "utf-16-le"
     return "utf-16-be" if even > max(least, 8 * odd) else None
-
-
-def _is_utf8(head: bytes, is_all: bool) -> bool:
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, is_all)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _is_rather_utf8(head: bytes) -> bool:
@@ -123,7 +164,7 @@ def ask(unknown: Unknown, head: bytes, rows_of: Callable[[bytes], list[dict[str,
     if not choices:
         known = "the text is not UTF-8, and its encoding is unknown: set `encoding`, or save the file as UTF-8"
         reason = known + unknown.missing
-        return DataUnclear(reason, [Detail("encoding", reason, code="encoding_unknown")])
+        return DataUnclear(reason, [Detail("encoding", reason, code="encoding_unknown", params={})])
     guess = choices[0]
     rows = rows_of(head.decode(guess, "replace").encode())
     reason = (

@@ -39,7 +39,7 @@ def _reader(head: bytes, sink: Sink, path: Path | None, options: ReadingOptions,
     packing = packing_of(head)
     if depth > 1 and (packing or _whole(head) == "zip"):
         reason = "too many levels of compression: send the table itself"
-        sink.give_up(reason, None, "packed_twice", {})
+        sink.give_up(reason, None, "packed_too_often", {})
     if packing:
         return PackedReader(sink, packing, inside)
     whole = _whole(head)

@@ -21,6 +21,10 @@ class Packed(Exception):
     """A compressed file that is corrupt, or cannot be decompressed here."""
 
 
+class NotInstalled(Exception):
+    """The package that decompresses a file is absent; its name is the argument."""
+
+
 class _Member(Protocol):
     """One compressed stream."""
 
@@ -69,7 +73,7 @@ class _Zstd:
         try:
             import zstandard
         except ImportError:
-            raise Packed("the package `zstandard` is not installed; send the file uncompressed, or as gzip") from None
+            raise NotInstalled("zstandard") from None
         self._error = zstandard.ZstdError
         self._member = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_BYTES).decompressobj()
         self.unused_data = b""
@@ -132,12 +136,17 @@ class PackedReader:
                     self._give(piece)
                 data = self._member.unused_data if self._member.eof else b""
                 self._member = None if self._member.eof else self._member
+        except NotInstalled as error:
+            reason = f"the package `{error}` is not installed; send the file uncompressed, or as gzip"
+            self._sink.give_up(reason, None, "not_installed", {"package": str(error)})
         except Packed as error:
-            self._sink.give_up(f"not valid {self._name}: {error}", None, "not_valid", {"kind": self._name})
+            self._sink.give_up(
+                f"not valid {self._name}: {error}", None, "not_valid", {"kind": self._name, "problem": str(error)}
+            )
 
     def close(self) -> None:
         if self._member or self._is_first:
-            self._sink.fail("", f"the {self._what} is truncated", None, "cut_off")
+            self._sink.fail("", f"the {self._what} is truncated", None, "file_cut_off")
         self._start()
         assert self._reader is not None
         self._reader.close()

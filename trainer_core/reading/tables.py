@@ -5,10 +5,13 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+from trainer_core.reading.encodings import undecodable
 from trainer_core.reading.limits import CHUNK_BYTES, MAX_COLUMNS, MAX_LINE_BYTES
 from trainer_core.reading.sink import Sink
 from trainer_core.reading.values import as_left_out, printable
+from trainer_core.row_rules import is_text
 
 _KINDS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
 _EXCEL_LINE = re.compile(r"sep=(.)\r?\n")
@@ -19,20 +22,21 @@ csv.field_size_limit(2 * MAX_LINE_BYTES)
 class HeaderFault(ValueError):
     """An invalid header; the message says why."""
 
-    def __init__(self, reason: str, code: str) -> None:
+    def __init__(self, reason: str, code: str, **params: Any) -> None:
         super().__init__(reason)
-        self.code = code
+        self.code, self.params = code, params
 
 
 def names_of(header: Sequence[object]) -> list[str]:
     """The column names in a header. A column without one is named by its position. Raises `HeaderFault`."""
     if len(header) > MAX_COLUMNS:
-        raise HeaderFault(f"has more than {MAX_COLUMNS:,} columns", "too_many_columns")
+        raise HeaderFault(f"has more than {MAX_COLUMNS:,} columns", "too_many_columns", most=MAX_COLUMNS)
     cells = ["" if cell is None else str(cell).strip().removeprefix("\ufeff") for cell in header]
     names = [name or f"column {place}" for place, name in enumerate(cells, start=1)]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        raise HeaderFault(f"duplicate column {printable(twice)!r}; rename one of the two", "duplicate_column")
+        name = printable(twice)
+        raise HeaderFault(f"duplicate column {name!r}; rename one of the two", "duplicate_column", column=name)
     return names
 
 
@@ -69,11 +73,15 @@ class TableReader:
 
     Args:
         line: the number of lines before the header.
+        encoding: of the file, unless it is UTF-8.
     """
 
-    def __init__(self, sink: Sink, delimiter: str, line: int = 0) -> None:
-        self._sink, self._delimiter, self._line = sink, delimiter, line
-        self._decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    def __init__(self, sink: Sink, delimiter: str, line: int = 0, encoding: str | None = None) -> None:
+        self._sink, self._delimiter, self._line, self._encoding = sink, delimiter, line, encoding
+        utf8 = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
+        # Whether some byte so far was invalid; only then is each row searched for such bytes.
+        self._has_broken = False
         self._rest = ""
         # Lines that are not parsed yet, and the size at which to try again.
         self._lines: list[str] = []
@@ -94,13 +102,9 @@ class TableReader:
             self._sink.fail("", reason, self._line, "header_alone")
 
     def _take(self, data: bytes, complete: bool = False) -> None:
-        try:
-            text = self._rest + self._decoder.decode(data, final=complete)
-        except UnicodeDecodeError:
-            line = self._line + len(self._lines)
-            reason = "not UTF-8 from about this line on; save the file as UTF-8, or set `encoding`"
-            self._sink.give_up(reason, line + 1, "not_utf8")
-        *lines, self._rest = text.split("\n")
+        new = self._decoder.decode(data, final=complete)
+        self._has_broken = self._has_broken or not is_text(new)
+        *lines, self._rest = (self._rest + new).split("\n")
         if complete and self._rest:
             lines, self._rest = [*lines, self._rest], ""
         self._size += sum(map(len, lines))
@@ -132,9 +136,10 @@ class TableReader:
             except (StopIteration, _NeedMore):
                 return
             except csv.Error as error:
-                is_open = "unexpected end" in str(error)
-                reason = "a closing quotation mark is missing" if is_open else f"not a valid table row: {error}"
-                self._sink.give_up(reason, self._line + 1, "quotes")
+                if "unexpected end" in str(error):
+                    self._sink.give_up("a closing quotation mark is missing", self._line + 1, "open_quote")
+                reason = f"not a valid table row: {error}"
+                self._sink.give_up(reason, self._line + 1, "quotes", {"problem": str(error)})
             yield reader.line_num - seen, cells
             seen = reader.line_num
 
@@ -144,11 +149,18 @@ class TableReader:
             raise _NeedMore
 
     def _row(self, cells: list[str], line: int) -> None:
+        if self._has_broken and not all(map(is_text, cells)):
+            fault = undecodable(self._encoding)
+            if self._names is None:
+                self._sink.give_up(fault.reason, line, fault.code, fault.params)
+            self._has_rows = True
+            self._sink.fail("", fault.reason, line, fault.code, fault.params)
+            return
         if self._names is None:
             try:
                 self._names = names_of(cells)
             except HeaderFault as fault:
-                self._sink.give_up(str(fault), line, fault.code)
+                self._sink.give_up(str(fault), line, fault.code, fault.params)
             return
         self._has_rows = True
         width = len(self._names)

@@ -10,7 +10,7 @@ from trainer_core.errors import DataInvalid
 from trainer_core.reading import encodings, tables, unreadable
 from trainer_core.reading.documents import DocumentReader
 from trainer_core.reading.jsonl import JsonlReader
-from trainer_core.reading.limits import CHUNK_BYTES
+from trainer_core.reading.limits import CHUNK_BYTES, HEAD_BYTES
 from trainer_core.reading.shapes import shape_of, shape_of_head
 from trainer_core.reading.sink import Format, Part, Reader, Sink, tell_kind
 from trainer_core.reading.whole_files import WholeFileReader
@@ -18,6 +18,7 @@ from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN_ROWS = 3
+_FOREIGN = re.compile(rb"[\x80-\xff]")
 # The first line of an object that continues below it.
 _OPEN = re.compile(r".*[{\[,:]\s*$", re.DOTALL)
 
@@ -32,6 +33,8 @@ class TextReader:
         self._is_page_known = False
         self._encoding: str | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
+        # Bytes of a code page from the first that is not ASCII, until they show whether they are UTF-8 instead.
+        self._is_proved, self._unproved = True, b""
         self._reader: Reader | None = None
 
     def feed(self, data: bytes) -> None:
@@ -55,24 +58,41 @@ class TextReader:
         try:
             found = encodings.encoding_of(head[:CHUNK_BYTES], complete, self._options.encoding)
         except encodings.UnknownEncoding as error:
-            self._sink.give_up(str(error), None, "unknown_encoding", {"encoding": self._options.encoding})
+            self._sink.give_up(str(error), None, error.code, error.params)
         if isinstance(found, encodings.Unknown):
             if unreadable.is_binary(head[:CHUNK_BYTES]):
                 self._refuse(unreadable.binary())
             raise encodings.ask(found, head[:CHUNK_BYTES], _first_rows)
         self._encoding = found
         if found:
-            self._decoder = codecs.getincrementaldecoder(found)()
+            self._decoder = encodings.decoder(found)
+            self._is_proved = found.startswith("utf")
         self._give(self._utf8(head).removeprefix(_BYTE_ORDER_MARK))
 
     def _utf8(self, data: bytes, final: bool = False) -> bytes:
         if not self._decoder:
             return data
-        try:
-            return self._decoder.decode(data, final).encode()
-        except UnicodeError as error:
-            reason = f"not {self._encoding}: {getattr(error, 'reason', error)}; set another `encoding`"
-            self._sink.give_up(reason, None, "wrong_encoding", {"encoding": self._encoding})
+        if not self._is_proved:
+            data = self._prove(data, final)
+        return encodings.as_utf8(self._decoder.decode(data, final))
+
+    def _prove(self, data: bytes, final: bool) -> bytes:
+        """The bytes that can be decoded: up to the first that is not ASCII, until enough follow to judge them.
+
+        Gives up if text that was named a code page is UTF-8. A code page may have a letter for every byte of it.
+        """
+        data, self._unproved = self._unproved + data, b""
+        first = _FOREIGN.search(data)
+        if not first:
+            return data
+        if not final and len(data) - first.start() < HEAD_BYTES:
+            self._unproved = data[first.start() :]
+            return data[: first.start()]
+        if encodings.is_utf8_of_letters(data[first.start() :], final):
+            reason = "the file is already UTF-8: leave `encoding` out"
+            self._sink.give_up(reason, None, "already_unicode", {"encoding": "UTF-8"})
+        self._is_proved = True
+        return data
 
     def _give(self, data: bytes, complete: bool = False) -> None:
         if self._reader:
@@ -84,13 +104,13 @@ class TextReader:
         self._buffer = head
         is_long = len(head) >= CHUNK_BYTES
         if complete and not head:
-            self._sink.give_up("there are no rows: the file is empty", None, "empty", {})
+            self._sink.give_up("there are no rows: the file is empty", None, "empty_file", {})
         if complete or is_long or (b"\n" in head and len(head) >= CHUNK_BYTES // 4):
             text = head[:CHUNK_BYTES].decode("utf-8", "replace")
             delimiter, length = tables.marked_delimiter(text)
             if delimiter:
                 tell_kind(self._sink, tables.kind_of_table(delimiter), self._encoding)
-                self._reader = tables.TableReader(self._sink, delimiter, self._line + 1)
+                self._reader = tables.TableReader(self._sink, delimiter, self._line + 1, self._encoding)
             else:
                 self._reader = self._choose(text, is_long)
             self._reader.feed(head[length:])
@@ -111,13 +131,13 @@ class TextReader:
         delimiter = None if is_text else tables.delimiter_of(head)
         if delimiter:
             tell_kind(self._sink, tables.kind_of_table(delimiter), self._encoding)
-            return tables.TableReader(self._sink, delimiter, self._line)
+            return tables.TableReader(self._sink, delimiter, self._line, self._encoding)
         if not is_text and not rest.lstrip().startswith("{"):
             shown = " ".join(line.split())[:60]
             reason = f"neither JSON nor a table with a header and at least two columns; it begins with “{shown}”"
             self._sink.give_up(reason, self._line + 1, "no_rows_here", {"begins": shown})
         tell_kind(self._sink, "jsonl", self._encoding)
-        return JsonlReader(self._sink, self._line, end)
+        return JsonlReader(self._sink, self._line, end, self._encoding)
 
     def _is_document(self, head: str, line: str, has_more: bool) -> bool:
         if head.startswith("["):

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from trainer_core.reading.limits import MAX_COLUMNS, MAX_ITEMS, MAX_ROW_DEPTH
+from trainer_core.row_rules import is_text
 
 _MAX_NAME = 80
 _HARMLESS = re.compile(r"'+[=+\-@\t\r]")
@@ -85,7 +86,7 @@ def decode(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = _STRICT.raw_decode(text, start)
     except _NotFinite:
         _NAMING.raw_decode(text, start)
-        raise RowFault("", "contains a number that is not valid in JSON", "not_finite") from None
+        raise RowFault("", "contains a number that is not valid in JSON", "not_finite", value="NaN") from None
     if text.count("{", start, end) + text.count("[", start, end) > MAX_ROW_DEPTH:
         check_depth(value)
     if text.count(",", start, end) >= MAX_ITEMS:
@@ -123,9 +124,9 @@ def check_letters(value: Any) -> None:
     for name, top in tops:
         level = [name, top]
         while level:
-            if any(isinstance(one, str) and _is_broken(one) for one in level):
+            if any(isinstance(one, str) and not is_text(one) for one in level):
                 reason = "contains an unpaired surrogate: a character was cut in half"
-                raise RowFault(name, reason, "half_letter", key=printable(name))
+                raise RowFault(name, reason, "half_character")
             level = [below for one in level for below in _children(one, keys=True)]
 
 
@@ -136,14 +137,6 @@ def _children(value: Any, keys: bool = False) -> Iterator[Any]:
             yield from value
     elif isinstance(value, list):
         yield from value
-
-
-def _is_broken(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
 
 
 def row_of_line(text: str) -> dict[str, Any]:
@@ -157,9 +150,10 @@ def row_of_line(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise explained(error) from None
     except RecursionError:
-        raise RowFault("", f"not valid JSON: nested deeper than {MAX_ROW_DEPTH} levels", "too_deep") from None
+        reason = f"not valid JSON: nested deeper than {MAX_ROW_DEPTH} levels"
+        raise RowFault("", reason, "too_deep", most=MAX_ROW_DEPTH) from None
     except ValueError as error:
-        raise RowFault("", f"not valid JSON: {error}", "not_json") from None
+        raise RowFault("", f"not valid JSON: {error}", "not_json", problem=str(error)) from None
     return as_row(value)
 
 
@@ -194,4 +188,5 @@ def explained(error: json.JSONDecodeError) -> RowFault:
         return RowFault("", reason, "trailing_comma")
     if after[:1] == "'":
         return RowFault("", 'not valid JSON: text is in single quotes; use double quotes (")', "single_quotes")
-    return RowFault("", f"not valid JSON: {error.msg} at column {error.colno}", "not_json")
+    problem = f"{error.msg} at column {error.colno}"
+    return RowFault("", f"not valid JSON: {problem}", "not_json", problem=problem)

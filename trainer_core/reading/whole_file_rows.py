@@ -23,6 +23,7 @@ _BYTES_A_CPU_S = 2**20
 # A batch is decoded at once, and all its rows may share one large dictionary value.
 _ROWS_A_BATCH = 16
 _MOST_COLUMNS = 1000
+_MOST_DEPTH = 100
 _MOST_FILES = 10_000
 _SHOWN_ROWS = 3
 _SHOWN_NAMES = 20
@@ -63,7 +64,7 @@ def main(kind: str, most_row_bytes: int, most_expanded_bytes: int, sheet: str) -
     for number, row in rows:
         line = json.dumps(row, ensure_ascii=False, default=as_json).encode("utf-8", "backslashreplace")
         if len(line) > most_row_bytes:
-            raise ValueError(f"row {number} is longer than {most_row_bytes:,} bytes")
+            refuse("row_too_long", f"the row is longer than {most_row_bytes:,} bytes", {"most": most_row_bytes}, line=number)
         sys.stdout.buffer.write(b"%d %s\n" % (number, line))
 
 
@@ -100,7 +101,7 @@ def of_parquet(most_expanded_bytes: int) -> Iterator[tuple[int, Any]]:
     with parquet.ParquetFile(source(), pre_buffer=False, buffer_size=2**16) as file:
         metadata: Any = file.metadata
         if sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)) > most_expanded_bytes:
-            raise ValueError("expands to more than 200 times its size")
+            refuse("expands", "the Parquet file expands to more than 200 times its size", {"most": 200})
         check_columns(metadata.num_columns, file.schema_arrow.names)
         yield from rows_of(file.iter_batches(batch_size=_ROWS_A_BATCH, use_threads=False))
 
@@ -125,7 +126,7 @@ def slices(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_columns(count: int, names: list[str]) -> None:
     if count > _MOST_COLUMNS:
-        raise ValueError(f"has more than {_MOST_COLUMNS} columns")
+        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
         refuse("duplicate_column", f"duplicate column {twice!r}; rename one of the two", {"column": twice})
@@ -163,8 +164,10 @@ def of_json_columns() -> Iterator[tuple[int, Any]]:
     with source() as file:
         try:
             columns = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=checked)
+        except UnicodeDecodeError:
+            refuse("not_utf8", "contains a byte that is not UTF-8")
         except RecursionError:
-            raise ValueError("nested too deeply") from None
+            refuse("too_deep", "nested too deeply", {"most": _MOST_DEPTH})
     if twice:
         name = twice[0].encode("utf-8", "backslashreplace").decode()
         refuse("duplicate_key", f"duplicate key {name!r}; keep one of the two", {"key": name})
@@ -174,7 +177,7 @@ def of_json_columns() -> Iterator[tuple[int, Any]]:
         yield from enumerate(columns.values(), start=1)
         return
     if len(columns) > _MOST_COLUMNS:
-        raise ValueError(f"has more than {_MOST_COLUMNS} columns")
+        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
     places = next(iter(columns.values())).keys()
     odd = next((name for name, column in columns.items() if column.keys() != places), None)
     if odd is not None:
@@ -191,14 +194,16 @@ def of_workbook(sheet: str) -> Iterator[tuple[int, Any]]:
         import python_calamine as calamine
     except ImportError:
         reason = "reading workbooks needs the package `python-calamine`, which is not installed; save the sheet as CSV"
-        refuse("not_installed", reason)
+        refuse("not_installed", reason, {"package": "python-calamine"})
     try:
         book = calamine.load_workbook(source())
         yield from of_sheets(book, sheet)
     except calamine.PasswordError:
         refuse("password", "the workbook has a password: save it without one")
     except (calamine.CalamineError, calamine.ZipError, calamine.XmlError) as error:
-        raise ValueError(str(error)) from None
+        # The kind is known here: what calamine did not detect is a file that it cannot read.
+        is_broken = "detect file format" in str(error)
+        raise ValueError("it is damaged, or unusual: save it as XLSX or CSV" if is_broken else str(error)) from None
 
 
 def check_old_office() -> None:
@@ -226,7 +231,7 @@ def of_sheets(book: Any, sheet: str) -> Iterator[tuple[int, Any]]:
             shown = json.loads(json.dumps(first, default=as_json))
             refuse("sheet_unclear", reason, {"sheets": full[:_SHOWN_NAMES]}, rows=shown)
         if not full:
-            refuse("empty", "the workbook has no rows; a sheet needs a header and rows below it")
+            refuse("empty_workbook", "the workbook has no rows; a sheet needs a header and rows below it")
         sheet = full[0]
     yield from rows_of_sheet(book, sheet)
 
@@ -256,7 +261,7 @@ def rows_of_sheet(book: Any, name: str) -> Iterator[tuple[int, Any]]:
 
 def columns_of(cells: list[Any]) -> list[str]:
     if len(cells) > _MOST_COLUMNS:
-        raise ValueError(f"has more than {_MOST_COLUMNS} columns")
+        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
     names = ["" if cell is None else str(cell).strip() for cell in cells]
     names = [name or f"column {place}" for place, name in enumerate(names, start=1)]
     check_columns(len(names), names)
@@ -303,10 +308,15 @@ def of_zip(most_expanded_bytes: int) -> str:
 
 
 def kind_of_office(names: set[str], file: Any) -> str | None:
-    if "xl/workbook.bin" in names:
+    # Some programs write the separators of Windows.
+    plain = {name.replace("\\", "/") for name in names}
+    if "xl/workbook.bin" in plain:
         return "xlsb"
-    if any(name.startswith("xl/workbook") for name in names):
+    is_book = has(file, names, "[Content_Types].xml", b"spreadsheetml.sheet.main+xml")
+    if is_book or any(name.startswith("xl/workbook") for name in plain):
         return "xlsx"
+    if has(file, names, "META-INF/manifest.xml", b"encryption-data"):
+        refuse("password", "the workbook has a password: save it without one")
     if "mimetype" in names and "content.xml" in names:
         with file.open("mimetype") as about:
             kind = about.read(200).decode("ascii", "replace")
@@ -328,13 +338,23 @@ def kind_of_office(names: set[str], file: Any) -> str | None:
     return None
 
 
+def has(file: Any, names: set[str], name: str, word: bytes) -> bool:
+    """Whether a zip has a file with a word near its beginning."""
+    if name not in names:
+        return False
+    with file.open(name) as found:
+        return word in found.read(_PIECE_BYTES)
+
+
 def only_table(infos: list[Any]) -> Any:
     if len(infos) > _MOST_FILES:
-        refuse("several_files", f"the zip contains more than {_MOST_FILES:,} files; send the one with the rows")
+        refuse(
+            "several_files", f"the zip contains more than {_MOST_FILES:,} files; send the one with the rows", {"files": []}
+        )
     # macOS adds metadata files that the sender does not know of.
     files = [info for info in infos if not info.is_dir() and not is_hidden(info.filename)]
     if not files:
-        refuse("empty", "the zip contains no files")
+        refuse("empty_zip", "the zip contains no files")
     if len(files) > 1:
         names = [info.filename[:100] for info in files[:_SHOWN_NAMES]]
         shown = ", ".join(names) + (", …" if len(files) > len(names) else "")

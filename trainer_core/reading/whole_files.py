@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trainer_core.errors import DataUnclear, Detail, Question
+from trainer_core.reading.encodings import undecodable
 from trainer_core.reading.limits import (
     CHUNK_BYTES,
     HEAD_BYTES,
@@ -166,8 +167,9 @@ class WholeFileReader:
         if code == 2 and told:
             self._tell(json.loads(told[-1]))
         if code == 1:
-            reason = f"not valid {self._name}: {told[-1] if told else 'it cannot be read'}"
-            self._sink.give_up(reason, None, "not_valid", {"kind": self._name})
+            problem = told[-1] if told else "it cannot be read"
+            reason = f"not valid {self._name}: {problem}"
+            self._sink.give_up(reason, None, "not_valid", {"kind": self._name, "problem": problem})
         if code:
             reason = f"not valid {self._name}: reading it needs too much memory or time"
             self._sink.give_up(reason, None, "needs_too_much", {"kind": self._name})
@@ -180,4 +182,7 @@ class WholeFileReader:
                 "sheet", tuple(found["params"]["sheets"]), found["params"]["sheets"][0], tuple(found["rows"])
             )
             raise DataUnclear(found["reason"], [detail], question=question)
+        if found["code"] == "not_utf8":
+            fault = undecodable(self._encoding)
+            self._sink.give_up(fault.reason, None, fault.code, fault.params)
         self._sink.give_up(found["reason"], found.get("line"), found["code"], found["params"])

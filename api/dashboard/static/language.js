@@ -30,9 +30,15 @@ export async function use(code) {
  * other) where the value `n` decides. Of a key that no catalogue has, the key itself: a test finds those.
  */
 export function t(key, values = {}) {
-  let text = words[key] ?? key;
-  if (typeof text === "object") text = text[new Intl.PluralRules(language).select(values.n)] ?? text.other;
-  return text.replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name]));
+  return form(key, values.n).replace(/\{(\w+)\}/g, (_, name) => (typeof values[name] === "number" ? number(values[name]) : values[name]));
+}
+
+/** The text of a key in pieces: every second one is the name of a value. For values that are elements of their own. */
+export const pieces = (key, n) => form(key, n).split(/\{(\w+)\}/);
+
+function form(key, n) {
+  const text = words[key] ?? key;
+  return typeof text === "object" ? (text[new Intl.PluralRules(language).select(n)] ?? text.other) : text;
 }
 
 export const has = (key) => key in words;

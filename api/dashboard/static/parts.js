@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Block, Code, User, plain } from "./text.js";
-import { bytes, duration, has, instant, number, t } from "./language.js";
+import { bytes, duration, has, instant, number, pieces, t } from "./language.js";
 
 export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
 export const Amount = ({ value, digits = 6 }) =>
@@ -41,27 +41,58 @@ export function ErrorBox({ error, title }) {
   return html`
     <div class="box error" role="alert">
       <strong>${title ? `${title}: ` : ""}${t(`error.${code}`)}</strong>
-      ${error.message && html`<${Block} text=${error.message} kind="plain" />`}
-      <p>${t(`hint.${code}`)}</p>
-      ${
-        error.details?.length > 0 &&
-        html`<ul>
-          ${error.details.slice(0, 50).map(
-            (detail) => html`<li>
-              ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
-              ${detail.field && html`<${Code} text=${detail.field} /> `}<${Reason} of=${detail} />
-              ${detail.count > 1 && html` ${t("error.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
-            </li>`,
-          )}
-        </ul>`
-      }
+      ${error.message && !isSaid(error.details) && html`<${Block} text=${error.message} kind="plain" />`}
+      ${!isOfFile(error) && html`<p>${t(`hint.${code}`)}</p>`}
+      ${error.details?.length > 0 && html`<${Details} of=${error.details} />`}
     </div>
   `;
 }
 
+/** Whether the details say in the reader's language what the message says in English. */
+const isSaid = (details) => details?.length > 0 && details.every(({ code }) => code && has(`reason.${code}`));
+
+/** Whether an error is of a whole file: its reason says what to do, and no row can be mended. */
+const isOfFile = ({ code, details }) => code === "data_invalid" && isSaid(details) && details.every(({ line }) => line === undefined);
+
+/** What is wrong with which rows, one thing a line. */
+const Details = ({ of: details }) => html`
+  <ul>
+    ${details.slice(0, 50).map(
+      (detail) => html`<li>
+        ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
+        ${detail.field && html`<${Name} text=${detail.field} /> `}<${Reason} of=${detail} />
+        ${detail.count > 1 && html` ${t("error.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
+      </li>`,
+    )}
+  </ul>
+`;
+
+/** A field of a spec, or a column of a file, which may be in any script. */
+const Name = ({ text }) => (/^[ -~]+$/.test(text) ? html`<${Code} text=${text} />` : html`<strong><${User} text=${text} /></strong>`);
+
 /** Why something is wrong, in the reader's language where the reason has a name that we have words for. */
 const Reason = ({ of: { code, reason, params } }) =>
-  code && has(`reason.${code}`) ? t(`reason.${code}`, params) : html`<${User} text=${reason} />`;
+  code && has(`reason.${code}`)
+    ? pieces(`reason.${code}`).map((piece, at) => (at % 2 ? html`<${Value} name=${piece} of=${params?.[piece]} />` : piece))
+    : html`<${User} text=${reason} />`;
+
+/** A value within a sentence: a number, a kind of file or row that has a name here, or text of a user. */
+function Value({ name, of: value }) {
+  if (typeof value === "number") return number(value);
+  if (Array.isArray(value)) return value.map((each, at) => html`${at > 0 && t("list.mark")}<${User} text=${each} />`);
+  const isKind = name === "kind" || name === "expected";
+  if (isKind && has(`file.${value}`)) return t(`file.${value}`);
+  if (isKind && has(`kind.${value}`)) return t(`kind.${value}`);
+  return html`<${User} text=${value} />`;
+}
+
+/** What is valid in a file and probably a mistake, in the form of an error's details. */
+export const Reasons = ({ of: details }) =>
+  details?.length > 0 &&
+  html`<div class="box warning">
+    <h2>${t("warnings.title")}</h2>
+    <${Details} of=${details} />
+  </div>`;
 
 /** Warnings of the service: `{code, message}`. */
 export const Warnings = ({ found }) =>

@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
+import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, Reasons, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
 import { isPublished } from "./mapper.js";
 import { promptText } from "./samples.js";
@@ -89,6 +89,7 @@ function Report({ dataset }) {
         [t("jobs.created"), html`<${Time} at=${dataset.created_at} />`],
       ]}
     />
+    <${Reasons} of=${dataset.warnings} />
     ${
       dataset.kind === "kto" &&
       html`<p class="balance">

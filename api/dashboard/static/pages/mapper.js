@@ -2,9 +2,9 @@
 
 import { html, useEffect, useRef } from "../vendor/preact-htm.js";
 import { t } from "../language.js";
-import { Busy, ErrorBox, Field, Table } from "../parts.js";
+import { Busy, ErrorBox, Field, Reasons } from "../parts.js";
 import { Code, User, plain } from "../text.js";
-import { promptText } from "./samples.js";
+import { Conversations } from "./turns.js";
 
 /** The fields of each kind of table beside the prompt. */
 const ANSWERS = {
@@ -63,16 +63,18 @@ export function Mapper({ file, found, options, choices, wasRemembered, isReading
   useEffect(() => heading.current?.focus(), []);
   const question = found.error?.question;
   const map = options.map ?? found.mapping ?? {};
-  const columns = html`<${Columns} found=${found} map=${map} onMap=${(changed) => say({ map: changed })} />`;
   const isComplete = question?.about === "map" ? isWhole(map) : !question;
-  const broken = found.skipped_rows || found.error_count || 0;
+  const columns = html`<${Columns} found=${found} map=${map} isOpen=${!isComplete} onMap=${(changed, more) => say({ map: changed, ...more })} />`;
+  // Skipping helps if some rows are good, and the errors are of other rows, not of the file.
+  const isOfRows = found.rows.length > 0 && found.error?.details.some((detail) => detail.line !== undefined);
+  const broken = found.skipped_rows || (isOfRows ? found.error_count : 0);
   const isGood = found.valid || (question?.about === "map" && isComplete);
   const say = (changes) => onChange({ ...options, ...changes });
   return html`
     <section class="box plain mapper" aria-labelledby="mapper-title">
       <h2 id="mapper-title" tabindex="-1" ref=${heading}>${t("mapper.title")} <${User} text=${file.name} /></h2>
       ${wasRemembered && html`<p class="hint">${t("mapper.remembered")}</p>`}
-      <${Openings} found=${found} options=${options} choices=${choices} say=${say} />
+      <${Openings} found=${found} options=${options} choices=${choices} isLabelled=${kindOf(map, found) === "kto"} say=${say} />
       ${
         found.columns.length > 0 &&
         (question?.about === "map" || Object.keys(map).length
@@ -94,19 +96,20 @@ export function Mapper({ file, found, options, choices, wasRemembered, isReading
         <button type="button" onClick=${onCancel}>${t("cancel")}</button>
         ${isReading && html`<${Busy} text=${t("datasets.reading")} />`}
       </p>
-      <${Sample} rows=${found.rows} />
+      <${Reasons} of=${found.warnings} />
+      <${Conversations} rows=${found.conversations} />
     </section>
   `;
 }
 
 /** Whether each field that a kind of row needs has a column. */
-function isWhole(map) {
+export function isWhole(map) {
   const needed = ANSWERS[kindOf(map, {})];
   return Boolean(map.prompt) && needed.every((field) => map[field]);
 }
 
 /** Code page, sheet and threshold, where the file leaves them open. */
-function Openings({ found, options, choices, say }) {
+function Openings({ found, options, choices, isLabelled, say }) {
   const chosen = (about) => options[about] ?? "";
   const list = (about, label, hint) =>
     choices[about] &&
@@ -125,7 +128,7 @@ function Openings({ found, options, choices, say }) {
     <div class="openings">
       ${list("encoding", t("dataset.encoding"), t("mapper.encoding_hint"))} ${list("sheet", t("mapper.sheet"))}
       ${
-        (choices.threshold || options.threshold !== undefined) &&
+        ((choices.threshold && isLabelled) || options.threshold !== undefined) &&
         html`<${Field} id="m-threshold" label=${t("mapper.threshold")} hint=${html`${t("mapper.scores")} ${(choices.threshold ?? []).map((each) => html`<${User} text=${each} /> `)}`}>
           ${(attributes) => html`<input ...${attributes} type="number" step="any" dir="ltr" value=${options.threshold ?? ""}
             onKeyDown=${(event) => event.key === "Enter" && (event.preventDefault(), event.currentTarget.blur())}
@@ -137,14 +140,14 @@ function Openings({ found, options, choices, say }) {
 }
 
 /** A list of columns for each field of the chosen kind of row. */
-function Columns({ found, map, onMap }) {
+function Columns({ found, map, isOpen, onMap }) {
   const kind = kindOf(map, found);
   const fields = new Set(["prompt", ...ANSWERS[kind], ...Object.keys(map).filter((field) => map[field]), ...ALWAYS_ASKED]);
   function turn(to) {
     const kept = Object.entries(map).filter(([field]) => !ANSWERS[kind].includes(field));
     // The answers keep their columns in their order, as a beginning.
     const moved = ANSWERS[to].map((field, at) => [field, map[ANSWERS[kind][at]] ?? ""]);
-    onMap(Object.fromEntries([...kept, ...moved]));
+    onMap(Object.fromEntries([...kept, ...moved]), { threshold: undefined });
   }
   return html`
     <fieldset>
@@ -159,7 +162,7 @@ function Columns({ found, map, onMap }) {
       </div>
       <div class="numbers">
         ${[...fields].map(
-          (field) => html`<${Field} id="m-${field}" label=${t(`rows.${field}`)} name=${field}>
+          (field) => html`<${Field} id="m-${field}" label=${t(`rows.${field}`)} name=${field} hint=${firstCell(found.cells, map[field])}>
             ${(attributes) => html`<select ...${attributes} name="" value=${map[field] ?? ""} onChange=${(event) => onMap({ ...map, [field]: event.currentTarget.value })}>
               <option value="">${t("mapper.not_read")}</option>
               ${columnsWith(found.columns, map[field]).map((column) => html`<option value=${column} translate=${false}>${plain(column)}</option>`)}
@@ -167,24 +170,29 @@ function Columns({ found, map, onMap }) {
           </${Field}>`,
         )}
       </div>
+      <details open=${isOpen}>
+        <summary>${t("mapper.cells")}</summary>
+        <${Cells} cells=${found.cells} columns=${found.columns} />
+      </details>
     </fieldset>
   `;
 }
 
+/** The first cell of a column that was chosen. */
+const firstCell = (cells, column) => cells[column]?.length > 0 && html`<${User} text=${cells[column][0]} />`;
+
 const columnsWith = (columns, chosen) => (!chosen || columns.includes(chosen) ? columns : [...columns, chosen]);
 
-const said = (value) => (typeof value === "string" || Array.isArray(value) ? promptText(value) : JSON.stringify(value));
-
-/** The first rows as they would be stored. */
-function Sample({ rows }) {
-  const fields = ["prompt", "completion", "chosen", "rejected"].filter((field) => rows.some((row) => row[field] !== undefined));
-  const labelled = rows.some((row) => typeof row.label === "boolean");
-  if (!fields.length) return null;
-  return html`
-    <h3>${t("mapper.preview")}</h3>
-    <${Table} caption=${t("mapper.preview")} rows=${rows.map((row, at) => ({ at, ...row }))} keyOf=${(row) => row.at} columns=${[
-      ...fields.map((field) => [t(`rows.${field}`), (row) => row[field] !== undefined && html`<${User} text=${said(row[field])} />`]),
-      ...(labelled ? [[t("rows.label"), (row) => typeof row.label === "boolean" && t(row.label ? "rows.desirable" : "rows.undesirable")]] : []),
-    ]} />
-  `;
-}
+/** The first cells of each column, for whoever has to choose among them. */
+const Cells = ({ cells, columns }) => html`
+  <dl class="cells" tabindex="0" aria-label=${t("mapper.cells")}>
+    ${columns
+      .filter((column) => cells[column])
+      .map(
+        (column) => html`<div>
+          <dt><${User} text=${column} /></dt>
+          ${cells[column].map((cell) => html`<dd><${User} text=${cell} /></dd>`)}
+        </div>`,
+      )}
+  </dl>
+`;

@@ -4,7 +4,8 @@ import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { Busy, ErrorBox, Field, Method } from "../parts.js";
-import { Code, plain } from "../text.js";
+import { Code } from "../text.js";
+import { DataSelect, datasetsOf, mixOf, source, sourceFields, TrainingData } from "./mix.js";
 import { UploadButton } from "./upload.js";
 import { DryRun } from "./dry_run.js";
 
@@ -45,6 +46,7 @@ const OWN = new Set([
   "system_prompt",
   "dataset_id",
   "dataset_path",
+  "datasets",
   "eval_dataset_id",
   "eval_dataset_path",
 ]);
@@ -53,6 +55,7 @@ const EMPTY = {
   name: "",
   model_name: "tafdil/tiny-arabic-qwen-2",
   data: "",
+  mix: [],
   evaluation: "",
   numbers: {},
   isCapped: true,
@@ -63,10 +66,6 @@ const EMPTY = {
   more: "",
 };
 
-/** The data of a spec as one word: `id:…` or `path:…`. */
-const source = (spec, prefix) =>
-  spec[`${prefix}_id`] ? `id:${spec[`${prefix}_id`]}` : spec[`${prefix}_path`] ? `path:${spec[`${prefix}_path`]}` : "";
-
 /** What the form shows of a spec. */
 function formOf(spec) {
   const rest = Object.fromEntries(Object.entries(spec).filter(([name]) => !OWN.has(name)));
@@ -75,6 +74,7 @@ function formOf(spec) {
     name: spec.name ?? "",
     model_name: spec.model_name,
     data: source(spec, "dataset"),
+    mix: mixOf(spec),
     evaluation: source(spec, "eval_dataset"),
     numbers: Object.fromEntries(
       NUMBERS.filter(([name]) => spec[name] !== undefined && spec[name] !== null).map(([name]) => [
@@ -96,10 +96,6 @@ const numberOf = (text) => (Number.isNaN(Number(text)) ? text.trim() : Number(te
 
 /** The spec that the form says. Throws when its JSON cannot be read. */
 function specOf(form) {
-  const of = (word, prefix) => {
-    const [kind, ...value] = word.split(":");
-    return word ? { [`${prefix}_${kind}`]: value.join(":") } : {};
-  };
   const numbers = NUMBERS.filter(([name, methods]) => methods.includes(form.method) && form.numbers[name]?.trim());
   const prompts = form.prompts
     .split("\n")
@@ -109,8 +105,9 @@ function specOf(form) {
     method: form.method,
     ...(form.name && { name: form.name }),
     model_name: form.model_name,
-    ...of(form.data, "dataset"),
-    ...of(form.evaluation, "eval_dataset"),
+    ...sourceFields(form.data, "dataset"),
+    ...datasetsOf(form.mix),
+    ...sourceFields(form.evaluation, "eval_dataset"),
     ...Object.fromEntries(numbers.map(([name]) => [name, numberOf(form.numbers[name])])),
     ...(form.isCapped ? {} : { learning_rate_cap: null }),
     ...(form.useLora ? {} : { use_lora: false }),
@@ -225,21 +222,20 @@ export function NewJob({ from }) {
   `;
 }
 
+/** The form with an uploaded dataset: as the one, or in the first empty place of several. */
+function withUpload({ mix }, word) {
+  const at = mix.findIndex((each) => !each.source);
+  if (at < 0) return mix.length ? {} : { data: word };
+  return { mix: mix.map((each, place) => (place === at ? { ...each, source: word } : each)) };
+}
+
 function Basics({ form, change, wrong, datasets }) {
   const isFor = (kind) => form.method === "kto" || kind === "pairs";
   const uploaded = (datasets.data?.datasets ?? []).filter(({ kind }) => isFor(kind));
   const samples = Object.entries(SAMPLE_FILES)
     .filter(([kind]) => isFor(kind))
     .flatMap(([, files]) => files);
-  const known = new Set(["", ...uploaded.map(({ id }) => `id:${id}`), ...samples.map((path) => `path:${path}`)]);
-  const data = (name, empty) => (attributes) => html`
-    <select ...${attributes} value=${form[name]} onChange=${(event) => change({ [name]: event.currentTarget.value })}>
-      <option value="">${empty}</option>
-      ${uploaded.map((each) => html`<option value="id:${each.id}" dir="auto" translate=${false}>${plain(each.name ?? each.id.slice(0, 8))} · ${each.kind} · ${each.train_rows}</option>`)}
-      ${samples.map((path) => html`<option value="path:${path}" translate=${false}>${path}</option>`)}
-      ${!known.has(form[name]) && html`<option value=${form[name]} translate=${false}>${plain(form[name].replace(/^\w+:/, ""))}</option>`}
-    </select>
-  `;
+  const choices = { uploaded, samples };
   const text =
     (name, more = {}) =>
     (attributes) =>
@@ -257,12 +253,14 @@ function Basics({ form, change, wrong, datasets }) {
     </fieldset>
     <${Field} id="f-name" label=${t("new.name")} name="name" error=${wrong.name}>${text("name", { dir: "auto", maxLength: 200 })}</${Field}>
     <${Field} id="f-model" label=${t("jobs.model")} name="model_name" hint=${t("new.model_hint")} error=${wrong.model_name}>${text("model_name", { dir: "ltr" })}</${Field}>
-    <${Field} id="f-data" label=${t("new.data")} name="dataset_id" hint=${t("new.data_hint")} error=${wrong.dataset_id ?? wrong.dataset_path}>${data("data", t("new.data_choose"))}</${Field}>
+    <${TrainingData} data=${form.data} mix=${form.mix} choices=${choices} wrong=${wrong} onChange=${change} />
     <${UploadButton} onDone=${(made) => {
       datasets.again();
-      change({ data: `id:${made.id}` });
+      change(withUpload(form, `id:${made.id}`));
     }} />
-    <${Field} id="f-evaluation" label=${t("new.evaluation")} name="eval_dataset_id" error=${wrong.eval_dataset_id ?? wrong.eval_dataset_path}>${data("evaluation", t("new.evaluation_none"))}</${Field}>
+    <${Field} id="f-evaluation" label=${t("new.evaluation")} name="eval_dataset_id" error=${wrong.eval_dataset_id ?? wrong.eval_dataset_path}>
+      ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${form.evaluation} empty=${t("new.evaluation_none")} choices=${choices} onChange=${(word) => change({ evaluation: word })} />`}
+    </${Field}>
   `;
 }
 

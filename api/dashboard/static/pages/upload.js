@@ -5,7 +5,7 @@ import { sendFile } from "../api.js";
 import { t } from "../language.js";
 import { Busy, ErrorBox } from "../parts.js";
 import { Code } from "../text.js";
-import { answeredBy, Mapper, remember, remembered } from "./mapper.js";
+import { answeredBy, isWhole, Mapper, remember, remembered } from "./mapper.js";
 
 const KINDS = ["CSV", "TSV", "XLSX", "JSONL", "JSON", "Parquet"];
 const IDLE = { is: "idle", error: null };
@@ -60,8 +60,8 @@ export function UploadButton({ onDone }) {
       const answer = answeredBy(question);
       if (!answer || question.about in options) break;
       options = { ...options, ...answer };
-      // The rows of a question about columns are those of its guess.
-      if (question.about === "map") break;
+      // A guess of some columns shows what is known so far; a whole one is read like a choice.
+      if (question.about === "map" && !isWhole(answer.map)) break;
     }
     if (found.valid && !found.converted) await store(file, options, found);
     else setState({ is: "asking", file, found, options, choices, wasRemembered, error: null });
