@@ -43,7 +43,8 @@ def forms(text: str | dict[str, str]) -> list[str]:
 
 def test_both_languages_have_the_same_words() -> None:
     assert set(WORDS) == {"en", "ar"}
-    assert set(WORDS["en"]) == set(WORDS["ar"])
+    # The English help of a field is its description in the job spec.
+    assert set(WORDS["en"]) == {key for key in WORDS["ar"] if not key.startswith("help.")}
 
 
 @pytest.mark.parametrize("language", ["en", "ar"])
@@ -52,7 +53,9 @@ def test_a_catalogue_is_in_its_language(language: str) -> None:
     for key, text in WORDS[language].items():
         for form in forms(text):
             assert form.strip(), key
-            assert not foreign.search(re.sub(r"\{\w+\}", "", form)), key
+            # Help names fields and values as a spec has them.
+            plain = re.sub(r"`[^`]+`", "", form) if key.startswith("help.") else form
+            assert not foreign.search(re.sub(r"\{\w+\}", "", plain)), key
         if isinstance(text, dict):
             assert "other" in text, key
             assert set(text) <= PLURALS[language], key
