@@ -10,6 +10,7 @@ import pytest
 
 from jobs.artifacts import ArtifactKind
 from jobs.states import Cause, JobState, Phase, Request
+from trainer_core.config.units import UnitName
 from trainer_core.effect import RowsFrom, Verdict
 from trainer_core.errors import CODES
 from trainer_core.row_signal import DROPPED, NOTED
@@ -75,6 +76,8 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
     assert asked - set(WORDS["en"]) == set()
     # Keys that are put together, by their beginning.
     made = set(re.findall(r"\bt\(\s*`(\w+)\.\$\{", SOURCE))
+    # The service sends these with what they are about: `GET /v1/methods`.
+    made |= {"field", "method"}
     unused = {key for key in WORDS["en"] if key not in asked and key.split(".")[0] not in made}
     assert unused == set()
 
@@ -83,6 +86,7 @@ def test_whatever_the_service_says_by_name_has_words() -> None:
     for family, names in FAMILIES.items():
         assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
     effects = {f"{family}.{verdict}" for family in ("effect", "effect_text", "forecast") for verdict in get_args(Verdict)}
+    assert {f"unit.{name}" for name in get_args(UnitName)} <= set(WORDS["en"])
     assert effects | {f"measured.{name}" for name in get_args(RowsFrom)} <= set(WORDS["en"])
     for code, error in CODES.items():
         assert f"error.{code}" in WORDS["en"]
