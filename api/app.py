@@ -14,7 +14,7 @@ from api.gate import Gate
 from api.head import Head
 from api.limits import BodyLimit, ReadLimit, StreamLimit
 from api.metrics import HttpMetrics, ServiceCollector, UploadMetrics
-from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys
+from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys, methods
 from api.sse import Waker
 from api.traces import HttpTraces
 from jobs import logs, tracing, uploads
@@ -84,8 +84,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         app.add_middleware(HttpTraces)
     errors.install(app)
     app.include_router(health.router)
-    for router in (checks.router, jobs.router, comparisons.router, datasets.router, artifacts.router, keys.router):
-        app.include_router(router, prefix="/v1")
+    for part in (checks, methods, jobs, comparisons, datasets, artifacts, keys):
+        app.include_router(part.router, prefix="/v1")
     dashboard.install(app)
     description.install(app)
     return app

@@ -34,6 +34,7 @@ from jobs.places import SHIPPED_DATA_DIR, model_places
 from jobs.settings import Settings
 from jobs.spec import library_config, read_spec
 from tafdil.demo import SPECS
+from trainer_core.config import SETTINGS_OF
 from trainer_core.counter_sets import CounterKind, Pair, counter_set, without
 from trainer_core.preference_trainer import PreferenceTrainer
 from trainer_core.reference import model_of, side_of
@@ -170,7 +171,7 @@ def train(method: str, data: Path, folder: Path, **changes: Any) -> PreferenceTr
 
 
 def training_rows(method: str) -> list[Row]:
-    return rows_of("kto_train" if method == "kto" else "pairs_train")
+    return rows_of("kto_train" if SETTINGS_OF[method].rows == "labels" else "pairs_train")
 
 
 def shuffled_rows(rows: Sequence[Row], seed: int) -> list[Row]:

@@ -24,7 +24,8 @@ import torch
 
 from jobs.places import SHIPPED_DATA_DIR
 from jobs.settings import SHIPPED_MODELS_DIR
-from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer, effect
+from trainer_core import PreferenceTrainer, effect
+from trainer_core.config import CONFIG_OF, HEADLINE, SETTINGS_OF
 from trainer_core.errors import NonfiniteLoss
 from trainer_core.observer import Observer
 from trainer_core.reference import FrozenView, model_of, side_of
@@ -33,7 +34,6 @@ from trainer_core.samples import Sample, answer, repetition
 from trainer_core.schedule import learning_rate_sum
 from trainer_core.scoring import score
 
-METHODS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 RATES = (1e-7, 1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)
 LONG_RATES = (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 HELD_OUT = 96
@@ -82,7 +82,7 @@ class Silent(Observer):
 
 def settings() -> Iterator[Any]:
     """Each run's method and the fields of its config."""
-    for method in METHODS:
+    for method in HEADLINE:
         for use_lora in (True, False):
             for steps, seed, beta, rates in ((4, 1, 0.1, RATES), (20, 2, 0.1, RATES), (60, 3, 0.5, LONG_RATES)):
                 for rate in rates:
@@ -95,13 +95,13 @@ def settings() -> Iterator[Any]:
 
 def train(method: str, fields: dict[str, Any]) -> Run:
     """Trains and labels one run."""
-    rows = "kto" if method == "kto" else "pairs"
+    rows = "kto" if SETTINGS_OF[method].rows == "labels" else "pairs"
     with tempfile.TemporaryDirectory() as folder:
         held_out = Path(folder) / "held_out.jsonl"
         # The rows of the file are in a random order.
         pairs = (SHIPPED_DATA_DIR / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         held_out.write_text("".join(pairs[:HELD_OUT]), encoding="utf-8")
-        config = METHODS[method](
+        config: Any = CONFIG_OF[method](
             model_name=str(SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"),
             dataset_path=str(SHIPPED_DATA_DIR / f"{rows}_train.jsonl"),
             eval_dataset_path=str(held_out),

@@ -66,11 +66,11 @@ def make_model(folder: Path, name: str) -> Path:
 
 
 def config_of(case: str, folder: Path, steps: int) -> Any:
-    from trainer_core import CPOConfig, IPOConfig, KTOConfig
+    from trainer_core.config import CONFIG_OF
 
     size, method, shape, changes = CASES[case]
     prompt, answer = map(int, shape.split("/"))
-    kind: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[method]
+    kind: Any = CONFIG_OF[method]
     rows = folder / f"{method}-{shape.replace('/', '-')}.jsonl"
     if not rows.exists():
         make_rows(rows, method, rows=4 * STEPS, prompt_tokens=prompt, answer_tokens=answer)

@@ -28,11 +28,11 @@ from jobs.records import AttemptRecord, EventRecord, JobRecord, MetricRecord
 from jobs.states import Cause
 from tests.integration.test_repository import FIELDS
 from tests.servers import postgres_schema
+from trainer_core.config import HEADLINE
 
 QUEUED = 1000
 CURVE_POINTS = 10_000
 CURVES = 10
-METHODS = ("kto", "ipo", "cpo")
 # Copies the first job, its attempt and its events under other numbers.
 _NUMBERS = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}) ",
@@ -52,7 +52,9 @@ def fill(database: Database, jobs: int, metric_points: int) -> None:
             job_id = f"{number:032x}"
             started = {"started_at": now - 100} if state != "queued" else {}
             session.execute(
-                insert(JobRecord).values({**common, **started, "id": job_id, "state": state, "method": METHODS[number % 3]})
+                insert(JobRecord).values(
+                    {**common, **started, "id": job_id, "state": state, "method": HEADLINE[number % len(HEADLINE)]}
+                )
             )
             events = [
                 {"job_id": job_id, "sequence": i + 1, "type": "queued", "data": {}, "created_at": now} for i in range(3)
@@ -82,7 +84,8 @@ def _copy(database: Database, jobs: int, metric_points: int) -> None:
         "ELSE 'succeeded' END"
     )
     changed = {"id": hexadecimal, "number": "n.i", "state": state, "idempotency_key": "NULL"}
-    changed |= {"method": "CASE n.i % 3 WHEN 0 THEN 'kto' WHEN 1 THEN 'ipo' ELSE 'cpo' END"}
+    cases = " ".join(f"WHEN {number} THEN '{method}'" for number, method in enumerate(HEADLINE))
+    changed |= {"method": f"CASE n.i % {len(HEADLINE)} {cases} END"}
     for table, columns, where in (
         ("jobs", changed, f"t.id = '{0:032x}'"),
         ("attempts", {"job_id": hexadecimal, "started_at": "t.started_at - n.i"}, f"t.job_id = '{0:032x}'"),

@@ -29,8 +29,8 @@ from typing import Any
 
 from benchmarks.gpu.shapes import SHAPES, make_model
 from benchmarks.gpu.sides import Workload, attention_by, stock
+from trainer_core.config import HEADLINE, METHODS
 
-METHODS = ("ipo", "cpo", "kto")
 ROW_SHAPES = ("256/128", "64/64", "512/64")
 SIDES = ("stock", "core")
 WARM_UP_STEPS = 1
@@ -158,7 +158,7 @@ def as_markdown(found: dict[tuple[str, str], dict[str, Any]], device: str, optio
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=HEADLINE)
     parser.add_argument("--shapes", nargs="+", default=ROW_SHAPES, help="prompt/answer tokens")
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

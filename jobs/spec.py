@@ -167,7 +167,7 @@ def _spec_class(settings: type[TrainingSettings]) -> type[AnyJobSpec]:
     name = settings.method_name
     is_labels = settings.rows == "labels"
     rows = "prompt, completion and label; pairs are taken apart" if is_labels else "prompt, chosen and rejected"
-    fields: Any = {"method": (Literal[name], Field(description=f"`{name}`"))}
+    fields: Any = {"method": (Literal[name], Field(description=f"The method that trains: `{name}`."))}
 
     class Spec(_JobFields, settings):
         model_config = ConfigDict(title=f"{settings.title}JobSpec", json_schema_extra={"examples": [example(settings)]})

@@ -35,6 +35,7 @@ from tafdil.models import (
     Event,
     JobFields,
     Key,
+    Method,
     MetricPoint,
     Reading,
     Removal,
@@ -374,6 +375,10 @@ class AsyncClient:
         return await self._do(calls.delete_dataset(dataset_id))
 
     # -- keys and the service
+
+    async def methods(self) -> list[Method]:
+        """Every method: its paper, its rows, a sample job, and each field of its job spec."""
+        return await self._do(calls.methods())
 
     async def create_key(self, **fields: Any) -> Key:
         """A new API key; `key` of the answer is the only place where it can be read. `fields`: tenant, scopes, name, ..."""

@@ -21,6 +21,7 @@ from tafdil.models import (
     DatasetCheck,
     Event,
     Key,
+    Method,
     MetricPoint,
     Reading,
     Removal,
@@ -302,6 +303,10 @@ def keys() -> Call[list[Key]]:
 
 def revoke_key(key_id: str) -> Call[Key]:
     return Call("DELETE", f"/v1/keys/{key_id}", Key.model_validate)
+
+
+def methods() -> Call[list[Method]]:
+    return Call("GET", "/v1/methods", _listed("methods", Method.model_validate))
 
 
 def session() -> Call[dict[str, Any]]:

@@ -10,6 +10,8 @@ from tafdil import notebook
 from tafdil.effects import EFFECTS
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+# The largest integer that the service stores: a bound, but none that anybody meets.
+_LARGEST = 2**31 - 1
 JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
 
@@ -229,6 +231,53 @@ class Removal(Model):
     removed: list[Artifact]
     kept: list[Artifact]
     freed_bytes: int
+
+
+class MethodField(Model):
+    """A field of a method's job spec. `label` and `help` are by language, `en` and `ar`."""
+
+    name: str
+    types: list[str]
+    items: list[str] = []
+    choices: list[str] = []
+    minimum: float | None = None
+    exclusive_minimum: float | None = None
+    maximum: float | None = None
+    exclusive_maximum: float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    nullable: bool = False
+    required: bool = False
+    default: Any = None
+    unit: str | None = None
+    is_main: bool = False
+    label: dict[str, str] = {}
+    help: dict[str, str] = {}
+
+    def describe(self) -> str:
+        """What a value may be, in words."""
+        marks = (("≥", self.minimum), (">", self.exclusive_minimum), ("≤", self.maximum), ("<", self.exclusive_maximum))
+        bounds = [f"{mark} {bound:g}" for mark, bound in marks if bound is not None and bound < _LARGEST]
+        kinds = [each for each in self.types if not (each == "string" and self.choices)]
+        kinds += ["null"] if self.nullable else []
+        return ", ".join([" or ".join([*kinds, *self.choices]), *bounds, *([self.unit] if self.unit else [])])
+
+
+class Method(Model):
+    """A preference method, with every field of its job spec. `description` is by language, `en` and `ar`."""
+
+    name: str
+    title: str
+    full_name: str
+    paper: str
+    description: dict[str, str]
+    rows: Literal["labels", "pairs"]
+    dataset_kinds: list[str]
+    loss_needs_reference: bool
+    reward: str
+    headline: bool
+    example: dict[str, Any]
+    fields: list[MethodField]
 
 
 class Key(Model):

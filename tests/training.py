@@ -9,10 +9,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from tests.conftest import DATA, TINY_MODEL
-from trainer_core.config import CONFIG_OF, SETTINGS_OF
+from trainer_core.config import CONFIG_OF, SETTINGS_OF, default_for
+from trainer_core.row_rules import LABELLED, PAIRS
 
 CONFIGS: dict[str, Any] = dict(CONFIG_OF)
 METHODS = tuple(CONFIGS)
+# One method for each kind of rows.
+ON_LABELS, ON_PAIRS = default_for(LABELLED), default_for(PAIRS)
+PAIR_METHODS = tuple(method for method, settings in SETTINGS_OF.items() if settings.rows == "pairs")
 PROMPT = "هل تعرف اسم عاصمة المغرب؟"
 _HELD_OUT = TemporaryDirectory()
 

@@ -21,9 +21,11 @@ from typing import Any
 
 from benchmarks.gpu.arm import Options, Row
 from benchmarks.gpu.shapes import make_rows, model_in
+from trainer_core.config import CONFIG_OF, default_for
+from trainer_core.row_rules import LABELLED, PAIRS
 
 ROOT = Path(__file__).resolve().parents[2]
-METHODS = ("ipo", "kto")
+METHODS = (default_for(PAIRS), default_for(LABELLED))
 STEPS, HALF, BATCH = 6, 3, 4
 # cuBLAS reads it when CUDA starts. Without it, torch refuses its matrix products under deterministic algorithms.
 WORKSPACE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
@@ -107,7 +109,7 @@ def train(given: dict[str, Any], name: str, *, is_cut: bool, said: set[str]) -> 
     """Trains once: straight through, or stopped at step `HALF` and resumed. Codes of warnings go to `said`."""
     from safetensors.torch import load_file
 
-    from trainer_core import IPOConfig, KTOConfig, PreferenceTrainer
+    from trainer_core import PreferenceTrainer
     from trainer_core.errors import Stopped
     from trainer_core.fingerprints import adapter_tensors, fingerprint
     from trainer_core.observer import Observer
@@ -139,7 +141,7 @@ def train(given: dict[str, Any], name: str, *, is_cut: bool, said: set[str]) -> 
 
     folder = Path(given["folder"])
     output = folder / f"{given['method']}-{given['deterministic']}-{name}"
-    kind: Any = {"ipo": IPOConfig, "kto": KTOConfig}[given["method"]]
+    kind: Any = CONFIG_OF[given["method"]]
     config = kind(
         model_name=given["model"],
         dataset_path=str(folder / f"{given['method']}.jsonl"),

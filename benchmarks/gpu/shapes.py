@@ -5,7 +5,8 @@ import random
 from pathlib import Path
 from typing import Any
 
-METHODS = ("ipo", "kto", "cpo")
+from trainer_core.config import SETTINGS_OF
+
 # From the models' published configurations.
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen2.5-7b": {
@@ -99,7 +100,7 @@ def make_rows(path: Path, method: str, *, rows: int, prompt_tokens: int, answer_
         for i in range(rows):
             row: dict[str, Any] = {"prompt": text(prompt_tokens)}
             answers = [" " + text(answer_tokens) for _ in range(2)]
-            if method == "kto":
+            if SETTINGS_OF[method].rows == "labels":
                 row |= {"completion": answers[0], "label": i % 2 == 0}
             else:
                 row |= {"chosen": answers[0], "rejected": answers[1]}

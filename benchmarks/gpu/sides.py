@@ -5,7 +5,6 @@ Both sides see the same rows in the same batches, with the same LoRA adapters, s
 
 import math
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -67,10 +66,10 @@ class Workload:
     checkpointing: bool = False
 
     def config(self) -> Any:
-        from trainer_core import CPOConfig, IPOConfig, KTOConfig
+        from trainer_core.config import CONFIG_OF
 
         prompt_tokens, answer_tokens = map(int, self.rows.split("/"))
-        kind: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[self.method]
+        kind: Any = CONFIG_OF[self.method]
         return kind(
             model_name=str(self.model),
             dataset_path=str(self.folder / f"{self.method}.jsonl"),
@@ -226,11 +225,13 @@ def stock(ours: Any, folder: Path) -> Any:
     """
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-    from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
+    from trainer_core.methods import method_of
+    from trainer_core.row_rules import FIELDS, LABELLED, PAIRS
+
+    def of_trl(kind: type) -> Any:
+        """TRL's own class below ours."""
+        return next(each for each in kind.__mro__ if each.__module__.partition(".")[0] == "trl")
 
     arguments = ours.get_training_arguments()
     shared = [
@@ -253,20 +254,17 @@ def stock(ours: Any, folder: Path) -> Any:
     options = {name: getattr(arguments, name) for name in shared}
     options |= {"output_dir": str(folder), "save_strategy": "no", "report_to": "none"}
     options |= {"train_sampling_strategy": "sequential", "logging_nan_inf_filter": False}
-    trainer_class, args = {
-        "kto": (KTOTrainer, lambda: KTOConfig(**options)),
-        "ipo": (DPOTrainer, lambda: DPOConfig(loss_type="ipo", **options)),
-        "cpo": (CPOTrainer, lambda: CPOConfig(**options)),
-    }[ours.preference_method]
-    names = ("prompt", "completion", "label") if ours.preference_method == "kto" else ("prompt", "chosen", "rejected")
+    method = method_of(ours.config)
+    arguments_class = of_trl(method.arguments_class)
+    names = FIELDS[LABELLED if ours.config.rows == "labels" else PAIRS]
     adapter = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(ours.model).items()}
     config = ours.config
     lora = LoraConfig(
         r=config.lora_r, lora_alpha=config.lora_alpha, target_modules=config.lora_target_modules, task_type="CAUSAL_LM"
     )
-    trainer = trainer_class(
+    trainer = of_trl(method.trainer_class)(
         model=ours.model.unload(),
-        args=args(),
+        args=arguments_class(**options, **method.fixed_arguments()),
         train_dataset=Dataset.from_list([{name: row[name] for name in names} for row in ours.data_loader.train]),
         processing_class=ours.tokenizer,
         peft_config=lora,

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from benchmarks.gpu.arm import Options, Row
-from benchmarks.gpu.shapes import METHODS, model_in
+from benchmarks.gpu.shapes import model_in
 from benchmarks.gpu.sides import WARM_UP_STEPS, Base, Run, Workload, sides_here, train
+from trainer_core.config import HEADLINE
 
 _TURNS = 2
 
@@ -43,7 +44,7 @@ def measure(loads: tuple[Load, ...] | list[Load], options: Options, row: Row) ->
     """Records a row for each load and method."""
     for load in loads:
         model, base = model_in(options.models, load.model), Base()
-        for method in METHODS:
+        for method in HEADLINE:
             steps = WARM_UP_STEPS + load.steps
             workload = Workload(
                 model, options.folder, method, load.rows, load.batch, steps, load.in_4bit, load.checkpointing

@@ -61,7 +61,8 @@ def _trained(kind: Training, model: Path, folder: Path, prompt: int, answer: int
     """Seconds of the parts, the most GPU memory, and what the training says of itself."""
     import torch
 
-    from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer
+    from trainer_core import PreferenceTrainer
+    from trainer_core.config import CONFIG_OF
     from trainer_core.observer import Observer
 
     class Watch(Observer):
@@ -83,7 +84,7 @@ def _trained(kind: Training, model: Path, folder: Path, prompt: int, answer: int
         def effect(self, verdict: str, evidence: dict[str, Any]) -> None:
             pass
 
-    config_type: Any = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}[kind.method]
+    config_type: Any = CONFIG_OF[kind.method]
     config = config_type(
         model_name=str(model),
         dataset_path=str(folder / "rows.jsonl"),

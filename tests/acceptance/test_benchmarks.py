@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks import demo_proof
 from benchmarks.gpu.arm import ARMS
-from benchmarks.gpu.shapes import METHODS
+from tests.training import ON_LABELS, ON_PAIRS, train_file
+from trainer_core.config import HEADLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,7 +30,7 @@ def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path) -
     assert {arm["state"] for arm in found["arms"]} == {"ended"}
     assert {row["path"] for row in rows["parity"]} == {"plain", "segments"}
     assert all(row["ratio"] < 2 for row in rows["parity"])
-    assert {(row["method"], row["weights"]) for row in rows["speed"]} == set(product(METHODS, ("bf16", "4-bit")))
+    assert {(row["method"], row["weights"]) for row in rows["speed"]} == set(product(HEADLINE, ("bf16", "4-bit")))
     assert not [row for row in rows["whole"] if "error" in row]
     assert all(row["repeat_equal"] and row["resume_equal"] for row in rows["resume"])
     service = {row["what"]: row for row in rows["service"]}
@@ -53,10 +54,9 @@ def few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_the_margins_of_the_demo_proof_are_those_that_the_trainer_measures(method: str, few_rows: Path) -> None:
-    rows = "kto" if method == "kto" else "pairs"
-    trainer = demo_proof.train(method, few_rows / f"{rows}_train.jsonl", few_rows / "output", max_steps=2)
+    trainer = demo_proof.train(method, few_rows / train_file(method), few_rows / "output", max_steps=2)
     found = demo_proof.HeldOut(trainer)
     assert len(found.margins) == 16
     assert trainer.effect

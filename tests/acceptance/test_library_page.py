@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.training import make_model, some_rows, write_rows
-from trainer_core import CPOConfig, IPOConfig, KTOConfig
+from trainer_core.config import CONFIG_OF, HEADLINE, SETTINGS
 from trainer_core.row_rules import Row
 from trainer_core.rows import read_rows
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "trainer_core.md").read_text(encoding="utf-8")
-KINDS: dict[str, Any] = {"KTO": KTOConfig, "IPO": IPOConfig, "CPO": CPOConfig}
+KINDS: dict[str, Any] = {each.title: CONFIG_OF[each.method_name] for each in SETTINGS}
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -31,7 +31,7 @@ def test_every_block_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block.replace("Qwen/Qwen2.5-7B", model), names)  # noqa: S102  # the page's own code
-    for method in ("kto", "ipo", "cpo"):
+    for method in HEADLINE:
         assert (tmp_path / "checkpoints" / method / f"{method}_metadata.json").is_file()
         assert (tmp_path / "checkpoints" / f"{method}_arabic" / "adapter_model.safetensors").is_file()
 

@@ -15,6 +15,7 @@ from jobs.states import Cause, Request, TaskKind
 from tests.conftest import DATA
 from tests.live import Live
 from tests.stack import until
+from tests.training import train_file
 from trainer_core.errors import error_dict
 
 PROOF = {
@@ -75,7 +76,7 @@ class Seeded:
             "method": method,
             "name": name,
             "model_name": "tafdil/tiny-arabic-qwen-2",
-            "dataset_path": f"samples/{'kto' if method == 'kto' else 'pairs'}_train.jsonl",
+            "dataset_path": f"samples/{train_file(method)}",
             "learning_rate": 1e-3,
             "learning_rate_cap": None,
             "max_steps": 60,

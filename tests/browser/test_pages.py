@@ -78,9 +78,11 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         page.locator("#f-beta").fill("0.5")
         found.button("new.check").click()
         page.get_by_text("Qwen/None").last.wait_for()
-        page.locator("#f-more").fill("{not json")
+        found.unfold()
+        page.locator("#f-datasets").fill("{not json")
         found.button("new.check").click()
         page.get_by_text(found.say("new.not_json")).wait_for()
+        page.locator("#f-datasets[aria-invalid=true]").wait_for()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -19,6 +19,7 @@ from tests.faults.conftest import StartRig
 from tests.faults.test_processes import finished
 from tests.rig.stack import Rig, job_spec, running
 from tests.stack import until
+from tests.training import ON_LABELS, ON_PAIRS
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
@@ -230,7 +231,7 @@ def test_bad_data_never_reaches_a_worker(start_rig: StartRig) -> None:
             code = "data_unclear" if name in ("Windows-1256", "a label that is a number") else "data_invalid"
             assert reply.json()["error"]["code"] == code, name
             (rig.data_dir / "bad.jsonl").write_bytes(body)
-            for method in ("ipo", "kto"):
+            for method in (ON_PAIRS, ON_LABELS):
                 reply = http.post("/v1/jobs", json=job_spec(3, method=method, dataset_path="bad.jsonl"))
                 assert (reply.status_code, reply.json()["error"]["code"]) == (422, code), (name, reply.text[:300])
     assert not list(client.jobs())

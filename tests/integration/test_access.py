@@ -147,6 +147,7 @@ def test_a_tenant_sees_nothing_of_another(app: FastAPI, admin: TestClient, spec:
         assert mine.get(path).json()[name] == []
         assert len(theirs.get(path).json()[name]) == 1
         error_of(mine.get(path, params={"cursor": ids[f"{name[:-1]}_id"]}), 404, "not_found")
+    assert mine.get("/v1/methods").json() == theirs.get("/v1/methods").json()
     by_id = {**{k: v for k, v in spec.items() if k != "dataset_path"}, "dataset_id": dataset["id"]}
     error_of(mine.post("/v1/jobs", json=by_id), 404, "not_found")
     by_path = {**spec, "dataset_path": f"datasets/{dataset['id']}.rows"}

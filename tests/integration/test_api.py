@@ -19,6 +19,7 @@ from jobs.states import Cause
 from tests.api import client, database, error_of, queue, run
 from tests.conftest import DATA
 from tests.fakes import FakeQueue
+from tests.training import PAIR_METHODS
 from trainer_core.errors import error_dict
 
 __all__ = ["client", "database", "queue"]
@@ -172,7 +173,7 @@ def test_broken_rows_of_a_file_are_named_at_submit(client: TestClient, settings:
     assert [(d["line"], d["field"]) for d in error["details"]] == [(641, "chosen"), (641, "rejected")]
 
 
-@pytest.mark.parametrize("method", ["ipo", "cpo"])
+@pytest.mark.parametrize("method", PAIR_METHODS)
 def test_a_kto_file_is_refused_for_pairs(client: TestClient, spec: dict[str, Any], method: str) -> None:
     body = {**spec, "method": method, "dataset_path": "samples/kto_train.jsonl"}
     assert "needs preference pairs" in error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")["message"]

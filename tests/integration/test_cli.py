@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from jobs.repository import jobs, metrics, tasks
 from jobs.settings import Settings
+from jobs.spec import SPECS
 from jobs.states import TaskKind
 from tafdil.cli import app
 from tests.browser.seed import EVIDENCE
@@ -23,6 +25,7 @@ from tests.integration.test_client import HOSTILE, artifact, claimed, finished
 from tests.live import Live, live, serving, settings
 from tests.training import config
 from trainer_core.comparison import Proof
+from trainer_core.config import METHODS, SETTINGS
 from trainer_core.dry_run import dry_run
 from trainer_core.errors import error_dict
 
@@ -54,6 +57,25 @@ def answer_dry_run(live: Live, said: dict[str, Any]) -> None:
                 tasks.finish(session, task, {**said, "spec": task.request["spec"]})
                 return
         threading.Event().wait(0.05)
+
+
+def test_methods_and_their_fields_are_listed(live: Live) -> None:
+    listed = run(live, "methods").output
+    for each in SETTINGS:
+        assert each.title in listed
+        assert f"arXiv:{each.paper}" in listed
+        name = each.method_name
+        shown = run(live, "methods", each.title).output
+        assert each.full_name in shown
+        for field in SPECS[name].model_fields:
+            assert re.search(rf"^ *{field}\b", shown, re.MULTILINE), field
+        assert "tokens" in shown
+        assert [field["name"] for field in json.loads(run(live, "methods", name, "--json").output)["fields"]] == list(
+            SPECS[name].model_fields
+        )
+    assert [method["name"] for method in json.loads(run(live, "methods", "--json").output)] == list(METHODS)
+    refused = run(live, "methods", "nope", code=4)
+    assert all(method in refused.stderr for method in METHODS)
 
 
 def test_a_spec_file_may_list_several_datasets(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:

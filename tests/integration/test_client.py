@@ -21,6 +21,7 @@ from jobs.places import run_dir
 from jobs.repository import artifacts, jobs, metrics, tasks
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
+from jobs.spec import SPECS
 from jobs.states import Cause, TaskKind
 from tafdil import AsyncClient, Client, InvalidRequest, async_client
 from tafdil import client as sync_client
@@ -31,6 +32,7 @@ from tafdil.text import isolated, visible
 from tests import twin
 from tests.conftest import DATA
 from tests.live import Live, live, serving, settings
+from trainer_core.config import METHODS
 
 HOSTILE = "<script>alert(1)</script>\u202eabc\x1b[31mred\x00"
 
@@ -151,6 +153,19 @@ def test_the_twin_awaits_the_same(live: Live, spec: dict[str, Any]) -> None:
             assert (await client.readiness())["ready"]
 
     asyncio.run(walk())
+
+
+def test_methods_are_listed(client: Client) -> None:
+    found = {each.name: each for each in client.methods()}
+    assert tuple(found) == METHODS
+    for method in found.values():
+        fields = {field.name: field for field in method.fields}
+        assert set(fields) == set(SPECS[method.name].model_fields)
+        assert not {name for field in method.fields for name in field.model_extra or {}}, "the client's model lacks fields"
+        assert fields["beta"].describe().startswith("number, > 0, ≤ ")
+        assert fields["eval_steps"].describe() == "integer or number or epoch, > 0, steps"
+        assert fields["max_steps"].describe() == "integer or null, ≥ 1, steps"
+        assert fields["beta"].label["ar"] != fields["beta"].label["en"]
 
 
 def test_a_table_is_read_as_a_person_says(client: Client, tmp_path: Path) -> None:

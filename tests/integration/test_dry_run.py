@@ -8,22 +8,20 @@ import pytest
 
 from tests.conftest import DATA, TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import held_out
-from trainer_core import CPOConfig, IPOConfig, KTOConfig, PreferenceTrainer
+from tests.training import CONFIGS, ON_LABELS, ON_PAIRS, held_out, on_labels, train_file
+from trainer_core import IPOConfig, PreferenceTrainer
+from trainer_core.config import HEADLINE
 from trainer_core.dry_run import Machine, dry_run, histogram, preview
 from trainer_core.errors import DataOverlong, ModelNotFound, SpecInvalid
 from trainer_core.estimates import Load, Size, work
 from trainer_core.machines import this_machine
 from trainer_core.rows import peek_rows
 
-KINDS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
-
 
 def config(method: str, tmp_path: Path, **fields: Any) -> Any:
-    rows = "kto_train.jsonl" if method == "kto" else "pairs_train.jsonl"
     common = {
         "model_name": str(TINY_MODEL),
-        "dataset_path": str(DATA / rows),
+        "dataset_path": str(DATA / train_file(method)),
         "eval_dataset_path": held_out("ipo"),
         "output_dir": str(tmp_path / "out"),
         "max_prompt_length": 24,
@@ -33,12 +31,12 @@ def config(method: str, tmp_path: Path, **fields: Any) -> Any:
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
     }
-    return KINDS[method](**{**common, **fields})
+    return CONFIGS[method](**{**common, **fields})
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
+@pytest.mark.parametrize("method", HEADLINE)
 def test_it_says_what_the_training_then_does(method: str, tmp_path: Path) -> None:
-    asked = {"kto": 2, "ipo": 0.5, "cpo": 0.5}[method]
+    asked = 2 if on_labels(method) else 0.5
     settings = config(method, tmp_path, eval_steps=asked)
     said = dry_run(settings, this_machine())
     observer = RecordingObserver()
@@ -71,7 +69,7 @@ def test_it_says_what_the_training_then_does(method: str, tmp_path: Path) -> Non
     assert again["seconds"] > speed["seconds"]
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_samples_are_what_trains(method: str, tmp_path: Path) -> None:
     settings = config(method, tmp_path)
     samples = dry_run(settings, samples=5)["samples"]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, make_model, some_rows, write_rows
+from tests.training import METHODS, ON_LABELS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer, effect_measurement
+from trainer_core.config import SETTINGS_OF
 from trainer_core.forecast import forecast
 from trainer_core.samples import Sample
 
@@ -228,10 +229,11 @@ def test_a_run_whose_effect_cannot_be_measured_keeps_its_model(tmp_path: Path, m
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["kto", "cpo"])
+# Those that train all weights without a second copy of the model.
+@pytest.mark.parametrize("method", [ON_LABELS, *(each for each in METHODS if not SETTINGS_OF[each].loss_needs_reference)])
 def test_precision_alone_is_no_effect(method: str, tmp_path: Path) -> None:
     """In bf16 with full fine-tuning the trainer puts the model under autocast between the answers before and after."""
-    more = {"use_ref_model": False} if method == "kto" else {}
+    more = {"use_ref_model": False} if "use_ref_model" in SETTINGS_OF[method].model_fields else {}
     fields = {"learning_rate": 1e-9, "max_steps": 2, "precision": "bf16", "use_lora": False, **more}
     effect = trained(settings(method, tmp_path, **fields)).effect
     assert effect is not None

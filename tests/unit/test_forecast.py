@@ -7,14 +7,12 @@ import pytest
 
 from tafdil.demo import SPECS
 from tests.fakes import RecordingObserver
-from trainer_core import CPOConfig, IPOConfig, KTOConfig
+from tests.training import CONFIGS, METHODS
 from trainer_core.forecast import forecast, warn
-
-KINDS: dict[str, Any] = {"kto": KTOConfig, "ipo": IPOConfig, "cpo": CPOConfig}
 
 
 def settings(method: str = "ipo", **fields: Any) -> Any:
-    return KINDS[method](model_name="m", dataset_path="d", **fields)
+    return CONFIGS[method](model_name="m", dataset_path="d", **fields)
 
 
 def warned(chosen: Any, steps: int, steps_an_epoch: int) -> dict[str, str]:
@@ -23,7 +21,7 @@ def warned(chosen: Any, steps: int, steps_an_epoch: int) -> dict[str, str]:
     return observer.warnings
 
 
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_defaults_hardly_change_a_model(method: str) -> None:
     """Five steps, as forty rows of the defaults make."""
     found = forecast(settings(method), 5)

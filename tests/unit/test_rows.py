@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DATA
+from tests.training import PAIR_METHODS
 from trainer_core.errors import DataInvalid
 from trainer_core.rows import MAX_ERRORS, RowChecker, RowReport, check_file, peek_kind, read_rows
 
@@ -292,7 +293,7 @@ def test_pairs_become_labelled_rows_for_kto(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("method", ["ipo", "cpo"])
+@pytest.mark.parametrize("method", PAIR_METHODS)
 def test_labelled_rows_are_refused_for_pairs(method: Any) -> None:
     with pytest.raises(DataInvalid, match="needs preference pairs"):
         read_rows(DATA / "kto_train.jsonl", method)

@@ -3,11 +3,13 @@
 import json
 import random
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from tests.shortcuts import regression, rules
+from tests.training import ON_LABELS, ON_PAIRS
+from trainer_core.row_rules import LABELLED
 from trainer_core.rows import read_rows
 
 DATA = Path(__file__).resolve().parents[2] / "tafdil" / "shipped" / "data"
@@ -23,8 +25,8 @@ def parts() -> dict[str, list[Row]]:
     return found
 
 
-def method_of(name: str) -> Literal["kto", "ipo"]:
-    return "kto" if name.startswith("kto") else "ipo"
+def method_of(name: str) -> str:
+    return ON_LABELS if name.startswith(LABELLED) else ON_PAIRS
 
 
 PARTS = parts()

@@ -53,7 +53,7 @@ def fill(client: Client, work: Path) -> None:
         return client.submit({**_SPEC, "name": name, "method": method, "dataset_id": dataset, **fields}).id
 
     for method, dataset in (("kto", labelled), ("ipo", pairs), ("cpo", pairs)):
-        split = {"validation_split": 0.2} if method == "kto" else {"eval_dataset_id": held_out}
+        split = {"validation_split": 0.2} if dataset == labelled else {"eval_dataset_id": held_out}
         job = client.wait(submit(f"finished {method}", method, dataset, max_steps=40, **split))
         assert job.state == "succeeded", job
     for name, method, dataset, fields in (

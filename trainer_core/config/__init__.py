@@ -27,6 +27,7 @@ from trainer_core.row_rules import PAIRS, Kind
 
 SETTINGS: tuple[type[TrainingSettings], ...] = (KTOSettings, IPOSettings, CPOSettings, DPOSettings)
 METHODS = tuple(each.method_name for each in SETTINGS)
+HEADLINE = tuple(each.method_name for each in SETTINGS if each.headline)
 SETTINGS_OF = {each.method_name: each for each in SETTINGS}
 CONFIG_OF: dict[str, type[PreferenceConfig]] = {
     each.method_name: getattr(import_module(each.__module__), f"{each.title}Config") for each in SETTINGS

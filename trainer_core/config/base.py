@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from trainer_core.config.units import Unit
 from trainer_core.row_rules import PAIRS, Kind
 
 Rows = Literal["labels", "pairs"]
@@ -52,6 +53,7 @@ _TEMPLATE_INPUTS = {
 Positive = Annotated[float, Field(gt=0)]
 # As wide as the integers of a database that keeps them.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Steps = Annotated[PositiveInt, Unit("steps")]
 
 
 def _named_trackers(value: Any) -> Any:
@@ -94,6 +96,7 @@ def _one_reason(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
 Interval = Annotated[
     PositiveInt | Annotated[float, Field(gt=0, lt=1)] | Literal["epoch"],
     WrapValidator(_one_reason),
+    Unit("steps"),
 ]
 """Optimizer steps, a share of all steps, or `epoch`; `schedule.interval` makes steps of it."""
 
@@ -156,8 +159,10 @@ class TrainingSettings(BaseModel):
         description="With `adapter_name`: the reference is a frozen copy of that `adapter`, or the `base` without it.",
     )
     beta: Positive = Field(0.1, le=100, description="Strength of the pull towards the reference (IPO: the paper's τ).")
-    max_prompt_length: PositiveInt = Field(256, description="Longest prompt, in tokens.")
-    max_length: int = Field(512, ge=8, le=2**31 - 1, description="Longest prompt with its completion, in tokens.")
+    max_prompt_length: Annotated[PositiveInt, Unit("tokens")] = Field(256, description="Longest prompt, in tokens.")
+    max_length: Annotated[int, Unit("tokens")] = Field(
+        512, ge=8, le=2**31 - 1, description="Longest prompt with its completion, in tokens."
+    )
     on_overlong: Literal["reject", "drop", "truncate"] = Field(
         "truncate",
         description="Rows over the limits: `reject` fails before training, `drop` leaves them out, `truncate` cuts the "
@@ -212,13 +217,19 @@ class TrainingSettings(BaseModel):
     learning_rate_cap: Positive | None = Field(
         1e-6, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."
     )
-    num_train_epochs: Positive = Field(1.0, le=1000, description="Passes over the training rows.")
-    max_steps: PositiveInt | None = Field(None, description="Optimizer steps; overrides `num_train_epochs`.")
-    per_device_train_batch_size: int = Field(4, ge=1, le=1024, description="Rows (KTO) or pairs a forward pass.")
-    per_device_eval_batch_size: int = Field(8, ge=1, le=1024, description="Rows or pairs a forward pass in evaluation.")
-    gradient_accumulation_steps: int = Field(4, ge=1, le=4096, description="Forward passes an optimizer step.")
+    num_train_epochs: Annotated[Positive, Unit("epochs")] = Field(1.0, le=1000, description="Passes over the training rows.")
+    max_steps: Steps | None = Field(None, description="Optimizer steps; overrides `num_train_epochs`.")
+    per_device_train_batch_size: Annotated[int, Unit("rows")] = Field(
+        4, ge=1, le=1024, description="Rows (KTO) or pairs a forward pass."
+    )
+    per_device_eval_batch_size: Annotated[int, Unit("rows")] = Field(
+        8, ge=1, le=1024, description="Rows or pairs a forward pass in evaluation."
+    )
+    gradient_accumulation_steps: Annotated[int, Unit("passes")] = Field(
+        4, ge=1, le=4096, description="Forward passes an optimizer step."
+    )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
-    warmup_steps: int | None = Field(
+    warmup_steps: Annotated[int | None, Unit("steps")] = Field(
         None, ge=0, le=2**31 - 1, description="Steps in which the learning rate rises; sets `warmup_ratio` to 0."
     )
     lr_scheduler_type: Literal["linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup"] = Field(
@@ -238,14 +249,14 @@ class TrainingSettings(BaseModel):
     max_grad_norm: Positive = Field(1.0, le=1000, description="Gradients are clipped to this norm.")
     seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, adapters and sampling.")
 
-    logging_steps: PositiveInt = Field(10, description="Optimizer steps between two metric points.")
+    logging_steps: Steps = Field(10, description="Optimizer steps between two metric points.")
     eval_steps: Interval = Field(
         500, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
     )
     save_steps: Interval = Field(
         500, description="Optimizer steps between two checkpoints; below 1 a share of all steps; `epoch`: once per epoch."
     )
-    save_total_limit: int = Field(2, ge=1, le=100, description="Checkpoints kept.")
+    save_total_limit: Annotated[int, Unit("checkpoints")] = Field(2, ge=1, le=100, description="Checkpoints kept.")
     eval_on_start: bool | None = Field(
         None, description="Evaluate before the first step; `null`: when there is validation data."
     )
@@ -253,19 +264,21 @@ class TrainingSettings(BaseModel):
         None, gt=0, lt=1, description="Share of the training rows set apart, by seed, when there is no validation data."
     )
 
-    early_stopping_patience: PositiveInt | None = Field(
+    early_stopping_patience: Annotated[PositiveInt | None, Unit("evaluations")] = Field(
         None,
         description="Stop after this many evaluations without a better `early_stopping_metric`, and save the best model.",
     )
     early_stopping_metric: str = Field("loss", description="Validation metric that decides, without `eval_`.")
     early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Least change that counts as better.")
-    sample_generations: int = Field(
+    sample_generations: Annotated[int, Unit("prompts")] = Field(
         2, ge=0, le=100, description="Validation prompts that the model answers at each evaluation."
     )
     sample_prompts: list[str] | None = Field(
         None, min_length=1, max_length=100, description="Prompts to answer at each evaluation in the place of those."
     )
-    sample_max_length: int = Field(64, ge=1, le=4096, description="Most new tokens of such an answer.")
+    sample_max_length: Annotated[int, Unit("tokens")] = Field(
+        64, ge=1, le=4096, description="Most new tokens of such an answer."
+    )
     report_to: Trackers = Field(
         default_factory=list,
         description="Where metrics go besides the job, as a list or one name; `none`: nowhere. Each needs its package, and "
@@ -285,7 +298,9 @@ class TrainingSettings(BaseModel):
         description="`auto`: prompts computed once for all answers that share them, nothing for padding, where the model "
         "allows it; the same losses and gradients but for rounding. `off`: TRL's own path.",
     )
-    dataloader_num_workers: int = Field(0, ge=0, le=64, description="Processes that prepare batches.")
+    dataloader_num_workers: Annotated[int, Unit("processes")] = Field(
+        0, ge=0, le=64, description="Processes that prepare batches."
+    )
     dataloader_pin_memory: bool = Field(True, description="Pin host memory for copies to a GPU.")
 
     @classmethod

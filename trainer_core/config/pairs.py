@@ -1,10 +1,11 @@
 """What the settings of methods on pairs share. Torch-free."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from trainer_core.config.base import Interval, Positive, Rows, TrainingSettings
+from trainer_core.config.units import Unit
 
 
 class PairSettings(TrainingSettings):
@@ -25,8 +26,10 @@ class PairSettings(TrainingSettings):
     learning_rate_cap: Positive | None = Field(
         5e-7, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."
     )
-    per_device_train_batch_size: int = Field(2, ge=1, le=1024, description="Pairs a forward pass.")
-    gradient_accumulation_steps: int = Field(8, ge=1, le=4096, description="Forward passes an optimizer step.")
+    per_device_train_batch_size: Annotated[int, Unit("pairs")] = Field(2, ge=1, le=1024, description="Pairs a forward pass.")
+    gradient_accumulation_steps: Annotated[int, Unit("passes")] = Field(
+        8, ge=1, le=4096, description="Forward passes an optimizer step."
+    )
     eval_steps: Interval = Field(
         1000, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
     )

@@ -4,6 +4,7 @@ import { html, render, useEffect, useRef, useState } from "./vendor/preact-htm.j
 import { get, remove } from "./api.js";
 import { Probes } from "./charts.js";
 import { LANGUAGES, current, preferred, t, use } from "./language.js";
+import { loadMethods } from "./methods.js";
 import { Compare } from "./pages/compare.js";
 import { Dataset, Datasets } from "./pages/datasets.js";
 import { Job } from "./pages/job.js";
@@ -43,7 +44,8 @@ function App() {
 
   async function ask() {
     try {
-      setSession({ is: "in", ...(await get("/v1/session")) });
+      const [found] = await Promise.all([get("/v1/session"), loadMethods()]);
+      setSession({ is: "in", ...found });
     } catch (error) {
       setSession(error.status === 401 ? { is: "out" } : { is: "failed", error });
     }

@@ -3,6 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Block, Code, User, plain } from "./text.js";
 import { bytes, duration, has, instant, number, pieces, t } from "./language.js";
+import { methodTitle } from "./methods.js";
 
 export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
 export const Amount = ({ value, digits = 6 }) =>
@@ -24,7 +25,7 @@ export const Effect = ({ effect }) =>
   html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`effect.${effect}`)}</span>`;
 
 /** A method's name, the same in every language. */
-export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${name.toUpperCase()}</span>`;
+export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${methodTitle(name)}</span>`;
 
 /** How far a job is. */
 export const Progress = ({ job }) => html`

@@ -40,6 +40,10 @@ export const Block = ({ text, children, kind = "" }) =>
 /** Names of fields, ids, numbers with signs: left to right whatever stands around. */
 export const Code = ({ text }) => html`<code dir="ltr" translate=${false}>${visible(text)}</code>`;
 
+/** A sentence of ours whose names and values stand in backticks. */
+export const Prose = ({ text }) =>
+  text.split("`").map((part, at) => (at % 2 ? html`<${Code} text=${part} />` : part));
+
 /** What a machine printed or wrote: English, left to right. */
 export const Machine = ({ text, ...rest }) =>
   html`<pre class="machine" dir="ltr" lang="en" translate=${false} tabindex="0" ...${rest}>${visible(text)}</pre>`;

@@ -3,6 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
+import { LABELLED } from "../methods.js";
 import { Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, Reasons, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
 import { isPublished } from "./mapper.js";
@@ -82,8 +83,8 @@ function Report({ dataset }) {
         [t("dataset.format"), html`<${Code} text=${dataset.format} />`],
         [t("dataset.train_rows"), html`<${Amount} value=${rows} />`],
         [t("dataset.validation_rows"), html`<${Amount} value=${dataset.validation_rows} />`],
-        [t("dataset.desirable"), dataset.kind === "kto" ? html`<${Amount} value=${desirable} />` : undefined],
-        [t("dataset.undesirable"), dataset.kind === "kto" ? html`<${Amount} value=${rows - desirable} />` : undefined],
+        [t("dataset.desirable"), dataset.kind === LABELLED ? html`<${Amount} value=${desirable} />` : undefined],
+        [t("dataset.undesirable"), dataset.kind === LABELLED ? html`<${Amount} value=${rows - desirable} />` : undefined],
         [t("files.size"), html`<${Bytes} count=${dataset.size_bytes} />`],
         [t("files.sha256"), html`<${Code} text=${dataset.sha256} />`],
         [t("jobs.created"), html`<${Time} at=${dataset.created_at} />`],
@@ -91,7 +92,7 @@ function Report({ dataset }) {
     />
     <${Reasons} of=${dataset.warnings} />
     ${
-      dataset.kind === "kto" &&
+      dataset.kind === LABELLED &&
       html`<p class="balance">
         <label for="balance">${t("dataset.balance")}</label>
         <meter id="balance" min="0" max=${rows} value=${desirable}></meter>

@@ -4,6 +4,7 @@ import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
 import { Curves } from "../charts.js";
 import { decimal, t } from "../language.js";
+import { methodTitle } from "../methods.js";
 import {
   Action,
   Amount,
@@ -156,7 +157,7 @@ function JobCurves({ job, others }) {
         ${t("overlay.add")}
         <select value="" onChange=${(event) => event.currentTarget.value && set([...others, event.currentTarget.value])}>
           <option value="">–</option>
-          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate=${false}>${plain(titleOf(each))} · ${each.method}</option>`)}
+          ${choices.map((each) => html`<option value=${each.id} dir="auto" translate=${false}>${plain(titleOf(each))} · ${methodTitle(each.method)}</option>`)}
         </select>
       </label>
       ${found.data?.slice(1).map(

@@ -3,11 +3,11 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { get, usePoll } from "../api.js";
 import { duration, t } from "../language.js";
+import { methodTitle, methods } from "../methods.js";
 import { Effect, Loaded, Method, Pager, Progress, State, Table, Time } from "../parts.js";
 import { Code, User } from "../text.js";
 
 const STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
-const METHODS = ["kto", "ipo", "cpo"];
 const LIVE_MS = 2000;
 const MAX_OVERLAID = 8;
 
@@ -33,7 +33,7 @@ export function Jobs({ query }) {
     <form class="filters" aria-label=${t("jobs.filters")}>
       <${Choice} label=${t("jobs.state")} value=${state} of=${STATES} text=${(name) => t(`state.${name}`)}
         onChange=${(value) => go(query, { state: value, cursor: null })} />
-      <${Choice} label=${t("jobs.method")} value=${method} of=${METHODS} text=${(name) => name.toUpperCase()} translate=${false}
+      <${Choice} label=${t("jobs.method")} value=${method} of=${methods().map(({ name }) => name)} text=${methodTitle} translate=${false}
         onChange=${(value) => go(query, { method: value, cursor: null })} />
       <a class="button main" href="#/new">${t("new.title")}</a>
     </form>

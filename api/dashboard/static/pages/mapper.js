@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef } from "../vendor/preact-htm.js";
 import { t } from "../language.js";
+import { LABELLED } from "../methods.js";
 import { Busy, ErrorBox, Field, Reasons } from "../parts.js";
 import { Code, User, plain } from "../text.js";
 import { Conversations } from "./turns.js";
@@ -10,7 +11,7 @@ import { Conversations } from "./turns.js";
 const ANSWERS = {
   pairs: ["chosen", "rejected"],
   votes: ["answer_1", "answer_2", "preferred"],
-  kto: ["completion", "label"],
+  [LABELLED]: ["completion", "label"],
 };
 const KINDS = Object.keys(ANSWERS);
 const ALWAYS_ASKED = ["system"];
@@ -74,7 +75,7 @@ export function Mapper({ file, found, options, choices, wasRemembered, isReading
     <section class="box plain mapper" aria-labelledby="mapper-title">
       <h2 id="mapper-title" tabindex="-1" ref=${heading}>${t("mapper.title")} <${User} text=${file.name} /></h2>
       ${wasRemembered && html`<p class="hint">${t("mapper.remembered")}</p>`}
-      <${Openings} found=${found} options=${options} choices=${choices} isLabelled=${kindOf(map, found) === "kto"} say=${say} />
+      <${Openings} found=${found} options=${options} choices=${choices} isLabelled=${kindOf(map, found) === LABELLED} say=${say} />
       ${
         found.columns.length > 0 &&
         (question?.about === "map" || Object.keys(map).length

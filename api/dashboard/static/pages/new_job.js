@@ -1,106 +1,63 @@
 // A new training: the form, the dry run that it must pass, and only then the submit.
 
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
-import { answered, get, post, usePoll } from "../api.js";
-import { t } from "../language.js";
+import { ApiError, answered, get, post, usePoll } from "../api.js";
+import { current, t } from "../language.js";
+import { methodOf, methods } from "../methods.js";
 import { Busy, ErrorBox, Field, Method } from "../parts.js";
 import { Code } from "../text.js";
 import { DataSelect, datasetsOf, mixOf, source, sourceFields, TrainingData } from "./mix.js";
 import { UploadButton } from "./upload.js";
 import { DryRun } from "./dry_run.js";
+import { SpecField, fits, isSet, kept, sent } from "./spec_field.js";
 
-const SAMPLE_FILES = {
-  kto: ["samples/kto_train.jsonl", "samples/pairs_held_out.jsonl"],
-  pairs: ["samples/pairs_train.jsonl", "samples/pairs_held_out.jsonl"],
-};
-const ALL = ["kto", "ipo", "cpo"];
-const SCHEMAS = { kto: "KTOJobSpec", ipo: "IPOJobSpec", cpo: "CPOJobSpec" };
-// Numbers of a spec that have a field of their own; every other one can be written as JSON.
-const NUMBERS = [
-  ["beta", ALL],
-  ["learning_rate", ALL],
-  ["num_train_epochs", ALL],
-  ["max_steps", ALL],
-  ["per_device_train_batch_size", ALL],
-  ["gradient_accumulation_steps", ALL],
-  ["max_length", ALL],
-  ["max_prompt_length", ALL],
-  ["lora_r", ALL],
-  ["eval_steps", ALL],
-  ["warmup_steps", ALL],
-  ["lora_dropout", ALL],
-  ["desirable_weight", ["kto"]],
-  ["undesirable_weight", ["kto"]],
-  ["label_smoothing", ["ipo", "cpo"]],
-  ["cpo_alpha", ["cpo"]],
-];
+/** Fields of a spec that have a place of their own in the form. */
 const OWN = new Set([
-  ...NUMBERS.map(([name]) => name),
   "method",
   "name",
   "model_name",
-  "learning_rate_cap",
-  "use_lora",
-  "optim",
-  "sample_prompts",
-  "system_prompt",
   "dataset_id",
   "dataset_path",
   "datasets",
   "eval_dataset_id",
   "eval_dataset_path",
 ]);
-const EMPTY = {
-  method: "kto",
-  name: "",
-  model_name: "tafdil/tiny-arabic-qwen-2",
-  data: "",
-  mix: [],
-  evaluation: "",
-  numbers: {},
-  isCapped: true,
-  useLora: true,
-  optim: "",
-  prompts: "",
-  system: "",
-  more: "",
-};
+const EMPTY = { name: "", model_name: "", data: "", mix: [], evaluation: "", values: {} };
+
+/** The fields of a method that are shown in groups, by whether they are shown first. */
+const fieldsOf = (method, isMain) =>
+  (methodOf(method)?.fields ?? []).filter((field) => field.is_main === isMain && !OWN.has(field.name));
+const allFieldsOf = (method) => [...fieldsOf(method, true), ...fieldsOf(method, false)];
 
 /** What the form shows of a spec. */
-function formOf(spec) {
-  const rest = Object.fromEntries(Object.entries(spec).filter(([name]) => !OWN.has(name)));
-  return {
-    method: spec.method,
-    name: spec.name ?? "",
-    model_name: spec.model_name,
-    data: source(spec, "dataset"),
-    mix: mixOf(spec),
-    evaluation: source(spec, "eval_dataset"),
-    numbers: Object.fromEntries(
-      NUMBERS.filter(([name]) => spec[name] !== undefined && spec[name] !== null).map(([name]) => [
-        name,
-        String(spec[name]),
-      ]),
-    ),
-    isCapped: spec.learning_rate_cap !== null,
-    useLora: spec.use_lora !== false,
-    optim: spec.optim ?? "",
-    prompts: (spec.sample_prompts ?? []).join("\n"),
-    system: spec.system_prompt ?? "",
-    more: Object.keys(rest).length ? JSON.stringify(rest, null, 2) : "",
-  };
+const formOf = (spec) => ({
+  method: spec.method,
+  name: spec.name ?? "",
+  model_name: spec.model_name,
+  data: source(spec, "dataset"),
+  mix: mixOf(spec),
+  evaluation: source(spec, "eval_dataset"),
+  values: Object.fromEntries(allFieldsOf(spec.method).map((field) => [field.name, kept(field, spec[field.name])])),
+});
+
+/** The form as it opens: the first method, with the model that its sample job trains. */
+function emptyForm() {
+  const [first] = methods();
+  return { ...EMPTY, method: first?.name, model_name: first?.example.model_name ?? "" };
 }
 
-/** A number, or the word that stands in its place; the service says which words a field takes. */
-const numberOf = (text) => (Number.isNaN(Number(text)) ? text.trim() : Number(text));
-
-/** The spec that the form says. Throws when its JSON cannot be read. */
+/** The spec that the form says. Throws an `ApiError` that names the fields whose JSON cannot be read. */
 function specOf(form) {
-  const numbers = NUMBERS.filter(([name, methods]) => methods.includes(form.method) && form.numbers[name]?.trim());
-  const prompts = form.prompts
-    .split("\n")
-    .map((line) => line.trim())
-    .filter(Boolean);
+  const values = {};
+  const details = [];
+  for (const field of allFieldsOf(form.method).filter(({ name }) => isSet(form.values[name]))) {
+    try {
+      values[field.name] = sent(field, form.values[field.name]);
+    } catch (error) {
+      details.push({ field: field.name, reason: error.message });
+    }
+  }
+  if (details.length) throw new ApiError(0, { code: "spec_invalid", message: t("new.not_json"), details });
   return {
     method: form.method,
     ...(form.name && { name: form.name }),
@@ -108,46 +65,24 @@ function specOf(form) {
     ...sourceFields(form.data, "dataset"),
     ...datasetsOf(form.mix),
     ...sourceFields(form.evaluation, "eval_dataset"),
-    ...Object.fromEntries(numbers.map(([name]) => [name, numberOf(form.numbers[name])])),
-    ...(form.isCapped ? {} : { learning_rate_cap: null }),
-    ...(form.useLora ? {} : { use_lora: false }),
-    ...(form.optim && { optim: form.optim }),
-    ...(prompts.length && { sample_prompts: prompts }),
-    ...(form.system.trim() && { system_prompt: form.system }),
-    ...(form.more.trim() && JSON.parse(form.more)),
+    ...values,
   };
 }
+
+/** Where the form shows an error: a list is one input, but each dataset of a mix has inputs of its own. */
+const placeOf = (field) => (field.startsWith("datasets.") ? field : field.split(".")[0]);
 
 // Not `randomUUID`, which browsers have on encrypted pages alone.
 const newKey = () =>
   Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** A training of the sample data that shows something within a minute on two cores. */
-function sampleOf(method) {
-  const [train, held] = SAMPLE_FILES[method === "kto" ? "kto" : "pairs"];
-  const numbers = {
-    learning_rate: "0.002",
-    max_steps: "60",
-    per_device_train_batch_size: "16",
-    gradient_accumulation_steps: "1",
-    eval_steps: "20",
-    ...(method !== "kto" && { beta: "0.5" }),
-  };
-  return { ...EMPTY, method, data: `path:${train}`, evaluation: `path:${held}`, numbers, isCapped: false };
-}
-
 export function NewJob({ from }) {
-  const [form, setForm] = useState(EMPTY);
+  const [form, setForm] = useState(emptyForm);
   const [checked, setChecked] = useState({ is: "not" });
   const [submitted, setSubmitted] = useState({ busy: false, error: null });
   const report = useRef(null);
   const datasets = usePoll(
     (signal) => get("/v1/datasets", { limit: 200 }, signal),
-    () => 0,
-    [],
-  );
-  const openapi = usePoll(
-    (signal) => get("/openapi.json", {}, signal),
     () => 0,
     [],
   );
@@ -170,10 +105,7 @@ export function NewJob({ from }) {
     try {
       spec = specOf(form);
     } catch (error) {
-      return setChecked({
-        is: "refused",
-        error: { code: "spec_invalid", message: t("new.not_json"), details: [{ field: "more", reason: error.message }] },
-      });
+      return setChecked({ is: "refused", error });
     }
     setChecked({ is: "busy" });
     setSubmitted({ busy: false, error: null });
@@ -196,13 +128,16 @@ export function NewJob({ from }) {
     }
   }
   const wrong = Object.fromEntries(
-    (checked.error?.details ?? []).filter(({ field }) => field).map(({ field, reason }) => [field, reason]),
+    (checked.error?.details ?? []).filter(({ field }) => field).map(({ field, reason }) => [placeOf(field), reason]),
   );
   return html`
     <${ErrorBox} error=${old.error ?? datasets.error} />
     <form class="job" onSubmit=${check} noValidate>
       <${Basics} form=${form} change=${change} wrong=${wrong} datasets=${datasets} />
-      <${Numbers} form=${form} change=${change} wrong=${wrong} schemas=${openapi.data?.components.schemas} />
+      <fieldset>
+        <legend>${t("new.main")}</legend>
+        <${Fields} of=${fieldsOf(form.method, true)} form=${form} change=${change} wrong=${wrong} />
+      </fieldset>
       <${More} form=${form} change=${change} wrong=${wrong} />
       <button class="main" disabled=${checked.is === "busy"}>${t("new.check")}</button>
       <p class="hint">${t("new.check_hint")}</p>
@@ -230,26 +165,23 @@ function withUpload({ mix }, word) {
 }
 
 function Basics({ form, change, wrong, datasets }) {
-  const isFor = (kind) => form.method === "kto" || kind === "pairs";
-  const uploaded = (datasets.data?.datasets ?? []).filter(({ kind }) => isFor(kind));
-  const samples = Object.entries(SAMPLE_FILES)
-    .filter(([kind]) => isFor(kind))
-    .flatMap(([, files]) => files);
+  const method = methodOf(form.method);
+  const uploaded = (datasets.data?.datasets ?? []).filter(({ kind }) => method?.dataset_kinds.includes(kind));
+  const samples = samplesFor(method);
   const choices = { uploaded, samples };
   const text =
     (name, more = {}) =>
     (attributes) =>
       html`<input ...${attributes} ...${more} value=${form[name]} onInput=${(event) => change({ [name]: event.currentTarget.value })} />`;
+  function choose(name) {
+    const unfit = allFieldsOf(name).filter((field) => !fits(field, form.values[field.name]));
+    change({ method: name, values: { ...form.values, ...Object.fromEntries(unfit.map((field) => [field.name, undefined])) } });
+  }
   return html`
     <fieldset>
       <legend>${t("jobs.method")}</legend>
-      ${ALL.map(
-        (method) => html`<label class="choice">
-          <input type="radio" name="method" value=${method} checked=${form.method === method} onChange=${() => change({ method })} />
-          <span><strong><${Method} name=${method} /></strong> ${t(`method.${method}_text`)}</span>
-        </label>`,
-      )}
-      <p><button type="button" onClick=${() => change(sampleOf(form.method))}>${t("new.sample")}</button> <span class="hint">${t("new.sample_hint")}</span></p>
+      <${Methods} chosen=${form.method} onChoose=${choose} />
+      <p><button type="button" onClick=${() => change(formOf(method.example))}>${t("new.sample")}</button> <span class="hint">${t("new.sample_hint")}</span></p>
     </fieldset>
     <${Field} id="f-name" label=${t("new.name")} name="name" error=${wrong.name}>${text("name", { dir: "auto", maxLength: 200 })}</${Field}>
     <${Field} id="f-model" label=${t("jobs.model")} name="model_name" hint=${t("new.model_hint")} error=${wrong.model_name}>${text("model_name", { dir: "ltr" })}</${Field}>
@@ -264,43 +196,47 @@ function Basics({ form, change, wrong, datasets }) {
   `;
 }
 
-function Numbers({ form, change, wrong, schemas }) {
-  const fields = schemas?.[SCHEMAS[form.method]]?.properties ?? {};
-  return html`<fieldset class="numbers">
-    <legend>${t("new.numbers")}</legend>
-    ${NUMBERS.filter(([, methods]) => methods.includes(form.method)).map(
-      ([name]) => html`<${Field} id="f-${name}" label=${t(`field.${name}`)} name=${name} hint=${name === "eval_steps" && html`${t("new.eval_steps_hint", { share: "0.1" })} <${Code} text="epoch" />`} error=${wrong[name]}>
-        ${(
-          attributes,
-        ) => html`<input ...${attributes} inputmode="decimal" dir="ltr" translate=${false} placeholder=${fields[name]?.default ?? ""} value=${form.numbers[name] ?? ""}
-          onInput=${(event) => change({ numbers: { ...form.numbers, [name]: event.currentTarget.value } })} />`}
-      </${Field}>`,
-    )}
-    <${Field} id="f-optim" label=${t("field.optim")} name="optim" error=${wrong.optim}>
-      ${(attributes) => html`<select ...${attributes} dir="ltr" translate=${false} value=${form.optim} onChange=${(event) => change({ optim: event.currentTarget.value })}>
-        <option value="">${fields.optim?.default ?? ""}</option>
-        ${(fields.optim?.enum ?? []).filter((name) => name !== fields.optim.default).map((name) => html`<option value=${name}>${name}</option>`)}
-      </select>`}
-    </${Field}>
-    <label class="choice">
-      <input type="checkbox" checked=${!form.isCapped} onChange=${(event) => change({ isCapped: !event.currentTarget.checked })} />
-      <span>${t("new.lift_cap")} <${Code} text="learning_rate_cap" /></span>
-    </label>
-    <label class="choice">
-      <input type="checkbox" checked=${form.useLora} onChange=${(event) => change({ useLora: event.currentTarget.checked })} />
-      <span>${t("new.use_lora")} <${Code} text="use_lora" /></span>
-    </label>
-  </fieldset>`;
+/** The sample files that a method takes: those of its own sample job, and of methods that take no other kinds of rows. */
+function samplesFor(method) {
+  const isServed = (other) => other.dataset_kinds.every((kind) => method.dataset_kinds.includes(kind));
+  const examples = methods().filter((other) => method && isServed(other)).map(({ example }) => example);
+  return [...new Set(examples.flatMap((example) => [example.dataset_path, example.eval_dataset_path]))];
 }
 
-const More = ({ form, change, wrong }) => html`
-  <${Field} id="f-system" label=${t("new.system")} name="system_prompt" hint=${t("new.system_hint")} error=${wrong.system_prompt}>
-    ${(attributes) => html`<textarea ...${attributes} rows="2" dir="auto" value=${form.system} onInput=${(event) => change({ system: event.currentTarget.value })}></textarea>`}
-  </${Field}>
-  <${Field} id="f-prompts" label=${t("new.prompts")} name="sample_prompts" hint=${t("new.prompts_hint")} error=${wrong.sample_prompts}>
-    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="auto" value=${form.prompts} onInput=${(event) => change({ prompts: event.currentTarget.value })}></textarea>`}
-  </${Field}>
-  <${Field} id="f-more" label=${t("new.more")} hint=${t("new.more_hint")} error=${wrong.more}>
-    ${(attributes) => html`<textarea ...${attributes} rows="3" dir="ltr" translate=${false} spellcheck=${false} placeholder='{"chat_template_kwargs": {"enable_thinking": false}}' value=${form.more} onInput=${(event) => change({ more: event.currentTarget.value })}></textarea>`}
-  </${Field}>
-`;
+/** The choice of a method: those that introductions name, and the others below them. */
+function Methods({ chosen, onChoose }) {
+  const choice = ({ name, description }) => html`<label class="choice">
+    <input type="radio" name="method" value=${name} checked=${chosen === name} onChange=${() => onChoose(name)} />
+    <span><strong><${Method} name=${name} /></strong> ${description[current()]}</span>
+  </label>`;
+  const others = methods().filter(({ headline }) => !headline);
+  return html`
+    ${methods().filter(({ headline }) => headline).map(choice)}
+    ${
+      others.length > 0 &&
+      html`<details open=${others.some(({ name }) => name === chosen)}>
+        <summary>${t("new.more_methods")}</summary>
+        ${others.map(choice)}
+      </details>`
+    }
+  `;
+}
+
+const Fields = ({ of, form, change, wrong }) => html`<div class="numbers">
+  ${of.map(
+    (field) => html`<${SpecField} key=${field.name} field=${field} value=${form.values[field.name]} error=${wrong[field.name]}
+      change=${(value) => change({ values: { ...form.values, [field.name]: value } })} />`,
+  )}
+</div>`;
+
+/** The fields that few runs change, folded away; open when one of them is wrong. */
+function More({ form, change, wrong }) {
+  const fields = fieldsOf(form.method, false);
+  const set = fields.filter(({ name }) => isSet(form.values[name]));
+  return html`<details class="more" open=${fields.some(({ name }) => wrong[name])}>
+    <summary>
+      ${t("new.more")} ${set.length > 0 && html`<span class="hint">${t("new.more_set")} ${set.map(({ name }) => html`<${Code} text=${name} /> `)}</span>`}
+    </summary>
+    <${Fields} of=${fields} form=${form} change=${change} wrong=${wrong} />
+  </details>`;
+}

@@ -1,0 +1,55 @@
+"""`tafdil methods`: the preference methods of the service, and what a job spec of one takes."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from tafdil.cli.context import Json, command, connection, say, show_json, told
+from tafdil.cli.listing import Column, show_listing
+from tafdil.errors import NotFound
+from tafdil.models import Method, MethodField
+
+
+@command
+def methods(
+    name: Annotated[str | None, typer.Argument(metavar="METHOD", help="Show the fields of its job spec.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Lists the methods; with a method's name, every field of its job spec with its default, bounds and help."""
+    with connection() as client:
+        found = client.methods()
+    if name is None:
+        show_json(list(found)) if as_json else _list(found)
+        return
+    method = next((each for each in found if name.lower() in (each.name, each.title.lower())), None)
+    if method is None:
+        known = ", ".join(each.name for each in found)
+        message, hint = f"no method has the name {name!r}", f"The service has {known}."
+        raise NotFound(404, {"code": "not_found", "message": message, "hint": hint})
+    show_json(method) if as_json else _show(method)
+
+
+def _list(found: list[Method]) -> None:
+    rows = [(each.name, each.title, each.rows, f"arXiv:{each.paper}", each.description["en"]) for each in found]
+    show_listing([Column("method", is_whole=True), *map(Column, ("title", "rows", "paper", "what it does"))], rows)
+
+
+def _show(method: Method) -> None:
+    say(f"{told(method.title)}, {told(method.full_name)} (arXiv:{told(method.paper)})", "bold")
+    say(told(method.description["en"]))
+    reference = "is part of the loss" if method.loss_needs_reference else "is not part of the loss"
+    say(f"Dataset kinds: {told(', '.join(method.dataset_kinds))}. The reference model {reference}.")
+    # What people set first comes first; the rest follows as the spec declares it.
+    fields = sorted(method.fields, key=lambda field: not field.is_main)
+    rows = [(each.name, _default(each), each.describe(), each.help["en"]) for each in fields]
+    show_listing([Column("field", is_whole=True), *map(Column, ("default", "takes", "help"))], rows)
+
+
+def _default(field: MethodField) -> str:
+    if field.required:
+        return "required"
+    return field.default if isinstance(field.default, str) else json.dumps(field.default, ensure_ascii=False)
+
+
+COMMANDS: tuple[Any, ...] = (methods,)
