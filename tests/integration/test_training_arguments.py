@@ -75,7 +75,7 @@ def test_arguments_of_trl_get_no_loss_of_their_own(method: str, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("method", "field", "value"),
-    [("kto", "desirable_weight", 2.0), ("ipo", "loss_type", ["robust"]), ("cpo", "loss_type", "simpo")],
+    [("kto", "desirable_weight", 2.0), ("ipo", "loss_type", ["robust"]), ("cpo", "loss_type", "hinge")],
 )
 def test_arguments_of_trl_with_another_loss_are_refused(method: str, field: str, value: Any, tmp_path: Path) -> None:
     fields = {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False, field: value}
