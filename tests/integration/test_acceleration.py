@@ -22,12 +22,13 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, config, make_model, some_rows, write_rows
+from tests.training import METHODS, ON_LABELS, ON_PAIRS, config, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.acceleration import Behind, Savings, accelerate, is_accelerated, refusal, release
 from trainer_core.acceleration.head import score_tokens
 from trainer_core.acceleration.packing import pack
 from trainer_core.errors import NonfiniteLoss
+from trainer_core.methods.cpo_trainer import CPOTrainer
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 301,
@@ -307,12 +308,12 @@ def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any
     rates = sum(values["learning_rate"] or 0.0 for _, values in plain_seen.points if "learning_rate" in values)
     for (name, ours), (_, theirs) in zip(fast.model.named_parameters(), plain.model.named_parameters(), strict=True):
         check_weights(name, ours, theirs, rates)
-    # The metrics beside the loss, too; CPO's mean logits are over answers here, and over everything in TRL.
+    # The metrics beside the loss, too. Mean logits of TRL's CPO trainer are over answers here, and over everything there.
     for (step, ours), (_, theirs) in zip(fast_seen.points, plain_seen.points, strict=True):
         for name in ours.keys() - {name for name in ours if "runtime" in name or "per_second" in name}:
             if theirs[name] is None:
                 assert ours[name] is None, (step, name)
-            elif method != "cpo" or "logits/" not in name:
+            elif not isinstance(fast.trainer, CPOTrainer) or "logits/" not in name:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), (step, name)
     told = json.loads((tmp_path / "fast" / f"{method}_metadata.json").read_text())["acceleration"]
     assert told["path"] == "shared_prompt"
@@ -328,7 +329,7 @@ def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any
     assert "plain_path" not in plain_seen.warnings, "who asks for it needs no warning"
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_policy_and_reference_round_alike(method: str, tmp_path: Path) -> None:
     """In bfloat16 equal weights give equal log-probabilities only when both sides compute in it."""
     fields = {"use_lora": False, "precision": "bf16", "max_steps": 1, "sample_generations": 0}
@@ -406,7 +407,7 @@ def epochs(method: str, folder: Path, **fields: Any) -> tuple[PreferenceTrainer,
 
 
 @pytest.mark.parametrize("use_lora", [True, False])
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_the_reference_is_asked_once_when_there_are_epochs(method: str, use_lora: bool, tmp_path: Path) -> None:
     fields = {"use_lora": use_lora, "learning_rate": 1e-3 if use_lora else 1e-5}
     fast, fast_seen = epochs(method, tmp_path / "fast", **fields)
@@ -419,7 +420,7 @@ def test_the_reference_is_asked_once_when_there_are_epochs(method: str, use_lora
     rows = some_rows(method, 60)[44:]
     found = fast.evaluate_model(rows)
     own = fast.compute_preference_metrics(rows)
-    loss = own["kto_loss" if method == "kto" else "preference_loss"]
+    loss = own["kto_loss" if on_labels(method) else "preference_loss"]
     assert found["eval_loss"] == pytest.approx(loss, rel=0.05)
 
 
@@ -431,7 +432,7 @@ def test_one_epoch_asks_at_every_step(tmp_path: Path) -> None:
     assert cpo.metadata()["acceleration"]["reference_passes"] is None
 
 
-@pytest.mark.parametrize("method", ["kto", "ipo"])
+@pytest.mark.parametrize("method", [ON_LABELS, ON_PAIRS])
 def test_trainings_on_the_same_rows_share_what_the_reference_said(method: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     first, first_seen = epochs(method, tmp_path / "first", cache_dir=cache)

@@ -397,7 +397,7 @@ def test_a_clone_has_the_spec_with_changes(admin: TestClient, spec: dict[str, An
     assert (moved["spec"]["dataset_id"], moved["spec"]["dataset_path"]) == (other["id"], None)
     error = error_of(admin.post(path, json={"learning_rte": 1}), 422, "spec_invalid")
     assert error["details"] == [{"field": "learning_rte", "reason": "is not a field of this method's spec"}]
-    error_of(admin.post(path, json={"method": "dpo"}), 422, "spec_invalid")
+    error_of(admin.post(path, json={"method": "ppo"}), 422, "spec_invalid")
     assert admin.post(path).json()["spec"] == job["spec"]
     events = admin.get(f"/v1/jobs/{clone['id']}/metadata").json()
     assert events["sent_spec"]["learning_rate"] == 5e-4

@@ -124,7 +124,7 @@ def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, s
         (["submit", "absent.json"], 2, "cannot read absent.json"),
         (["submit", "--set", "beta"], 2, "name=value"),
         (["submit", "--method", "ipo"], 3, "model_name"),
-        (["submit", "--method", "dpo", "--model", "m", "--data", "x"], 3, "kto, ipo, cpo"),
+        (["submit", "--method", "ppo", "--model", "m", "--data", "x"], 3, "kto, ipo, cpo"),
         (["show", "0" * 32], 4, "there is no job"),
         (["show", "nothing"], 4, "tafdil list"),
         (["show", "last"], 4, "there is no job yet"),

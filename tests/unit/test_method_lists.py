@@ -12,7 +12,6 @@ TOPS = ("api", "benchmarks", "examples", "jobs", "tafdil", "tests", "trainer_cor
 HOMES = ("trainer_core/config/", "trainer_core/methods/", "tests/methods/")
 # By file, why it may. A file that no longer needs it must leave.
 EXCEPTIONS = {
-    "tests/integration/test_acceleration.py": "its cases are chosen by method",
     "tests/integration/test_loss_options.py": "it drives TRL's own trainers, which have no facts",
 }
 

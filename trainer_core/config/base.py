@@ -129,12 +129,14 @@ class TrainingSettings(BaseModel):
     """Of these, what metadata and `_get_method_specific_args` leave out at its default: the contract is older."""
     main_fields: ClassVar[tuple[str, ...]] = (
         "learning_rate",
+        "learning_rate_cap",
         "num_train_epochs",
         "max_steps",
         "per_device_train_batch_size",
         "gradient_accumulation_steps",
         "max_length",
         "max_prompt_length",
+        "use_lora",
         "lora_r",
         "eval_steps",
     )
@@ -219,14 +221,12 @@ class TrainingSettings(BaseModel):
     )
     num_train_epochs: Annotated[Positive, Unit("epochs")] = Field(1.0, le=1000, description="Passes over the training rows.")
     max_steps: Steps | None = Field(None, description="Optimizer steps; overrides `num_train_epochs`.")
-    per_device_train_batch_size: Annotated[int, Unit("rows")] = Field(
-        4, ge=1, le=1024, description="Rows (KTO) or pairs a forward pass."
-    )
+    per_device_train_batch_size: Annotated[int, Unit("rows")] = Field(4, ge=1, le=1024, description="Rows per forward pass.")
     per_device_eval_batch_size: Annotated[int, Unit("rows")] = Field(
-        8, ge=1, le=1024, description="Rows or pairs a forward pass in evaluation."
+        8, ge=1, le=1024, description="Rows or pairs per forward pass in evaluation."
     )
     gradient_accumulation_steps: Annotated[int, Unit("passes")] = Field(
-        4, ge=1, le=4096, description="Forward passes an optimizer step."
+        4, ge=1, le=4096, description="Forward passes per optimizer step."
     )
     warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     warmup_steps: Annotated[int | None, Unit("steps")] = Field(

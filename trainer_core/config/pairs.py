@@ -26,9 +26,11 @@ class PairSettings(TrainingSettings):
     learning_rate_cap: Positive | None = Field(
         5e-7, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."
     )
-    per_device_train_batch_size: Annotated[int, Unit("pairs")] = Field(2, ge=1, le=1024, description="Pairs a forward pass.")
+    per_device_train_batch_size: Annotated[int, Unit("pairs")] = Field(
+        2, ge=1, le=1024, description="Pairs per forward pass."
+    )
     gradient_accumulation_steps: Annotated[int, Unit("passes")] = Field(
-        8, ge=1, le=4096, description="Forward passes an optimizer step."
+        8, ge=1, le=4096, description="Forward passes per optimizer step."
     )
     eval_steps: Interval = Field(
         1000, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
