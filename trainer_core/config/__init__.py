@@ -22,10 +22,12 @@ from trainer_core.config.ipo import IPOSettings as IPOSettings
 from trainer_core.config.kto import KTOConfig as KTOConfig
 from trainer_core.config.kto import KTOSettings as KTOSettings
 from trainer_core.config.library import PreferenceConfig as PreferenceConfig
+from trainer_core.config.simpo import SimPOConfig as SimPOConfig
+from trainer_core.config.simpo import SimPOSettings as SimPOSettings
 from trainer_core.library_paths import LibraryPaths as LibraryPaths
 from trainer_core.row_rules import PAIRS, Kind
 
-SETTINGS: tuple[type[TrainingSettings], ...] = (KTOSettings, IPOSettings, CPOSettings, DPOSettings)
+SETTINGS: tuple[type[TrainingSettings], ...] = (KTOSettings, IPOSettings, CPOSettings, DPOSettings, SimPOSettings)
 METHODS = tuple(each.method_name for each in SETTINGS)
 HEADLINE = tuple(each.method_name for each in SETTINGS if each.headline)
 SETTINGS_OF = {each.method_name: each for each in SETTINGS}
