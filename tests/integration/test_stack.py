@@ -17,7 +17,7 @@ from tests.conftest import DATA
 from tests.servers import postgres_schema, redis_prefix
 from tests.stack import StackUnderTest, alive, until
 from tests.training import held_out, train_file
-from trainer_core.config import HEADLINE
+from trainer_core.config import METHODS
 
 FAST = {
     "TAFDIL_LEASE_S": "4",
@@ -123,7 +123,7 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
         client.job(job["id"])
 
 
-@pytest.mark.parametrize("method", HEADLINE)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_whole_road(client: Client, method: str) -> None:
     train = client.upload_dataset(DATA / train_file(method))
     pairs = client.upload_dataset(held_out("ipo"))
