@@ -1,4 +1,4 @@
-"""The dashboard's catalogues, for replies that have texts in both languages."""
+"""The dashboard's catalogues, for replies with texts in both languages."""
 
 import json
 from functools import cache
@@ -19,10 +19,10 @@ class Text(BaseModel):
 
 @cache
 def catalogue(language: str) -> dict[str, Any]:
-    """A language's words by their keys."""
+    """A language's texts by key."""
     return json.loads((_LOCALES / f"{language}.json").read_text(encoding="utf-8"))
 
 
 def text_of(key: str) -> Text:
-    """What both catalogues have under a key."""
+    """The text of a key in both languages."""
     return Text(en=catalogue("en")[key], ar=catalogue("ar")[key])

@@ -42,7 +42,7 @@ class ComparisonRequest(Sent):
         None,
         ge=1,
         le=4096,
-        description="Most new tokens of an answer; `null`: 256, or as many as the model has room for after the prompt.",
+        description="Maximum new tokens per answer; `null`: 256, or as many as the model has room for after the prompt.",
     )
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")

@@ -1,6 +1,6 @@
-"""What a client asks for: a flat job spec, one class a method, told apart by `method`. Unknown fields are refused.
+"""The job spec that a client sends: flat, with one class per method, chosen by `method`. Unknown fields are refused.
 
-The training fields are those of the library (`trainer_core.config`); here stand only a job's name and its data.
+The training fields are those of the library (`trainer_core.config`); this module adds what only a job has, such as its data.
 """
 
 import json
@@ -56,7 +56,7 @@ MODEL_NAME: Any = Field(
 
 
 class Sent(BaseModel):
-    """A body that a client sends: of the types that its schema names and no others, where 10.0 is an integer as well."""
+    """A body that a client sends. Only the types in its schema are accepted, except that 10.0 is also an integer."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -90,20 +90,25 @@ class MixedDataset(Sent, Take):
 
 
 class _JobFields(Sent):
-    name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for people.")
+    name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for the job.")
     model_name: str = MODEL_NAME
     ref_model_name: str | None = Field(
-        None, max_length=200, pattern=_MODEL, description="The reference model; `null`: the model before training."
+        None,
+        max_length=200,
+        pattern=_MODEL,
+        description="The reference model; `null` uses the model itself, as it was before training.",
     )
     adapter_name: str | None = Field(
         None,
         max_length=200,
         pattern=_MODEL,
-        description="A LoRA adapter below the models directory to go on from; its own rank, alpha and modules are used.",
+        description="A LoRA adapter below the models directory to continue training. Its own rank, alpha and target "
+        "modules apply.",
     )
-    priority: int = Field(0, ge=-100, le=100, description="Jobs of higher priority are claimed first; then the oldest.")
+    priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher priority run first; among equals, the oldest.")
     gpu_class: GpuClass | None = Field(
-        None, description="Only workers of this class (`TAFDIL_GPU_CLASS`) train it, e.g. `a100`; `null`: any worker."
+        None,
+        description="Only workers of this class (`TAFDIL_GPU_CLASS`) run the job, e.g. `a100`; `null` allows any worker.",
     )
     dataset_id: str | None = Field(None, pattern=_ID, description="Training data: an uploaded dataset.")
     dataset_path: str | None = Field(
@@ -114,7 +119,7 @@ class _JobFields(Sent):
         min_length=1,
         max_length=MOST_DATASETS,
         description="Training data: several datasets, each with optional `rows` or `weight`. Their validation parts are "
-        "joined.",
+        "combined.",
     )
     eval_dataset_id: str | None = Field(None, pattern=_ID, description="Validation data: an uploaded dataset.")
     eval_dataset_path: str | None = Field(
@@ -125,7 +130,7 @@ class _JobFields(Sent):
     def _all_storable(self) -> Self:
         for name, value in self:
             if name.endswith("_path"):
-                continue  # a place in the data directory, which is looked at as such
+                continue  # checked when it is resolved in the data directory
             for text in _flat(value):
                 try:
                     _storable(text if isinstance(text, str) else "")
@@ -147,7 +152,7 @@ class _JobFields(Sent):
 
 
 class AnyJobSpec(_JobFields, TrainingSettings):
-    """What the spec of every method has."""
+    """The fields that every method's spec has."""
 
     method: Method
 
@@ -167,7 +172,7 @@ def _spec_class(settings: type[TrainingSettings]) -> type[AnyJobSpec]:
     name = settings.method_name
     is_labels = settings.rows == "labels"
     rows = "prompt, completion and label; pairs are taken apart" if is_labels else "prompt, chosen and rejected"
-    fields: Any = {"method": (Literal[name], Field(description=f"The method that trains: `{name}`."))}
+    fields: Any = {"method": (Literal[name], Field(description=f"The training method, `{name}`."))}
 
     class Spec(_JobFields, settings):
         model_config = ConfigDict(title=f"{settings.title}JobSpec", json_schema_extra={"examples": [example(settings)]})
@@ -199,7 +204,7 @@ _ALTERNATIVES = (
 
 
 def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A spec as it was sent, with changes. A source of data or a warm-up among them replaces the one that was named."""
+    """A spec as it was sent, with changes. A changed data source or warm-up replaces the one that was sent."""
     replaced = {name for names in _ALTERNATIVES if overrides.keys() & set(names) for name in names}
     return {**{name: value for name, value in sent.items() if name not in replaced}, **overrides}
 
@@ -212,7 +217,7 @@ def dataset_ids(resolved: dict[str, Any]) -> set[str]:
 
 
 def read_spec(sent: dict[str, Any]) -> AnyJobSpec:
-    """The spec that a JSON object says. Raises `SpecInvalid` with every field that is wrong."""
+    """Reads a spec from a JSON object. Raises `SpecInvalid` with every invalid field."""
     try:
         return JOB_SPEC.validate_json(json.dumps(sent))
     except ValidationError as error:
@@ -220,7 +225,7 @@ def read_spec(sent: dict[str, Any]) -> AnyJobSpec:
 
 
 def invalid(found: Sequence[Any]) -> SpecInvalid:
-    """What pydantic found wrong, as the product says it."""
+    """Pydantic's errors in the product's words."""
     details = [_detail(item) for item in found]
     first = details[0]
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
@@ -244,7 +249,7 @@ def _detail(item: dict[str, Any]) -> Detail:
 
 
 def library_config(spec: dict[str, Any], places: dict[str, Any]) -> PreferenceConfig:
-    """The library's config of a resolved spec, with what the service chose: the fields of `LibraryPaths`."""
+    """The library's config for a resolved spec, with the fields of `LibraryPaths`, which the service chooses."""
     config = CONFIG_OF[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}
     return config(**{**fields, **places})

@@ -1,4 +1,4 @@
-"""What a job spec's fields take, derived from the JSON schema that validates them."""
+"""Descriptions of a job spec's fields, derived from the JSON schema that validates them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class SpecField:
     items: list[FieldType]
     """Types of a list's items."""
     choices: list[str]
-    """The texts that the field, or an item of its list, may be; empty if any text may."""
+    """The values that the field, or an item of its list, may take; empty if any text is allowed."""
     minimum: float | None
     exclusive_minimum: float | None
     maximum: float | None
@@ -40,7 +40,7 @@ class SpecField:
 
 
 def fields_of(settings: type[TrainingSettings]) -> list[SpecField]:
-    """Every field of a method's job spec, in declared order."""
+    """Every field of a method's job spec, in declaration order."""
     spec = SPECS[settings.method_name]
     schema = spec.model_json_schema()
     main = {*settings.loss_fields, *settings.main_fields}
@@ -91,7 +91,7 @@ def _bounds(alternatives: list[dict[str, Any]]) -> dict[str, float | None]:
     found: dict[str, float | None] = dict.fromkeys(("minimum", "exclusive_minimum", "maximum", "exclusive_maximum"))
     if not numbers:
         return found
-    # Of two bounds with one value, the inclusive one is wider.
+    # If two bounds have the same value, the inclusive one is wider.
     lowest = min((each.get("minimum", each.get("exclusiveMinimum", -inf)), "minimum" not in each) for each in numbers)
     highest = max((each.get("maximum", each.get("exclusiveMaximum", inf)), "maximum" in each) for each in numbers)
     if isfinite(lowest[0]):

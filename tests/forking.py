@@ -1,8 +1,9 @@
-"""Python processes that tests start, forked from one process that has imported the libraries that they share.
+"""Starts Python processes for tests by forking one that has already imported the libraries they share.
 
-A stack has six or more of them, and their imports cost more CPU time than most tests; those of a training cost seven
-seconds. A forked process becomes what `python -m MODULE` with its environment would be: a child of the tests' process, in a
-session of its own, that ends with it. `/proc` shows the command and the environment of the process that it was forked from.
+A stack has six or more processes, and their imports cost more CPU time than most tests; the training libraries alone take
+seven seconds. A forked process behaves like `python -m MODULE` with its environment: it is a child of the tests' process,
+runs in its own session and ends with its parent. But `/proc` shows the command and environment of the process it was forked
+from.
 """
 
 import atexit
@@ -43,7 +44,7 @@ _HANDED_OVER_S = 30.0
 
 
 class Forked:
-    """A forked process, with what a stack uses of `subprocess.Popen`."""
+    """A forked process, with the methods of `subprocess.Popen` that a stack uses."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -68,8 +69,8 @@ class Forked:
 
 
 def may_fork(command: Sequence[str], environment: Mapping[str, str]) -> bool:
-    """Whether a command is a Python module's, on a system where processes are handed over, with the machine's own clock."""
-    # Libraries that are imported already have kept the function that tells the time.
+    """Whether a command runs a Python module, on a system that can hand over processes, with the real clock."""
+    # Libraries that are already imported hold on to the clock function they imported.
     has_clock = "TAFDIL_TEST_CLOCK_OFF_S" not in environment
     return sys.platform == "linux" and list(command[:2]) == [sys.executable, "-m"] and has_clock
 
@@ -95,21 +96,21 @@ def fork(command: Sequence[str], environment: Mapping[str, str], output: IO[byte
         receive_orphans(False)
     assert "pid" in answer, answer
     process = Forked(answer["pid"])
-    # From here on signals to its group reach it.
+    # From now on, signals to its group reach it.
     while process.poll() is None and os.getsid(process.pid) != process.pid:
         time.sleep(0.001)
     return process
 
 
 def ran(command: Sequence[str], environment: Mapping[str, str], output: IO[bytes], *, trains: bool = False) -> int:
-    """The exit code of a Python module that ran to its end, forked where that can be."""
+    """Runs a Python module to its end, forked if possible, and returns its exit code."""
     if may_fork(command, environment):
         return fork(command, environment, output, trains=trains).wait()
     return subprocess.run(command, env=environment, stdout=output, stderr=output, check=False).returncode
 
 
 class _Source(NamedTuple):
-    """The process that forks, and the socket to it: when that is closed, it ends."""
+    """The process that forks, and the socket to it. The process ends when the socket is closed."""
 
     process: "subprocess.Popen[bytes]"
     channel: socket.socket
@@ -119,7 +120,7 @@ _sources: dict[tuple[int, bool], _Source] = {}
 
 
 def _channel(trains: bool) -> socket.socket:
-    """To a process that forks, which is started when this one first needs it."""
+    """The socket to the forking process, which starts when it is first needed."""
     key = os.getpid(), trains
     if key not in _sources:
         own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -133,7 +134,7 @@ def _channel(trains: bool) -> socket.socket:
 
 @atexit.register
 def close() -> None:
-    """Ends the processes that fork; the next fork starts another one."""
+    """Ends the forking processes; the next fork starts a new one."""
     for trains in (False, True):
         if source := _sources.pop((os.getpid(), trains), None):
             source.channel.close()
@@ -141,12 +142,12 @@ def close() -> None:
 
 
 def _become(request: dict[str, Any], output: int) -> None:
-    """Runs the module of a request in this copy of the process that forks."""
+    """Runs the requested module in this copy of the forking process."""
     os.setsid()
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.closerange(3, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
-    # Until the process between the two has ended, this one is not yet the child of the tests' process.
+    # This process becomes a child of the tests' process only when the process between the two has ended.
     ends_at = time.monotonic() + _HANDED_OVER_S
     while os.getppid() != request["parent"]:
         if time.monotonic() > ends_at:
@@ -178,7 +179,7 @@ def main() -> None:
         preloading.preload()
     gc.collect()
     gc.freeze()
-    # The first fork ends threads that numpy has started and that no fork may have.
+    # The first fork ends threads that numpy started, which must not exist when forking.
     pid = os.fork()
     if pid == 0:
         os._exit(0)

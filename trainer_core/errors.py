@@ -50,7 +50,7 @@ CODES: dict[str, ErrorCode] = {
     "forward_mismatch": ErrorCode(
         False, True, "Set acceleration to off. If the model is refused again, use a model of another type."
     ),
-    "reference_mismatch": ErrorCode(False, True, "Check ref_model_name and the model files; they must be what they say."),
+    "reference_mismatch": ErrorCode(False, True, "Check that ref_model_name and the model files are the ones you mean."),
     "nonfinite_loss": ErrorCode(False, True, "Lower learning_rate, or look at the rows of the named step."),
     "not_installed": ErrorCode(
         False,
@@ -63,19 +63,19 @@ CODES: dict[str, ErrorCode] = {
     "disk_full": ErrorCode(True, False, "Free space below the data directory, then submit again."),
     "hung": ErrorCode(True, False, "Training made no progress for too long; see the job's log."),
     "poisoned": ErrorCode(False, True, "The job lost its worker several times at the same step; see its log."),
-    "worker_lost": ErrorCode(True, False, "The worker died; the job is tried again by itself."),
+    "worker_lost": ErrorCode(True, False, "The worker died; the job is retried automatically."),
     "gpu_lost": ErrorCode(True, False, "The device failed; check it, then submit again."),
     "timeout": ErrorCode(True, False, "It took longer than allowed; try again or allow more time."),
     "cancelled": ErrorCode(False, True, "It was cancelled on request."),
     "not_found": ErrorCode(False, True, "Check the id; list what exists with GET."),
-    "state_conflict": ErrorCode(False, True, "Look at the current state first; the action does not apply to it."),
+    "state_conflict": ErrorCode(False, True, "Check the current state first; this action does not apply to it."),
     "idempotency_conflict": ErrorCode(False, True, "Use a new Idempotency-Key for a different body."),
     "unauthorized": ErrorCode(False, True, "Send a valid API key: `Authorization: Bearer <key>`."),
     "forbidden": ErrorCode(False, True, "Use a key, or an address of the service, that may do this."),
     "method_not_allowed": ErrorCode(False, True, "Use a method that the `Allow` header names."),
     "too_large": ErrorCode(False, True, "Send a smaller body; the limit is in the message."),
     "rate_limited": ErrorCode(True, False, "Wait, then try again."),
-    "internal": ErrorCode(True, False, "A defect of the service; the log has the details."),
+    "internal": ErrorCode(True, False, "This is a bug in the service; its log has the details."),
 }
 
 

@@ -47,7 +47,7 @@ def _chosen_collapse(history: History) -> Iterator[Sign]:
         if last - first > _MAX_NLL_RISE:
             yield Sign(
                 "chosen_collapse",
-                f"at step {step} the chosen answers cost {last:.2f} nats a token, {first:.2f} before: the model is "
+                f"at step {step} the chosen answers cost {last:.2f} nats per token, up from {first:.2f}: the model is "
                 "unlearning them. Lower learning_rate, raise beta, or use CPO with a larger cpo_alpha.",
             )
         return

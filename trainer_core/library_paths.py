@@ -22,7 +22,7 @@ class LibraryPaths(BaseModel):
         min_length=1,
         max_length=MOST_DATASETS,
         description="Several files of training rows instead of `dataset_path`, each with a `path` and optionally `rows` or "
-        "a `weight`. Their validation parts are joined.",
+        "a `weight`. Their validation parts are combined.",
     )
     eval_dataset_path: str | None = Field(None, description="Validation rows.")
     output_dir: str = Field("", description="Where the model and checkpoints go; default `./checkpoints/<method>`.")

@@ -1,4 +1,4 @@
-"""Finds rows that are valid and probably a mistake. Torch-free."""
+"""Finds rows that are valid but probably a mistake. Torch-free."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,7 +16,7 @@ _MOST_WARNINGS = 100
 
 
 class RowWarnings:
-    """Collects warnings, equal ones combined with their count, in constant memory."""
+    """Collects warnings in constant memory; equal ones are merged and counted."""
 
     def __init__(self, found: list[Detail]) -> None:
         self._found = found

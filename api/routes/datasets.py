@@ -50,7 +50,7 @@ async def upload(
     datasets: Datasets,
     response: Response,
     options: Options,
-    name: Annotated[PlainText | None, Query(min_length=1, max_length=200, description="A name for people.")] = None,
+    name: Annotated[PlainText | None, Query(min_length=1, max_length=200, description="A name for the dataset.")] = None,
 ) -> Dataset:
     """Uploads a dataset and checks every row while it arrives. Invalid rows are named by line.
 

@@ -1,4 +1,4 @@
-"""Which methods there are, and what their job specs take."""
+"""The methods, and the fields of their job specs."""
 
 from functools import cache
 
@@ -17,5 +17,5 @@ def _described() -> MethodList:
 
 @router.get("")
 def list_methods() -> MethodList:
-    """Every method with its facts, a sample job, and each field of its job spec: types, bounds, default, label and help."""
+    """Lists every method, with its facts, a sample job and each field of its job spec: types, bounds, default, help."""
     return _described()

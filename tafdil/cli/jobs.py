@@ -56,7 +56,7 @@ def submit(
         ),
     ] = None,
     validation: Annotated[str | None, typer.Option("--eval", help="Validation rows, likewise.")] = None,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
     fields: Changes = [],  # noqa: B006  # typer copies it
     key: Annotated[
         str | None, typer.Option("--idempotency-key", help="Submitting again with it makes no second job.")
@@ -354,7 +354,7 @@ def compare(
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to ask both models.")],
     max_length: Annotated[
         int | None,
-        typer.Option(min=1, help="Most new tokens of an answer; by default 256, or what the prompt leaves room for."),
+        typer.Option(min=1, help="Maximum new tokens per answer; by default 256, or what the prompt leaves room for."),
     ] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0 samples.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,

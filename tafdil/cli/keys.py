@@ -17,7 +17,7 @@ def create(
     scopes: Annotated[
         list[str] | None, typer.Option("--scope", help="read, write, metrics or admin; again for more. Default write.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the key.")] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default never.")] = None,
     max_priority: Annotated[int, typer.Option(min=-100, max=100, help="The highest priority its jobs may have.")] = 0,
     as_json: Json = False,

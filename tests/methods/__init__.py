@@ -1,14 +1,15 @@
-"""What the tests know of each method apart from our code: its loss from the paper, and TRL's own trainer for it.
+"""What the tests know of each method independently of our code: its loss from the paper, and TRL's trainer for it.
 
-A file a method, of its name:
+Each method has a file of its name, with:
 
-- `CASES`: fields to try the loss with.
+- `CASES`: settings to test the loss with.
 - `ROUNDING`: relative differences of the loss and of its gradients that float32 explains.
-- `METRICS`: fields to try the formulas of `docs/metrics.md` with.
+- `METRICS`: settings to test the formulas of `docs/metrics.md` with.
 - `loss(settings, answers, rows)`: (), the mean over a batch in float64.
 - `stock()`: TRL's trainer and config, and the options that name the method there.
-- `BETA`: its default.
-- `METADATA`, `ARGUMENTS`: what the metadata file and `_get_method_specific_args` hold at the defaults, beside what all hold.
+- `BETA`: the default of `beta`.
+- `METADATA`, `ARGUMENTS`: what the metadata file and `_get_method_specific_args` hold at the defaults, besides what
+  every method has.
 """
 
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ CASES: list[dict[str, Any]] = [
     {"loss_type": "hinge", "beta": 0.3},
     {"use_lora": False, "label_smoothing": 0.1},
 ]
-# Of sums of float32 log-probabilities of about 200 nats, and of two terms that nearly cancel.
+# Float32 sums of about 200 nats, and two terms that nearly cancel.
 ROUNDING = (5e-6, 2e-6)
 METRICS: list[dict[str, Any]] = [
     {"beta": 0.3, "label_smoothing": 0.1},
@@ -28,7 +28,7 @@ ARGUMENTS = METADATA
 
 
 def loss(settings: Any, answers: dict[str, Answered], rows: list[dict[str, Any]]) -> Tensor:
-    """Eq. 7; the expected loss if a share ε of the labels is swapped; the estimate that is unbiased then, eq. 9 of rDPO."""
+    """Eq. 7. With a share ε of the labels swapped: the expected loss, or the unbiased estimate (eq. 9 of rDPO)."""
     chosen, rejected, flipped = answers["chosen"], answers["rejected"], settings.label_smoothing
     x = settings.beta * ((chosen.logps - chosen.ref_logps) - (rejected.logps - rejected.ref_logps))
     kept, swapped = -torch.log(sigmoid(x)), -torch.log(sigmoid(-x))

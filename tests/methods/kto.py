@@ -33,7 +33,7 @@ def loss(settings: Any, answers: dict[str, Answered], rows: list[dict[str, Any]]
     labels = torch.tensor([row["label"] for row in rows])
     weights = (settings.beta, settings.desirable_weight, settings.undesirable_weight)
     confidence = torch.tensor([row.get("confidence", 1) if settings.use_confidence else 1 for row in rows])
-    # APO-zero: eq. 7 of its paper is eq. 7 of KTO's with z0 = 0, which mismatched answers that did not move give.
+    # Eq. 7 of the APO paper is eq. 7 of KTO's with z0 = 0, as mismatched answers that did not move would give.
     still = torch.zeros(1, dtype=torch.float64)
     partners = answers["KL_completion"] if settings.loss_type == "kto" else Answered(still, still, still)
     found = reference_losses.kto(own.logps, own.ref_logps, partners.logps, partners.ref_logps, labels, *weights)

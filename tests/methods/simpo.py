@@ -21,7 +21,7 @@ ARGUMENTS = {**METADATA, "loss_type": "simpo", "cpo_alpha": 0.0}
 
 
 def loss(settings: Any, answers: dict[str, Answered], rows: list[dict[str, Any]]) -> Tensor:
-    """Eq. 6; with a share ε of the labels swapped, the expected loss."""
+    """Eq. 6, or the expected loss if a share ε of the labels is swapped."""
     chosen, rejected, flipped = answers["chosen"], answers["rejected"], settings.label_smoothing
     x = settings.beta * (chosen.logps / chosen.tokens - rejected.logps / rejected.tokens) - settings.simpo_gamma
     return ((1 - flipped) * -torch.log(sigmoid(x)) + flipped * -torch.log(sigmoid(-x))).mean()

@@ -1,8 +1,8 @@
-"""What a run is configured with: `KTOConfig`, `IPOConfig`, `CPOConfig` and so on, by method.
+"""The config of a run: `KTOConfig`, `IPOConfig`, `CPOConfig` and so on, one per method.
 
-Each method's settings are a class (`KTOSettings`, ...) that the service's job spec shares, so a field is described once.
-`SETTINGS` is the only list of methods; everything else that depends on the method follows from the facts its class states.
-Torch-free: importing this package loads pydantic and nothing heavier.
+Each method's settings are a class (`KTOSettings`, ...) that the service's job spec shares, so each field is described once.
+`SETTINGS` is the only list of methods. Everything else that depends on the method comes from the facts its class states.
+Torch-free: importing this package loads nothing heavier than pydantic.
 """
 
 from collections.abc import Sequence
@@ -43,11 +43,11 @@ else:
 
 
 def default_for(kind: Kind) -> str:
-    """The method that rows of a kind serve as they are."""
+    """The method that trains on rows of a kind as they are."""
     rows = "pairs" if kind == PAIRS else "labels"
     return next(each.method_name for each in SETTINGS if each.rows == rows)
 
 
 def joined(names: Sequence[str], last: str = "or") -> str:
-    """Names as a sentence has them, e.g. `kto, ipo or cpo`."""
+    """Names joined for a sentence, e.g. `kto, ipo or cpo`."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

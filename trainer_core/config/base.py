@@ -1,4 +1,4 @@
-"""What every method's settings have: their fields, and the facts that a method states about itself. Torch-free."""
+"""The fields that every method has, and the facts that each method states about itself. Torch-free."""
 
 import math
 import re
@@ -20,13 +20,13 @@ from trainer_core.config.units import Unit
 from trainer_core.row_rules import PAIRS, Kind
 
 Rows = Literal["labels", "pairs"]
-"""What a method's loss is computed from: single answers with a label, or pairs of a chosen and a rejected answer."""
+"""What a method's loss is computed from: labelled single answers, or pairs of a chosen and a rejected answer."""
 
 Reward = Literal["summed", "averaged"]
-"""How a method takes an answer's log-ratio to the reference: summed over its tokens, or their average."""
+"""Whether a method sums an answer's log-ratio to the reference over its tokens, or averages it."""
 
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adafactor"]
-"""By the names of transformers' `OptimizerNames`."""
+"""Names from transformers' `OptimizerNames`."""
 
 # Arguments of `apply_chat_template` other than the template's own options.
 _TEMPLATE_INPUTS = {
@@ -51,13 +51,13 @@ _TEMPLATE_INPUTS = {
 }
 
 Positive = Annotated[float, Field(gt=0)]
-# As wide as the integers of a database that keeps them.
+# As wide as the database's integer columns.
 PositiveInt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Steps = Annotated[PositiveInt, Unit("steps")]
 
 
 def _named_trackers(value: Any) -> Any:
-    """As transformers takes them: one name, or `none`; `all` would mean whatever a worker has installed."""
+    """Accepts one name or `none`, as transformers does. Not `all`, which would mean whatever a worker has installed."""
     if value in ("none", ["none"]):
         return []
     if value in ("all", ["all"]):
@@ -66,7 +66,7 @@ def _named_trackers(value: Any) -> Any:
 
 
 def _named_modules(value: Any) -> Any:
-    """A single name as a list of one: as text, peft would take it for a pattern."""
+    """Makes a single name a list of one: peft would read a string as a pattern."""
     if not isinstance(value, str) or value == "all-linear":
         return value
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", value):
@@ -84,7 +84,7 @@ Targets = Annotated[
 
 
 def _one_reason(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Replaces the errors of a union's members with one that names all of them."""
+    """Replaces the errors of a union's members with a single error that names all of them."""
     try:
         return check(value)
     except ValidationError as error:
@@ -98,35 +98,35 @@ Interval = Annotated[
     WrapValidator(_one_reason),
     Unit("steps"),
 ]
-"""Optimizer steps, a share of all steps, or `epoch`; `schedule.interval` makes steps of it."""
+"""Optimizer steps, a share of all steps, or `epoch`; `schedule.interval` converts it to steps."""
 
 
 class TrainingSettings(BaseModel):
-    """What every method has. Unknown fields, NaN and infinities are refused."""
+    """The settings that every method has. Unknown fields, NaN and infinities are refused."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False, protected_namespaces=())
 
     method_name: ClassVar[str]
-    """As a spec's `method` says it, and the name of its file in `trainer_core.methods`."""
+    """The value of a spec's `method`, and the name of the method's file in `trainer_core.methods`."""
     title: ClassVar[str]
-    """As people write it, e.g. `SimPO`. Classes of the method begin with it."""
+    """As people write it, e.g. `SimPO`. The names of the method's classes start with it."""
     full_name: ClassVar[str]
     paper: ClassVar[str]
     """The arXiv identifier."""
     headline: ClassVar[bool] = False
-    """Whether introductions, the demo and benchmarks show it."""
+    """Whether introductions, the demo and the benchmarks include it."""
     rows: ClassVar[Rows]
     loss_needs_reference: ClassVar[bool] = True
     reward: ClassVar[Reward] = "summed"
     """What margins and comparisons are computed from."""
     early_stopping_metrics: ClassVar[dict[str, bool]]
-    """What `early_stopping_metric` may name, and whether more of it is better."""
+    """What `early_stopping_metric` may name, and whether higher is better."""
     metrics_of_pairs: ClassVar[tuple[str, ...]] = ()
-    """Of these, what rows that were labelled one by one do not have."""
+    """Those of `early_stopping_metrics` that rows labelled one by one do not have."""
     loss_fields: ClassVar[tuple[str, ...]]
-    """Fields that the loss depends on, in the order of the metadata file."""
+    """Fields that the loss depends on, in the metadata file's order."""
     newer_fields: ClassVar[tuple[str, ...]] = ()
-    """Of these, what metadata and `_get_method_specific_args` leave out at its default: the contract is older."""
+    """Those that metadata and `_get_method_specific_args` leave out at their default: the contract is older."""
     main_fields: ClassVar[tuple[str, ...]] = (
         "learning_rate",
         "learning_rate_cap",
@@ -140,163 +140,185 @@ class TrainingSettings(BaseModel):
         "lora_r",
         "eval_steps",
     )
-    """Fields beside those of the loss that a form shows first."""
+    """Fields that a form shows first, besides those of the loss."""
     example: ClassVar[dict[str, Any]] = {}
-    """Fields of `sample_run` beside those that every method has there."""
+    """Fields of `sample_run`, besides those that every method has there."""
 
     model_name: str = Field(
         min_length=1, max_length=200, description="The model to train, e.g. `Qwen/Qwen2.5-0.5B-Instruct`."
     )
     ref_model_name: str | None = Field(
-        None, min_length=1, max_length=200, description="The reference model; `null`: the model itself before training."
+        None,
+        min_length=1,
+        max_length=200,
+        description="The reference model; `null` uses the model itself, as it was before training.",
     )
     adapter_name: str | None = Field(
         None,
         min_length=1,
         max_length=200,
-        description="A LoRA adapter of the model to go on from; its own rank, alpha and modules are used.",
+        description="A LoRA adapter to continue training. Its own rank, alpha and target modules apply.",
     )
     adapter_reference: Literal["adapter", "base"] = Field(
         "adapter",
-        description="With `adapter_name`: the reference is a frozen copy of that `adapter`, or the `base` without it.",
+        description="With `adapter_name`, the reference: `adapter`, a frozen copy of it, or `base`, the model without it.",
     )
     beta: Positive = Field(0.1, le=100, description="Strength of the pull towards the reference (IPO: the paper's τ).")
-    max_prompt_length: Annotated[PositiveInt, Unit("tokens")] = Field(256, description="Longest prompt, in tokens.")
+    max_prompt_length: Annotated[PositiveInt, Unit("tokens")] = Field(256, description="Maximum prompt length, in tokens.")
     max_length: Annotated[int, Unit("tokens")] = Field(
-        512, ge=8, le=2**31 - 1, description="Longest prompt with its completion, in tokens."
+        512, ge=8, le=2**31 - 1, description="Maximum length of a prompt with its completion, in tokens."
     )
     on_overlong: Literal["reject", "drop", "truncate"] = Field(
         "truncate",
-        description="Rows over the limits: `reject` fails before training, `drop` leaves them out, `truncate` cuts the "
-        "start of the prompt and the end of the completion. Each cut or drop is counted and reported.",
+        description="What to do with rows over the limits: `reject` fails before training, `drop` leaves them out, "
+        "`truncate` cuts the start of the prompt and the end of the completion. Every cut and drop is reported.",
     )
     apply_chat_template: bool | Literal["auto"] = Field(
-        "auto", description="Render plain prompts as chat turns; `auto`: when the tokenizer has a chat template."
+        "auto", description="Render plain prompts as chat turns; `auto` does so if the tokenizer has a chat template."
     )
     system_prompt: str | None = Field(
         None,
         min_length=1,
         max_length=20_000,
-        description="System message of every conversation without one of its own; `null` leaves it to the template.",
+        description="System message for conversations that have none; `null` leaves it to the chat template.",
     )
     chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
         default_factory=dict,
         max_length=20,
-        description='Options of the chat template, such as `{"enable_thinking": false}` for Qwen3.',
+        description='Options for the chat template, such as `{"enable_thinking": false}` for Qwen3.',
     )
     special_tokens_in_text: Literal["split", "refuse", "allow"] = Field(
         "split",
-        description="Control tokens in the text of rows and prompts: `split` encodes them as plain text, `refuse` fails "
-        "before training, `allow` encodes them as control tokens. The affected rows are reported.",
+        description="What to do with control tokens in the text of rows and prompts: `split` encodes them as plain text, "
+        "`refuse` fails before training, `allow` encodes them as control tokens. Affected rows are reported.",
     )
 
     use_lora: bool = Field(True, description="Train LoRA adapters; `false` trains all weights.")
     lora_r: int = Field(16, ge=1, le=1024, description="Rank of the LoRA adapters.")
-    lora_alpha: Positive = Field(32.0, le=10_000, description="LoRA scaling is `lora_alpha / lora_r`.")
+    lora_alpha: Positive = Field(32.0, le=10_000, description="The adapters' output is scaled by `lora_alpha / lora_r`.")
     lora_target_modules: Targets = Field(
         "all-linear",
-        description="Names of the modules that get an adapter, or one name, `embed_tokens` among them; never `lm_head`.",
+        description="Modules that get an adapter: a name, a list or `all-linear`; also `embed_tokens`, never `lm_head`.",
     )
     lora_dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="Share of the adapters' inputs that is dropped in training, and only there. Takes TRL's own path.",
+        description="Dropout on the adapters' inputs during training. Above 0, the run cannot be accelerated.",
     )
-    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scaling is `lora_alpha / sqrt(lora_r)`.")
+    use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scale by `lora_alpha / sqrt(lora_r)`.")
     use_dora: bool = Field(False, description="DoRA: train the magnitude of each weight row as well as LoRA's direction.")
 
     load_in_4bit: bool = Field(
         False,
-        description="Hold the frozen weights in 4-bit NF4: under LoRA the base, and with it the reference; in full "
-        "fine-tuning the reference alone.",
+        description="Keep the frozen weights in 4-bit NF4: with LoRA, the base model and its reference; in full "
+        "fine-tuning, only the reference.",
     )
     ref_load_in_4bit: bool | None = Field(
-        None, description="Hold the reference in 4-bit NF4; `null`: as `load_in_4bit` says. Other than it: a second copy."
+        None,
+        description="Keep the reference in 4-bit NF4; `null` follows `load_in_4bit`. If they differ, a copy is loaded.",
     )
 
     learning_rate: Positive = Field(1e-6, le=1, description="Peak learning rate, before the cap.")
     learning_rate_cap: Positive | None = Field(
-        1e-6, le=1, description="Upper limit of the learning rate; `null` lifts it. A clamp is reported as a warning."
+        1e-6,
+        le=1,
+        description="Upper limit of the learning rate; `null` lifts it. A warning reports a rate that was lowered to it.",
     )
     num_train_epochs: Annotated[Positive, Unit("epochs")] = Field(1.0, le=1000, description="Passes over the training rows.")
-    max_steps: Steps | None = Field(None, description="Optimizer steps; overrides `num_train_epochs`.")
+    max_steps: Steps | None = Field(None, description="Number of optimizer steps; overrides `num_train_epochs`.")
     per_device_train_batch_size: Annotated[int, Unit("rows")] = Field(4, ge=1, le=1024, description="Rows per forward pass.")
     per_device_eval_batch_size: Annotated[int, Unit("rows")] = Field(
-        8, ge=1, le=1024, description="Rows or pairs per forward pass in evaluation."
+        8, ge=1, le=1024, description="Rows or pairs per forward pass during evaluation."
     )
     gradient_accumulation_steps: Annotated[int, Unit("passes")] = Field(
         4, ge=1, le=4096, description="Forward passes per optimizer step."
     )
-    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    warmup_ratio: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps over which the learning rate rises to its peak."
+    )
     warmup_steps: Annotated[int | None, Unit("steps")] = Field(
-        None, ge=0, le=2**31 - 1, description="Steps in which the learning rate rises; sets `warmup_ratio` to 0."
+        None,
+        ge=0,
+        le=2**31 - 1,
+        description="Steps over which the learning rate rises to its peak; sets `warmup_ratio` to 0.",
     )
     lr_scheduler_type: Literal["linear", "cosine", "cosine_with_min_lr", "constant", "constant_with_warmup"] = Field(
-        "linear", description="Course of the learning rate after warm-up."
+        "linear", description="How the learning rate changes after warm-up."
     )
     min_lr_rate: float | None = Field(
-        None, gt=0, lt=1, description="With `cosine_with_min_lr`: the last learning rate, as a share of the peak."
+        None, gt=0, lt=1, description="With `cosine_with_min_lr`: the final learning rate, as a share of the peak."
     )
     optim: Optimizer = Field(
         "adamw_torch_fused",
-        description="Optimizer, by transformers' name. `8bit` and `paged` ones need bitsandbytes, paged ones a GPU too.",
+        description="Optimizer, as transformers names it. `8bit` and `paged` need bitsandbytes, `paged` also a GPU.",
     )
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW: decay of the running mean of gradients.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW: decay of the running mean of squared gradients.")
-    adam_epsilon: Positive = Field(1e-8, le=1, description="AdamW: added to the divisor of each update.")
+    adam_epsilon: Positive = Field(1e-8, le=1, description="AdamW: added to the denominator of each update.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="AdamW weight decay.")
     max_grad_norm: Positive = Field(1.0, le=1000, description="Gradients are clipped to this norm.")
-    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed of data order, adapters and sampling.")
+    seed: int = Field(42, ge=0, le=2**31 - 1, description="Seed for data order, adapter initialisation and sampling.")
 
-    logging_steps: Steps = Field(10, description="Optimizer steps between two metric points.")
+    logging_steps: Steps = Field(10, description="Optimizer steps between metric points.")
     eval_steps: Interval = Field(
-        500, description="Optimizer steps between two evaluations; below 1 a share of all steps; `epoch`: once per epoch."
+        500, description="Optimizer steps between evaluations; below 1, a share of all steps; `epoch`, once per epoch."
     )
     save_steps: Interval = Field(
-        500, description="Optimizer steps between two checkpoints; below 1 a share of all steps; `epoch`: once per epoch."
+        500, description="Optimizer steps between checkpoints; below 1, a share of all steps; `epoch`, once per epoch."
     )
-    save_total_limit: Annotated[int, Unit("checkpoints")] = Field(2, ge=1, le=100, description="Checkpoints kept.")
+    save_total_limit: Annotated[int, Unit("checkpoints")] = Field(
+        2, ge=1, le=100, description="How many checkpoints to keep."
+    )
     eval_on_start: bool | None = Field(
-        None, description="Evaluate before the first step; `null`: when there is validation data."
+        None, description="Evaluate before the first step; `null` does so if there is validation data."
     )
     validation_split: float | None = Field(
-        None, gt=0, lt=1, description="Share of the training rows set apart, by seed, when there is no validation data."
+        None,
+        gt=0,
+        lt=1,
+        description="Share of the training rows to set aside by seed for validation, if there is no validation data.",
     )
 
     early_stopping_patience: Annotated[PositiveInt | None, Unit("evaluations")] = Field(
         None,
-        description="Stop after this many evaluations without a better `early_stopping_metric`, and save the best model.",
+        description="Stop if `early_stopping_metric` has not improved for this many evaluations, and save the best model.",
     )
-    early_stopping_metric: str = Field("loss", description="Validation metric that decides, without `eval_`.")
-    early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Least change that counts as better.")
+    early_stopping_metric: str = Field(
+        "loss", description="Validation metric that decides when to stop, without the prefix `eval_`."
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts as an improvement.")
     sample_generations: Annotated[int, Unit("prompts")] = Field(
-        2, ge=0, le=100, description="Validation prompts that the model answers at each evaluation."
+        2, ge=0, le=100, description="How many validation prompts the model answers at each evaluation."
     )
     sample_prompts: list[str] | None = Field(
-        None, min_length=1, max_length=100, description="Prompts to answer at each evaluation in the place of those."
+        None,
+        min_length=1,
+        max_length=100,
+        description="Prompts to answer at each evaluation, instead of validation prompts.",
     )
     sample_max_length: Annotated[int, Unit("tokens")] = Field(
-        64, ge=1, le=4096, description="Most new tokens of such an answer."
+        64, ge=1, le=4096, description="Maximum number of new tokens per sample answer."
     )
     report_to: Trackers = Field(
         default_factory=list,
-        description="Where metrics go besides the job, as a list or one name; `none`: nowhere. Each needs its package, and "
+        description="Where else to send metrics, as a name or a list; `none` for nowhere else. Each needs its package and "
         "its own settings.",
     )
 
     precision: Literal["auto", "bf16", "fp16", "fp32"] = Field(
-        "auto", description="`auto`: bf16 where the device has it, else fp32."
+        "auto", description="`auto` is bf16 if the device supports it, otherwise fp32."
     )
-    bf16: bool | None = Field(None, description="The same as `precision: bf16`; must not disagree with `precision`.")
-    fp16: bool | None = Field(None, description="The same as `precision: fp16`; must not disagree with `precision`.")
+    bf16: bool | None = Field(None, description="Same as `precision: bf16`; must not contradict `precision`.")
+    fp16: bool | None = Field(None, description="Same as `precision: fp16`; must not contradict `precision`.")
     gradient_checkpointing: bool | Literal["auto"] = Field(
-        True, description="Recompute activations to save memory; `auto`: only when an estimate says that they will not fit."
+        True,
+        description="Recompute activations to save memory; `auto` does so only if an estimate says that they will not fit.",
     )
     acceleration: Literal["auto", "off"] = Field(
         "auto",
-        description="`auto`: prompts computed once for all answers that share them, nothing for padding, where the model "
-        "allows it; the same losses and gradients but for rounding. `off`: TRL's own path.",
+        description="`auto` computes a prompt once for all answers that share it and skips padding, where the model allows "
+        "it; losses and gradients differ only by rounding. `off` uses TRL's own computation.",
     )
     dataloader_num_workers: Annotated[int, Unit("processes")] = Field(
         0, ge=0, le=64, description="Processes that prepare batches."
@@ -318,12 +340,12 @@ class TrainingSettings(BaseModel):
 
     @classmethod
     def metadata_fields(cls) -> tuple[str, ...]:
-        """Fields that the metadata file repeats."""
+        """Fields that the metadata file records."""
         return (*cls.loss_fields, "max_prompt_length", "max_length")
 
     @classmethod
     def stated(cls, names: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Of fields, with their values, those that are stated. A field that is missing in `values` is left out."""
+        """The fields to report, with their values: those in `values`, without `newer_fields` that have their defaults."""
         known = {name: values[name] for name in names if name in values}
         return {
             name: value
@@ -333,7 +355,7 @@ class TrainingSettings(BaseModel):
 
     @classmethod
     def takes(cls, kind: Kind) -> bool:
-        """Whether rows of a kind can train. Pairs serve every method: each is two labelled answers as well."""
+        """Whether the method can train on rows of a kind. Pairs suit every method: each is also two labelled answers."""
         return kind == PAIRS or cls.rows == "labels"
 
     @property
@@ -343,7 +365,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def trains_without_reference_copy(self) -> bool:
-        """Whether the config forbids a copy of the reference beside the model in training."""
+        """Whether the config forbids a copy of the reference besides the model being trained."""
         return False
 
     @property
@@ -358,7 +380,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def reference_kind(self) -> Literal["base", "adapter", "model"]:
-        """What the reference is: the policy's `base` or its `adapter` as it was, with no second copy, or another `model`."""
+        """The reference: the policy's `base`, or its `adapter` as it was, without a second copy; or another `model`."""
         is_other = self.ref_model_name not in (None, self.model_name) or self.reference_in_4bit != self.load_in_4bit
         if is_other or not self.use_lora:
             return "model"
@@ -366,7 +388,7 @@ class TrainingSettings(BaseModel):
 
     @property
     def effective_learning_rate(self) -> float:
-        """The learning rate that trains: `learning_rate`, at most `learning_rate_cap`."""
+        """The learning rate that is used: `learning_rate`, at most `learning_rate_cap`."""
         return min(self.learning_rate, self.learning_rate_cap or self.learning_rate)
 
     @property
@@ -393,7 +415,7 @@ class TrainingSettings(BaseModel):
         return "fp32" if self.precision == "auto" and self.bf16 is False else self.precision
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Assigns, or leaves the settings as they were: pydantic checks them together only after it has assigned."""
+        """Assigns, or restores the settings on an error: pydantic checks them together only after it has assigned."""
         before = dict(self.__dict__)
         try:
             super().__setattr__(name, value)
@@ -448,6 +470,6 @@ class TrainingSettings(BaseModel):
                 raise ValueError(
                     "lr_scheduler_type='constant' has no warm-up: use constant_with_warmup, or leave out warmup_steps"
                 )
-            # The stored settings say what trains, and can be read again. Not an assignment, which would validate anew.
+            # The stored settings say what is used, and can be read again. Assigning would validate again.
             object.__setattr__(self, "warmup_ratio", 0.0)
         return self

@@ -19,7 +19,7 @@ class CPOSettings(PairSettings):
     loss_needs_reference: ClassVar[bool] = False
     loss_fields: ClassVar[tuple[str, ...]] = ("beta", "cpo_alpha", "loss_type", "label_smoothing")
 
-    cpo_alpha: float = Field(1.0, ge=0, le=1000, description="Weight of the chosen answer's NLL.")
+    cpo_alpha: float = Field(1.0, ge=0, le=1000, description="Weight of the chosen answer's NLL in the loss.")
     loss_type: Literal["sigmoid", "hinge"] = Field("sigmoid", description="Form of the preference term.")
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ class DPOSettings(PairSettings):
 
     loss_type: Literal["sigmoid", "robust", "hinge"] = Field(
         "sigmoid",
-        description="Form of the loss. With `label_smoothing`, `sigmoid` is conservative DPO, and `robust` corrects for the "
+        description="Form of the loss. With `label_smoothing`, `sigmoid` is conservative DPO and `robust` corrects for "
         "swapped labels.",
     )
 

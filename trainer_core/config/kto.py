@@ -34,16 +34,16 @@ class KTOSettings(TrainingSettings):
 
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
         "kto",
-        description="`kto` compares rewards with an estimate of the KL divergence; `apo_zero_unpaired` (APO-zero) with 0, "
-        "for desirable answers that are better than the model's own.",
+        description="`kto` compares rewards with an estimate of the KL divergence; `apo_zero_unpaired` (APO-zero) compares "
+        "them with 0, and suits desirable answers that are better than the model's own.",
     )
-    desirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of desirable rows (λ_D).")
-    undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of the loss of undesirable rows (λ_U).")
+    desirable_weight: Positive = Field(1.0, le=1000, description="Weight of desirable rows in the loss (λ_D).")
+    undesirable_weight: Positive = Field(1.0, le=1000, description="Weight of undesirable rows in the loss (λ_U).")
     use_ref_model: bool = Field(
-        True, description="`false`: hold no reference copy; the same loss, with the adapter switched off."
+        True, description="Load a copy of the reference if one is needed; `false` computes the same loss without a copy."
     )
     use_confidence: bool = Field(
-        False, description="Multiply each row's loss by its `confidence` (above 0, at most 1; absent: 1)."
+        False, description="Multiply each row's loss by its `confidence` (above 0, at most 1; 1 if absent)."
     )
 
     @classmethod

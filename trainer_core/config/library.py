@@ -5,4 +5,4 @@ from trainer_core.library_paths import LibraryPaths
 
 
 class PreferenceConfig(LibraryPaths, TrainingSettings):
-    """A method's settings with the places that the library reads and writes."""
+    """A method's settings, with the paths that the library reads and writes."""

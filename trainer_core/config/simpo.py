@@ -21,12 +21,12 @@ class SimPOSettings(PairSettings):
     loss_fields: ClassVar[tuple[str, ...]] = ("beta", "simpo_gamma", "label_smoothing")
     example: ClassVar[dict[str, Any]] = {}
 
-    beta: Positive = Field(2.0, le=100, description="Scale of the difference of average log-probabilities.")
+    beta: Positive = Field(2.0, le=100, description="Scale of the difference between average log-probabilities.")
     simpo_gamma: float = Field(
         1.0,
         ge=0,
         le=100,
-        description="Margin that the scaled difference should exceed; the paper's γ, and `simpo_gamma / beta` its γ/β.",
+        description="Margin that the scaled difference should exceed: the paper's γ. Its γ/β is `simpo_gamma / beta`.",
     )
 
 

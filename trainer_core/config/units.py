@@ -1,4 +1,4 @@
-"""What the numbers of the settings count. Torch-free."""
+"""Units of the settings' numbers. Torch-free."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,7 +14,7 @@ UnitName = Literal[
 
 @dataclass(frozen=True)
 class Unit:
-    """The unit of a field, in the metadata of its type; its JSON schema has it as `x-unit`."""
+    """A field's unit, in the metadata of its type; the JSON schema has it as `x-unit`."""
 
     name: UnitName
 

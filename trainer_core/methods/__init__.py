@@ -1,4 +1,4 @@
-"""One file a method. A file is named as the method's `method_name`, and its class as the method's `title`."""
+"""One file per method, named after its `method_name`; the class in it is named after its `title`."""
 
 from importlib import import_module
 
@@ -11,5 +11,5 @@ METHOD_OF: dict[str, type[PreferenceMethod[TrainingSettings]]] = {
 
 
 def method_of(settings: TrainingSettings) -> PreferenceMethod[TrainingSettings]:
-    """The method of settings, ready to use."""
+    """The method for these settings, ready to use."""
     return METHOD_OF[settings.method_name](settings)

@@ -1,4 +1,4 @@
-"""What a preference method is: from settings to a TRL trainer, its metrics, its metadata and its comparison reply."""
+"""A preference method: its TRL trainer, its metrics, its metadata and its comparison reply."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -22,20 +22,20 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     """
 
     trainer_class: ClassVar[type[Any]]
-    """The TRL trainer, taking rows that are token ids already."""
+    """The TRL trainer, for rows that are already token ids."""
     arguments_class: ClassVar[type[Any]]
     """The TRL config that `trainer_class` takes."""
     columns: tuple[str, ...]
-    """Columns of a row that the TRL trainer gets."""
+    """Columns of a row that are passed to the TRL trainer."""
     answers: tuple[str, ...]
     """The answers of a row that metrics are computed from."""
     reference_columns: tuple[str, ...] = ()
-    """TRL's names of the reference's log-probabilities of a row; none where the loss has no reference."""
+    """TRL's names for the reference's log-probabilities of a row; empty if the loss has no reference."""
     label_names: ClassVar[tuple[str, ...]]
     planned_by: ClassVar[tuple[str, ...]] = ()
-    """Training arguments that the order of the rows depends on, beyond the seed: only the config may set them."""
+    """Training arguments, besides the seed, that the order of the rows depends on: only the config may set them."""
     nullable: tuple[str, ...] = ()
-    """Metrics that some batches cannot have: they are reported as null then."""
+    """Metrics that some batches cannot have; they are then reported as null."""
 
     def __init__(self, config: SettingsT) -> None:
         self.config = config
@@ -43,21 +43,21 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     # -- for TRL
 
     def fixed_arguments(self) -> dict[str, Any]:
-        """Arguments of the loss that the method decides and no field says."""
+        """Arguments of the loss that the method sets itself, not through a field."""
         return {}
 
     def method_arguments(self) -> dict[str, Any]:
-        """The arguments that set this method apart, with the limits of a row's length."""
+        """The arguments specific to this method, with the limits on a row's length."""
         fields = self.config.stated((*self.config.loss_fields, "max_length", "max_prompt_length"), self.config.model_dump())
         return {**fields, **self.fixed_arguments()}
 
     def trl_arguments(self) -> dict[str, Any]:
-        """What the TRL config takes of them."""
+        """Those arguments as the TRL config takes them."""
         fields = {name: getattr(self.config, name) for name in (*self.config.loss_fields, "max_length")}
         return {**fields, **self.fixed_arguments()}
 
     def configure(self, trainer: Any) -> None:
-        """Sets what the TRL trainer has of ours; called when it is built."""
+        """Sets our own attributes on the TRL trainer; called when it is built."""
 
     # -- rows
 
@@ -67,10 +67,10 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def arrange(self, rows: Sequence[Row]) -> list[Row]:
-        """All rows, in the order of an evaluation."""
+        """All rows, in evaluation order."""
 
     def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-        """Code and text of what is doubtful about the training rows under these settings."""
+        """Code and text of each problem that the training rows may have with these settings."""
         return iter(())
 
     # -- what is measured
@@ -81,7 +81,7 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
 
     @abstractmethod
     def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
-        """The mean reward margin of rows, with its interval; None if the rows have none."""
+        """The rows' mean reward margin, with its interval; None if they have none."""
 
     def rewards(self, scores: Scores) -> Tensor:
         """(answers,) the method's own implicit reward."""
@@ -100,4 +100,4 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     @staticmethod
     @abstractmethod
     def reply(comparison: Comparison) -> dict[str, Any]:
-        """The method's form of a comparison."""
+        """A comparison in the form that the method replies with."""

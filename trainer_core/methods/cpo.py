@@ -1,10 +1,10 @@
-"""CPO: preference pairs, no reference in the loss, and the likelihood of the chosen answer.
+"""CPO: preference pairs, the likelihood of the chosen answer, and no reference in the loss.
 
 With Δ = log π(chosen|x) − log π(rejected|x), summed over completion tokens, and label smoothing ε:
 
     preference = −(1−ε) log σ(βΔ) − ε log σ(−βΔ)        (loss_type "sigmoid")
     preference = max(0, 1 − βΔ)                         (loss_type "hinge")
-    loss = preference + cpo_alpha · NLL(chosen)         NLL in nats a token
+    loss = preference + cpo_alpha · NLL(chosen)         NLL in nats per token
 
 Source: Xu et al. 2024, arXiv:2401.08417 (Contrastive Preference Optimization), eq. 3 to 5. Some documents call the method
 Conservative: the NLL term keeps the chosen answer likely. The loss needs no reference; metrics and comparisons use one.

@@ -51,7 +51,7 @@ class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
         return super().answer_log_probs(model, batch) if is_accelerated(model) else None
 
     def concatenated_forward(self, model: Any, batch: Any) -> tuple[Tensor, ...]:
-        """As TRL's, but of the logits only their mean at each answer position, of which TRL takes the mean again."""
+        """As TRL's, but returns only the mean logit at each answer position, which TRL averages again."""
         if not is_accelerated(model) or self.plain_path_reason():
             return super().concatenated_forward(model, batch)
         device = self.accelerator.device

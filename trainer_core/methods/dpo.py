@@ -24,7 +24,7 @@ from trainer_core.scoring import Scores
 
 
 class DPO(PairMethod[DPOSettings]):
-    """DPO, with the label smoothing that TRL leaves out for its sigmoid loss."""
+    """DPO, with the label smoothing that TRL ignores in its sigmoid loss."""
 
     trainer_class = TokenizedDPOTrainer
     arguments_class = TRLConfig
@@ -33,7 +33,7 @@ class DPO(PairMethod[DPOSettings]):
     def trl_arguments(self) -> dict[str, Any]:
         found, smoothing = super().trl_arguments(), self.config.label_smoothing
         if self.config.loss_type == "sigmoid" and smoothing:
-            # TRL's two terms that know each sign: 2(1−ε)·sigmoid − (1−2ε)·robust is the sum above.
+            # TRL can only add up its losses: 2(1−ε)·sigmoid − (1−2ε)·robust is the conservative loss above.
             found |= {"loss_type": ["sigmoid", "robust"], "loss_weights": [2 * (1 - smoothing), 2 * smoothing - 1]}
         return found
 

@@ -5,7 +5,7 @@ With d(y) = (log π(y|x) − log π_ref(y|x)) / len(y), δ = d(chosen) − d(rej
     loss = (δ − c)²
 
 With label smoothing ε (a pair's labels are swapped with probability ε) the expected loss is
-(1−ε)(δ − c)² + ε(δ + c)² = (δ − c(1−2ε))² + c²(1 − (1−2ε)²): the same form, with β/(1−2ε) in the place of β.
+(1−ε)(δ − c)² + ε(δ + c)² = (δ − c(1−2ε))² + c²(1 − (1−2ε)²): the same form, with β/(1−2ε) instead of β.
 
 Source: Azar et al. 2023, arXiv:2310.12036, eq. 17; the division by length follows TRL, which confirmed it with the
 authors. Label smoothing is ours: TRL ignores it for this loss.
@@ -22,12 +22,12 @@ from trainer_core.scoring import Scores
 
 
 class TokenizedIPOTrainer(TokenizedDPOTrainer):
-    """TRL's DPO trainer with the label smoothing that it leaves out for IPO."""
+    """TRL's DPO trainer with the label smoothing that it ignores for IPO."""
 
     smoothing: float = 0.0
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
-        # Other losses have no such form, and TRL smooths those that it can smooth by its own option.
+        # Other losses have no such form, and TRL's own option smooths those that it supports.
         is_ipo = (self.loss_types, self.loss_weights) == (["ipo"], [1.0]) and not self.use_weighting
         if not (self.smoothing and is_ipo and self.f_divergence_type == "reverse_kl"):
             return super()._compute_loss(model, inputs, return_outputs)

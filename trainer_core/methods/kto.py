@@ -92,7 +92,7 @@ def _labels(batch: Any, prefix: str) -> Tensor:
 
 
 class KTO(PreferenceMethod[KTOSettings]):
-    """KTO, with a row's partner for the KL estimate planned into its batch, and APO-zero, which has no such estimate."""
+    """KTO, which plans each row's partner for the KL estimate into its batch, and APO-zero, which has no such estimate."""
 
     trainer_class = TokenizedKTOTrainer
     arguments_class = TRLConfig
@@ -113,7 +113,7 @@ class KTO(PreferenceMethod[KTOSettings]):
         "eval_kl_estimate",
         "eval_mean_kl",
     )
-    """What batches of one label, rows of no pairs, a loss without a KL estimate or a run without a reference cannot have."""
+    """Metrics that need both labels, pairs, a KL estimate or a reference, which a batch or run may lack."""
 
     def __init__(self, config: KTOSettings) -> None:
         super().__init__(config)
@@ -144,7 +144,7 @@ class KTO(PreferenceMethod[KTOSettings]):
         return [{name: value for name, value in row.items() if not name.startswith("KL_")} for row in planned]
 
     def _weighted(self, rows: Sequence[Row]) -> Sequence[Row]:
-        """Rows with their `loss_weight`; without confidence, with none, since a field of the file may have that name."""
+        """Rows with their `loss_weight`, or without it if confidence is unused: a file may have that field."""
         if self.config.use_confidence:
             return [{**row, "loss_weight": float(row.get("confidence") or 1)} for row in rows]
         return [{name: value for name, value in row.items() if name != "loss_weight"} for row in rows]

@@ -1,4 +1,4 @@
-"""What the methods on pairs share: their columns and plan, their metrics, and their comparison reply."""
+"""What methods on pairs share: columns, plan, metrics and comparison reply."""
 
 from abc import abstractmethod
 from collections.abc import Sequence

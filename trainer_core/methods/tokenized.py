@@ -32,22 +32,22 @@ _OWN_COLUMNS = ("row", "KL_row", "loss_weight")
 class TokenizedTrainer(StagedCheckpoints):
     """Mixin, to the left of a TRL trainer.
 
-    TRL's own preparation would render and tokenise again, with other rules than the ones that generation and comparison
-    use; rows arrive here with `prompt_ids` and answers' ids, and stay as they are.
+    TRL would render and tokenise rows again, by other rules than generation and comparison use. Here rows arrive with
+    `prompt_ids` and the ids of their answers, and stay as they are.
     """
 
     model: Any
     observer: Observer
     evaluated: Callable[[], dict[str, float | None]] | None = None
-    """Computes more metrics at each evaluation; they join it before it is logged, so that stopping early can use them."""
+    """Computes more metrics at each evaluation, before it is logged, so that early stopping can use them."""
     identity: dict[str, Any] = {}  # noqa: RUF012  # replaced as a whole
-    """What must be the same for a training to go on from a checkpoint; kept with it."""
+    """What must be the same for a run to resume from a checkpoint; saved with it."""
     describe: Callable[[Path, Any], None] = staticmethod(lambda *_: None)
     """Writes a model card beside a checkpoint's weights."""
     savings: Savings
     """Counts the tokens that acceleration saves."""
     warms_up_from_zero = False
-    """Warm up as transformers does, for runs that an earlier version began."""
+    """Whether to warm up as transformers does, for runs that an earlier version started."""
     row_names: RowNames = AS_NUMBERED
     """The names of rows in errors."""
     _rows: Any = ()
@@ -64,7 +64,7 @@ class TokenizedTrainer(StagedCheckpoints):
 
     @contextmanager
     def live_reference(self, reference: Any) -> Generator[None]:
-        """Asks the reference itself, where the log-probabilities of the training's rows were computed before the first step.
+        """Uses the reference itself, even if the training rows' log-probabilities were computed before the first step.
 
         Args:
             reference: lent to a trainer that holds none.
@@ -87,7 +87,7 @@ class TokenizedTrainer(StagedCheckpoints):
             trainer.ref_model, trainer.precompute_ref_logps = held
 
     def plain_path_reason(self) -> str | None:
-        """Why the options of this trainer need TRL's own computation; None where acceleration knows all of them."""
+        """Why this trainer's options need TRL's own computation; None if acceleration supports them all."""
         trainer: Any = self
         if getattr(trainer, "padding_free", False):
             return "the rows of a batch are joined to one (padding_free)"
@@ -96,18 +96,18 @@ class TokenizedTrainer(StagedCheckpoints):
         return None
 
     def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
-        """Log-probabilities of answers to one prompt as the loss gets them, (answers, width - 1); 0 where no answer is.
+        """Log-probabilities of answers to one prompt as the loss gets them, (answers, width - 1); 0 outside the answers.
 
         Args:
             batch: `input_ids`, `attention_mask` and `labels`, (answers, width) each.
 
         Returns:
-            None where the loss is computed from the logits of a plain forward pass.
+            None if the loss is computed from the logits of a plain forward pass.
         """
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "labels": batch.labels}
         return model(**inputs, use_cache=False, fused_lm_head=True).log_probs
 
-    # -- metrics between two log entries, which transformers and TRL forget when a training is resumed
+    # -- metrics between two log entries, which transformers and TRL lose when a run resumes
 
     def write_more(self, staged: Path) -> None:
         trainer: Any = self
@@ -125,11 +125,11 @@ class TokenizedTrainer(StagedCheckpoints):
         self.describe(staged, trainer.state)
 
     def read_more(self, checkpoint: Path) -> None:
-        """Goes on averaging where a checkpoint left; called when training has begun."""
+        """Continues averages from a checkpoint; called when training has begun."""
         trainer: Any = self
         pending = json.loads((checkpoint / PENDING).read_text(encoding="utf-8"))
         trainer._tr_loss += pending["loss"]
-        # What was lost before the cut belongs to the next log entry, not to the mean over this call's steps.
+        # The loss before the checkpoint belongs to the next log entry, not to the mean over this call's steps.
         trainer._total_loss_scalar = -pending["loss"]
         trainer._globalstep_last_logged = pending["last_logged_step"]
         trainer._total_train_tokens = pending["tokens"]
@@ -146,7 +146,7 @@ class TokenizedTrainer(StagedCheckpoints):
             self.savings.batches[path] += count
 
     def read_identity(self, checkpoint: Path) -> Any:
-        """What a checkpoint's training was."""
+        """The identity of the run that wrote a checkpoint."""
         return json.loads((checkpoint / PENDING).read_text(encoding="utf-8")).get("identity")
 
     def _collected(self) -> dict[str, list[float]]:
@@ -189,7 +189,7 @@ class TokenizedTrainer(StagedCheckpoints):
         return result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Loads as transformers does, but raises `ModelRefused` where it only warns of missing parts."""
+        """Loads as transformers does, but raises `ModelRefused` for missing parts, where it only warns."""
         checkpoint, trained = Path(resume_from_checkpoint), model if model is not None else self.model
         with loading(resume_from_checkpoint, "resume_from_checkpoint"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -202,7 +202,7 @@ class TokenizedTrainer(StagedCheckpoints):
             adapters.check_loaded(trained, str(folder), name)
 
     def _check_forward(self, module: Any, inputs: Any, outputs: Any) -> None:
-        """Finds the very rows: KTO's mean leaves out rows that are NaN, so its loss alone would not tell."""
+        """Finds the exact rows: KTO's mean leaves out rows that are NaN, so its loss alone would not show them."""
         log_probs: Tensor | None = getattr(outputs, "log_probs", None)
         if log_probs is not None:
             self.check_finite(log_probs)
@@ -213,7 +213,7 @@ class TokenizedTrainer(StagedCheckpoints):
         if broken.any():
             # A batch of pairs is [chosen, rejected].
             places = sorted({int(place) % max(1, len(self._rows)) for place in broken.nonzero()[:, 0]})
-            # KTO scores a row's prompt with its partner's answer too, and either may be what is broken.
+            # KTO also scores a row's prompt with its partner's answer, and either may be broken.
             rows = [int(found[place]) for found in (self._rows, self._partners) for place in places if place < len(found)]
             raise self._nonfinite("log-probabilities became NaN or infinite", rows)
 
@@ -240,11 +240,11 @@ class TokenizedTrainer(StagedCheckpoints):
         return results
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None: TRL's would name places on this machine; `trainer_core.model_card` writes another one."""
+        """Does nothing: TRL's card would name paths on this machine. `trainer_core.model_card` writes one instead."""
 
 
 class ReshuffledBatches:
-    """Mixin for trainers of pairs: the plan's order in the first epoch, another of the same kind in each later one."""
+    """Mixin for trainers on pairs: the plan's order in the first epoch, a new order of the same kind in each later one."""
 
     args: Any
     train_dataset: Any
@@ -279,14 +279,14 @@ class EpochOrder(Sampler[int]):
 
 
 class _WithOwnColumns:
-    """A collator that passes the rows' numbers and weights on, which TRL's collators leave behind."""
+    """A collator that also passes on the rows' numbers and weights, which TRL's collators drop."""
 
     def __init__(self, collator: Any) -> None:
         self._collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         if get_worker_info() is not None:
-            # Who ends a training by a TERM for all its processes wants a checkpoint, not a loader that is gone.
+            # A TERM sent to all of a run's processes asks for a checkpoint, and must not kill the data loader.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         own = {name: torch.tensor([example[name] for example in examples]) for name in _OWN_COLUMNS if name in examples[0]}
         return {**self._collator(examples), **own}
