@@ -25,7 +25,7 @@ _SHARED = {
     "eval_steps": 100,
 }
 SPECS: dict[str, dict[str, Any]] = {
-    each.method_name: {"method": each.method_name, **_SHARED, **each.sample_run()} for each in SETTINGS if each.headline
+    each.method_name: {"method": each.method_name, **each.sample_run(), **_SHARED} for each in SETTINGS if each.headline
 }
 
 

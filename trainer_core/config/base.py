@@ -335,6 +335,7 @@ class TrainingSettings(BaseModel):
             "per_device_train_batch_size": 16,
             "gradient_accumulation_steps": 1,
             "max_steps": 60,
+            "eval_steps": 20,
             **cls.example,
         }
 
