@@ -67,9 +67,10 @@ class MethodField(BaseModel):
         arabic = catalogue("ar")
         # A field that several methods have may mean something of its own in one of them.
         own = arabic.get(f"help.{method}.{field.name}")
+        label = f"field.{method}.{field.name}"
         return cls(
             **{name: value for name, value in vars(field).items() if name != "description"},
-            label=text_of(f"field.{field.name}"),
+            label=text_of(label if label in arabic else f"field.{field.name}"),
             help=Text(en=field.description, ar=own or arabic[f"help.{field.name}"]),
         )
 

@@ -49,7 +49,7 @@ class DatasetService(TenantService):
         dataset = self.dataset(dataset_id)
         kind = cast("Kind", dataset.kind)
         method = request.method or default_for(kind)
-        require_kind(method, kind)
+        require_kind(method, kind, "method")
         find_model(self.settings, request.model_name)
         dataset_file(self.settings, dataset_id)
         of_training = request.model_dump(exclude={"method", "first_row", "rows"})

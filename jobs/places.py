@@ -58,8 +58,11 @@ def dataset_file(settings: Settings, dataset_id: str) -> Path:
     return path
 
 
-def find_model(settings: Settings, name: str) -> str:
+def find_model(settings: Settings, name: str, field: str = "model_name") -> str:
     """A directory that holds the model or adapter `name`, or the name itself where the hub is allowed.
+
+    Args:
+        field: the spec's field with the name, for errors.
 
     Raises:
         ModelNotFound: neither.
@@ -73,7 +76,7 @@ def find_model(settings: Settings, name: str) -> str:
         raise ModelNotFound(
             f"{name!r} shipped with an earlier version; {_REPLACED[name]!r} took its place and has other weights. Submit "
             "the job again with that model. To resume or compare one on the old model, put that below the models directory.",
-            [Detail("model_name", f"was replaced by {_REPLACED[name]}")],
+            [Detail(field, f"was replaced by {_REPLACED[name]}")],
         )
     if settings.allow_hub:
         if Path(name).exists():
@@ -83,7 +86,7 @@ def find_model(settings: Settings, name: str) -> str:
     known = ", ".join(available_models(settings)) or "none"
     raise ModelNotFound(
         f"there is no model {name!r} below the models directory, and the hub is not allowed; models here: {known}",
-        [Detail("model_name", "is not below the models directory")],
+        [Detail(field, "is not below the models directory")],
     )
 
 
@@ -101,8 +104,8 @@ def available_models(settings: Settings) -> list[str]:
 def model_places(settings: Settings, spec: dict[str, Any]) -> dict[str, str]:
     """Where each model is that a resolved spec names, by name. Raises `ModelNotFound`."""
     # A job that was stored before a field existed does without it.
-    named = [spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")]
-    return {name: find_model(settings, name) for name in named if name}
+    named = {field: spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")}
+    return {name: find_model(settings, name, field) for field, name in named.items() if name}
 
 
 def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:

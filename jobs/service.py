@@ -201,7 +201,7 @@ class JobService(TenantService):
                 raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
             name = own_name or record.name or dataset_id[:8]
             with naming(name if mixed else None):
-                require_kind(spec.method, cast("Kind", record.kind))
+                require_kind(spec.method, cast("Kind", record.kind), field.replace("_path", "_id"))
             dataset_file(self.settings, dataset_id)
             return name
         if path:
@@ -210,7 +210,7 @@ class JobService(TenantService):
             name = own_name or path
             with naming(name if mixed else None):
                 kind: Kind | None = check_file(file).kind if whole else peek_kind(file)
-                require_kind(spec.method, kind)
+                require_kind(spec.method, kind, field)
             return name
         return None
 

@@ -204,8 +204,13 @@ _ALTERNATIVES = (
 
 
 def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A spec as it was sent, with changes. A changed data source or warm-up replaces the one that was sent."""
+    """A spec as it was sent, with changes.
+
+    A changed data source or warm-up replaces the one that was sent. Another method leaves out the fields that it lacks.
+    """
     replaced = {name for names in _ALTERNATIVES if overrides.keys() & set(names) for name in names}
+    if changed := SPECS.get(str(overrides.get("method"))):
+        replaced |= sent.keys() - changed.model_fields.keys()
     return {**{name: value for name, value in sent.items() if name not in replaced}, **overrides}
 
 

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 from trainer_core.config import METHODS, SETTINGS
 
 NAMES = frozenset((*METHODS, *(each.title for each in SETTINGS)))
-CLASSES = frozenset(f"{each.title}{kind}" for each in SETTINGS for kind in ("Settings", "Config", "JobSpec"))
+CLASSES = frozenset(f"{each.title}{kind}" for each in SETTINGS for kind in ("", "Settings", "Config", "JobSpec"))
+_FACTS = {"method_name", "title"}
+_SEARCHES_IN_TEXT = {"startswith", "endswith", "count", "find", "get"}
 
 
 class Finding(NamedTuple):
@@ -48,9 +50,16 @@ def _of_node(node: ast.AST, *, is_expected: bool) -> Iterator[Finding]:
 def _is_condition(node: ast.AST) -> bool:
     match node:
         case ast.Compare(left=left, comparators=others):
-            return any(_is_name(each) or any(map(_is_name, _elements(each))) for each in (left, *others))
+            sides = [one for each in (left, *others) for one in (each, *_elements(each))]
+            return any(_is_name(one) or _is_class(one) for one in sides)
         case ast.MatchValue(value=value):
             return _is_name(value)
+        case ast.MatchClass(cls=kind):
+            return _is_class(kind)
+        case ast.Call(func=ast.Attribute(attr=attribute, value=held), args=[asked, *_]) if attribute in _SEARCHES_IN_TEXT:
+            # A look into a table of one method is the same question.
+            is_table = isinstance(held, ast.Dict) and any(map(_is_name, held.keys))
+            return is_table or (attribute != "get" and any(map(_is_name, (asked, *_elements(asked)))))
         case ast.Call(func=ast.Name(id="isinstance" | "issubclass"), args=[_, kind]):
             return any(map(_is_class, (kind, *_elements(kind))))
         case _:
@@ -59,8 +68,10 @@ def _is_condition(node: ast.AST) -> bool:
 
 def _is_table(node: ast.AST) -> bool:
     match node:
-        case ast.Call(func=ast.Name(id="dict"), keywords=keywords):
-            return sum(each.arg in NAMES for each in keywords) > 1
+        case ast.Call(keywords=keywords) if sum(each.arg in NAMES for each in keywords) > 1:
+            return True
+        case ast.Call(func=ast.Name(id="dict"), args=[ast.List(elts=rows) | ast.Tuple(elts=rows)]):
+            return sum(any(map(_is_name, _elements(row)[:1])) for row in rows) > 1
         case ast.Dict(keys=keys, values=values):
             return sum(map(_is_name, keys)) > 1 or sum(map(_is_class, (*keys, *values))) > 1
         case _:
@@ -78,11 +89,26 @@ def _is_list(node: ast.AST) -> bool:
 
 
 def _elements(node: ast.expr) -> list[ast.expr]:
-    return node.elts if isinstance(node, ast.Tuple | ast.List | ast.Set) else []
+    """Of a collection, also one of a constructor's argument, or the keys of a table."""
+    match node:
+        case ast.Tuple(elts=elements) | ast.List(elts=elements) | ast.Set(elts=elements):
+            return elements
+        case ast.Dict(keys=keys):
+            return [key for key in keys if key]
+        case ast.Call(func=ast.Name(id="set" | "frozenset" | "tuple" | "list"), args=[held]):
+            return _elements(held)
+        case _:
+            return []
 
 
 def _is_name(node: Any) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in NAMES
+    match node:
+        case ast.Constant(value=str(text)):
+            return text in NAMES
+        case ast.Attribute(value=held, attr=fact):
+            return fact in _FACTS and _is_class(held)
+        case _:
+            return False
 
 
 def _is_class(node: Any) -> bool:
@@ -98,7 +124,8 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _EQUALITIES = {"===", "!==", "==", "!="}
-_SEARCHES = {"includes", "startsWith", "endsWith", "has", "indexOf"}
+_SEARCHES = {"includes", "startsWith", "endsWith", "has", "indexOf", "match", "search", "localeCompare"}
+_SEARCHES_IN_LISTS = {"includes", "indexOf", "has"}
 
 
 def in_javascript(source: str) -> list[Finding]:
@@ -119,9 +146,17 @@ def in_javascript(source: str) -> list[Finding]:
             began, names = open_brackets.pop()
             if len(names) > 1:
                 found.add(Finding(began, "lists methods"))
+            ahead = [one for _, one, _ in tokens[at + 1 : at + 4] if one not in (")", ".")]
+            if names and token == "]" and ahead and ahead[0] in _SEARCHES_IN_LISTS:
+                found.add(Finding(line, "asks which method it is"))
+            if token == "]" and after in (",", "]"):
+                # An entry of a list: a table may be written as one.
+                open_brackets[-1][1].update(names)
         name = token[1:-1] if kind == "text" else token
         if name not in NAMES or kind not in ("text", "word"):
             continue
+        if kind == "word" and before == after == "/":
+            found.add(Finding(line, "asks which method it is"))
         if kind == "text":
             is_search = before == "(" and at > 1 and tokens[at - 2][1] in _SEARCHES
             if {before, after} & _EQUALITIES or before == "case" or is_search:

@@ -40,7 +40,7 @@ CODES: dict[str, ErrorCode] = {
     "data_invalid": ErrorCode(False, True, "Correct the named rows and upload the file again."),
     "data_unclear": ErrorCode(False, True, "Set the option that the message names, and upload the file again."),
     "data_overlong": ErrorCode(False, True, "Raise max_length, or set on_overlong to drop or truncate."),
-    "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct model_name."),
+    "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct its name."),
     "model_refused": ErrorCode(
         False,
         True,

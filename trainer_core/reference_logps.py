@@ -18,6 +18,9 @@ from trainer_core.file_cache import FileCache
 Columns = dict[str, list[float]]
 """By TRL's name of the column, a value a row."""
 
+OWN_COLUMNS = ("row", "KL_row", "loss_weight")
+"""Columns of a batch that are ours: a model that gets one of them takes TRL's own path."""
+
 
 @dataclass(frozen=True)
 class Cache:
@@ -54,7 +57,9 @@ def compute(
         rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         batch = trainer.data_collator(rows)
         inputs = {
-            name: value.to(trainer.accelerator.device) for name, value in batch.items() if isinstance(value, torch.Tensor)
+            name: value.to(trainer.accelerator.device)
+            for name, value in batch.items()
+            if isinstance(value, torch.Tensor) and name not in OWN_COLUMNS
         }
         found = [values for values in trainer.compute_ref_log_probs(model, inputs) if values is not None]
         for name, values in zip(names, found, strict=True):

@@ -364,15 +364,19 @@ def _feed(checker: RowChecker, path: Path) -> Iterator[None]:
         ) from error
 
 
-def require_kind(method: Method, kind: Kind | None) -> None:
-    """Raises `DataInvalid` when a method cannot use rows of a kind. Methods on labels take pairs apart."""
+def require_kind(method: Method, kind: Kind | None, field: str = "dataset_path") -> None:
+    """Raises `DataInvalid` when a method cannot use rows of a kind. Methods on labels take pairs apart.
+
+    Args:
+        field: what names the data, for the error.
+    """
     settings = SETTINGS_OF[method]
     if kind is not None and not settings.takes(kind):
         others = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
         raise DataInvalid(
             f"{settings.title} needs preference pairs (prompt, chosen, rejected); these rows are single answers with a "
             f"label, which only {others} can use",
-            [Detail("dataset", f"has {kind} rows, needs {PAIRS}")],
+            [Detail(field, f"has {kind} rows, needs {PAIRS}")],
         )
 
 

@@ -43,9 +43,11 @@ def identity(config: PreferenceConfig, arguments: Any, data_plan: str, warm_up: 
 def complete(recorded: Mapping[str, Any], config: PreferenceConfig) -> dict[str, Any]:
     """A checkpoint's identity, with what trained where it says nothing.
 
-    Versions before the options had no other choice. Of the loss they recorded only `beta`, so the config is believed.
+    Versions before an option or a newer field had no other choice. Of the rest of the loss they recorded only `beta`, so the
+    config is believed.
     """
     defaults = {name: TrainingSettings.model_fields[field].default for name, field in _OPTIONS.items()}
+    defaults |= {name: type(config).model_fields[name].default for name in config.newer_fields}
     return {**_loss(config), **defaults, **recorded}
 
 

@@ -74,5 +74,6 @@ def test_a_mix_is_chosen_changed_and_sent(browser: Browser, live: Live, language
         expect(page.locator("#f-mix-1-amount")).to_have_value("2")
         expect(page.locator("#f-mix-1")).to_have_value(f"id:{third}")
         expect(page.locator("#f-datasets")).to_have_count(0)
+        expect(page.locator("#f-mix-2")).to_have_count(0)
         found.button("new.mix_remove", n=2).click()
         expect(page.locator("#f-data")).to_have_value(f"id:{first}")

@@ -150,3 +150,48 @@ def test_a_method_that_no_script_knows_has_its_place(browser: Browser, seeded: S
         assert found.barriers() == []
         page.set_viewport_size(PHONE)
         assert not found.is_too_wide()
+
+
+def test_another_method_keeps_what_its_fields_can_take(browser: Browser, seeded: Seeded) -> None:
+    labels, pairs = on_labels_first()
+    with screen(browser, seeded.live.url, "en") as found:
+        page = found.open("new")
+        found.unfold()
+        choose(page, labels)
+        page.locator("#f-use_lora").uncheck()
+        page.locator("#f-eval_on_start").select_option("false")
+        page.locator("#f-learning_rate_cap").locator("..").get_by_role("checkbox").check()
+        only_labels = "overall_accuracy"
+        page.locator("#f-early_stopping_metric").select_option(only_labels)
+        page.locator("#f-data").select_option("path:samples/pairs_train.jsonl")
+        choose(page, pairs)
+        expect(page.locator("#f-use_lora")).not_to_be_checked()
+        spec = checked(found)
+        assert spec["method"] == pairs
+        assert (spec["use_lora"], spec["eval_on_start"], spec["learning_rate_cap"]) == (False, False, None)
+        assert "early_stopping_metric" not in spec
+
+
+@pytest.mark.parametrize("text", ["Infinity", "1e999"])
+def test_a_number_that_is_infinite_is_no_null(browser: Browser, seeded: Seeded, text: str) -> None:
+    """`null` would lift the cap."""
+    with screen(browser, seeded.live.url, "en") as found:
+        page = found.open("new")
+        page.locator("#f-learning_rate_cap").fill(text)
+        page.locator("#f-data").select_option("path:samples/pairs_train.jsonl")
+        assert checked(found)["learning_rate_cap"] == text
+        expect(page.locator(".field", has=page.locator("#f-learning_rate_cap")).locator(".wrong")).to_be_visible()
+
+
+def test_the_name_of_a_dataset_goes_with_it(browser: Browser, seeded: Seeded) -> None:
+    _, pairs = on_labels_first()
+    method = next(each for each in METHODS if each["name"] == pairs)
+    first, second = ({"dataset_path": method["example"][name]} for name in ("dataset_path", "eval_dataset_path"))
+    mix = [{**first, "name": "تدريب"}, {**second, "name": "تقييم"}]
+    job = seeded.submit("مزيج", pairs, dataset_path=None, datasets=mix)
+    with screen(browser, seeded.live.url, "en") as found:
+        page = found.open(f"new?from={job}")
+        expect(page.locator("#f-name")).to_have_value("مزيج")
+        assert checked(found)["datasets"] == mix
+        page.locator("#f-mix-1").select_option(f"path:{first['dataset_path']}")
+        assert checked(found)["datasets"] == [mix[0], first]

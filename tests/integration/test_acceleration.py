@@ -414,6 +414,7 @@ def test_the_reference_is_asked_once_when_there_are_epochs(method: str, use_lora
     _, plain_seen = epochs(method, tmp_path / "plain", **fields, acceleration="off")
     assert losses(fast_seen) == pytest.approx(losses(plain_seen), rel=1e-5)
     assert fast.metadata()["acceleration"]["reference_passes"] == "once"
+    assert fast.metadata()["acceleration"]["plain_because"] == {}, "nor is the reference asked on the slow path"
     assert "reference" in fast_seen.phases
     assert "reference" not in plain_seen.phases
     # Rows that were not there before the first step have a reference too.

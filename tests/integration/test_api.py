@@ -176,10 +176,23 @@ def test_broken_rows_of_a_file_are_named_at_submit(client: TestClient, settings:
 @pytest.mark.parametrize("method", PAIR_METHODS)
 def test_a_kto_file_is_refused_for_pairs(client: TestClient, spec: dict[str, Any], method: str) -> None:
     body = {**spec, "method": method, "dataset_path": "samples/kto_train.jsonl"}
-    assert "needs preference pairs" in error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")["message"]
+    error = error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")
+    assert "needs preference pairs" in error["message"]
+    assert error["details"][0]["field"] == "dataset_path"
     uploaded = client.post("/v1/datasets", content=(DATA / "kto_train.jsonl").read_bytes()).json()
     body = {**spec, "method": method, "dataset_path": None, "dataset_id": uploaded["id"]}
-    error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")
+    error = error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")
+    assert error["details"][0]["field"] == "dataset_id"
+    body = {**spec, "method": method, "eval_dataset_path": "samples/kto_train.jsonl"}
+    error = error_of(client.post("/v1/jobs", json=body), 422, "data_invalid")
+    assert error["details"][0]["field"] == "eval_dataset_path"
+
+
+@pytest.mark.parametrize("field", ["model_name", "ref_model_name", "adapter_name"])
+@pytest.mark.parametrize("name", ["nobody/nothing", "tafdil/tiny-arabic-qwen"])
+def test_an_unknown_model_is_named_by_its_own_field(client: TestClient, spec: dict[str, Any], field: str, name: str) -> None:
+    error = error_of(client.post("/v1/jobs", json={**spec, field: name}), 422, "model_not_found")
+    assert [detail["field"] for detail in error["details"]] == [field]
 
 
 def test_unknown_things_are_not_found(client: TestClient, spec: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`GET /v1/methods`: what it says of each method is what a job spec takes, in both languages."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -122,7 +123,9 @@ def test_every_field_has_a_label_and_help_in_both_languages_and_nothing_is_left_
     own = {f"{method}.{field}" for method, spec in SPECS.items() for field in spec.model_fields}
     for language in ("en", "ar"):
         words = catalogue(language)
-        assert {key.removeprefix("field.") for key in words if key.startswith("field.")} == names
+        labelled = {key.removeprefix("field.") for key in words if key.startswith("field.")}
+        assert names <= labelled
+        assert labelled - names <= own
         assert {f"method.{method}_text" for method in METHODS} == {key for key in words if key.startswith("method.")}
     helped = {key.removeprefix("help.") for key in catalogue("ar") if key.startswith("help.")}
     assert names <= helped
@@ -135,6 +138,13 @@ def test_every_field_has_a_label_and_help_in_both_languages_and_nothing_is_left_
                 assert text["ar"].strip()
             assert field["help"]["en"].endswith((".", ")")), field["name"]
             assert len(field["label"]["en"]) <= 40, field["name"]
+
+
+def test_what_a_method_without_a_reference_says_of_its_beta_names_none(methods: dict[str, dict[str, Any]]) -> None:
+    for method in methods.values():
+        said = fields(method)["beta"]
+        texts = [said[part][language] for part in ("label", "help") for language in ("en", "ar")]
+        assert all(method["loss_needs_reference"] is bool(re.search("reference|المرجع", text)) for text in texts), texts
 
 
 def test_the_union_of_specs_is_made_of_the_same_methods() -> None:

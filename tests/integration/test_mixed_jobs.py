@@ -98,6 +98,7 @@ def test_what_cannot_be_mixed_is_refused_when_it_comes(
     assert error["message"].startswith("stars: IPO needs preference pairs")
     error = refused(422, "data_invalid", {"dataset_id": of_pairs}, {"dataset_id": ratings})
     assert error["message"].startswith("ratings: "), "an upload is called by its own name"
+    assert error["details"][0]["field"] == "datasets.1.dataset_id"
     assert client.post(
         "/v1/jobs", json=mixed(spec, {"dataset_id": of_pairs}, {"dataset_id": ratings}, method="kto")
     ).is_success

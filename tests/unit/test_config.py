@@ -205,6 +205,15 @@ def test_a_change_of_a_spec_may_name_the_other_kind_of_warm_up() -> None:
     )
 
 
+def test_another_method_leaves_out_the_fields_that_it_does_not_have() -> None:
+    sent = {**JOB, "method": "kto", "beta": 0.3, "desirable_weight": 2.0, "use_ref_model": False}
+    changed = changed_spec(sent, {"method": "simpo", "simpo_gamma": 0.5})
+    assert changed == {**JOB, "method": "simpo", "beta": 0.3, "simpo_gamma": 0.5}
+    assert read_spec(changed).method == "simpo"
+    with pytest.raises(SpecInvalid, match="desirable_weight"):
+        read_spec(changed_spec(sent, {"method": "ipo", "desirable_weight": 2.0}))
+
+
 def test_rank_stabilised_scaling_divides_by_the_root_of_the_rank() -> None:
     assert KTOConfig(**BASE).lora_scaling == 32 / 16
     assert KTOConfig(**BASE, use_rslora=True).lora_scaling == 32 / 4

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer_core.config.base import Positive
 from trainer_core.config.library import PreferenceConfig
 from trainer_core.config.pairs import PairSettings
 
@@ -19,6 +20,7 @@ class CPOSettings(PairSettings):
     loss_needs_reference: ClassVar[bool] = False
     loss_fields: ClassVar[tuple[str, ...]] = ("beta", "cpo_alpha", "loss_type", "label_smoothing")
 
+    beta: Positive = Field(0.1, le=100, description="Scale of the difference of log-probabilities.")
     cpo_alpha: float = Field(1.0, ge=0, le=1000, description="Weight of the chosen answer's NLL in the loss.")
     loss_type: Literal["sigmoid", "hinge"] = Field("sigmoid", description="Form of the preference term.")
 

@@ -23,10 +23,9 @@ from trainer_core.loading import loading
 from trainer_core.observer import Observer
 from trainer_core.plan import batched_order, row_tokens
 from trainer_core.reference import TRAINED_ADAPTER
+from trainer_core.reference_logps import OWN_COLUMNS
 from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.schedule import above_zero
-
-_OWN_COLUMNS = ("row", "KL_row", "loss_weight")
 
 
 class TokenizedTrainer(StagedCheckpoints):
@@ -288,5 +287,5 @@ class _WithOwnColumns:
         if get_worker_info() is not None:
             # A TERM sent to all of a run's processes asks for a checkpoint, and must not kill the data loader.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        own = {name: torch.tensor([example[name] for example in examples]) for name in _OWN_COLUMNS if name in examples[0]}
+        own = {name: torch.tensor([example[name] for example in examples]) for name in OWN_COLUMNS if name in examples[0]}
         return {**self._collator(examples), **own}

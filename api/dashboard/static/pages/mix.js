@@ -87,7 +87,7 @@ function Entry({ at, entry, choices, wrong, onChange, onRemove }) {
   return html`
     <div class="entry" role="group" aria-label=${t("new.mix_dataset", { n: at + 1 })}>
       <${Field} id="f-mix-${at}" label=${t("new.mix_dataset", { n: at + 1 })} error=${error}>
-        ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${entry.source} empty=${t("new.data_choose")} choices=${choices} onChange=${(word) => onChange({ source: word })} />`}
+        ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${entry.source} empty=${t("new.data_choose")} choices=${choices} onChange=${(word) => onChange({ source: word, name: undefined })} />`}
       </${Field}>
       <${Field} id="f-mix-${at}-measure" label=${t("new.mix_measure")}>
         ${(attributes) => html`<select ...${attributes} value=${entry.measure} onChange=${(event) => onChange({ measure: event.currentTarget.value, amount: "" })}>

@@ -21,7 +21,8 @@ const isChoice = (field) => !takes(field, "list", "object", "integer", "number")
 export const isSet = (value) => (typeof value === "string" ? value.trim() !== "" : value !== undefined);
 
 /** Whether a field of one method can keep what was entered for the field of the same name of another. */
-export const fits = (field, value) => !isChoice(field) || ["true", "false", ...field.choices].includes(value) || !isSet(value);
+export const fits = (field, value) =>
+  !isChoice(field) || typeof value === "boolean" || ["true", "false", ...field.choices].includes(value) || !isSet(value);
 
 /** A value of a spec as the form keeps it. */
 export function kept(field, value) {
@@ -45,8 +46,8 @@ export function sent(field, value) {
     return takes(field, "string") && lines.length === 1 ? lines[0] : lines;
   }
   if (takes(field, "list", "object")) return JSON.parse(value);
-  // A word may stand in the place of a number; the service says which.
-  if (isNumber(field)) return Number.isNaN(Number(value)) ? value.trim() : Number(value);
+  // A word may stand in the place of a number; the service says which. JSON would make null of an infinite one.
+  if (isNumber(field)) return Number.isFinite(Number(value)) ? Number(value) : value.trim();
   return value;
 }
 
