@@ -29,7 +29,7 @@ from trainer_core.config import SETTINGS, joined
 from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_conversion import convert as convert_file
-from trainer_core.row_rules import LABELLED, PAIRS
+from trainer_core.row_rules import LABELLED
 from trainer_core.rows import RowReport, check_file
 
 app = typer.Typer(no_args_is_help=True)
@@ -60,11 +60,10 @@ def check(
     if as_json:
         show_json({"valid": True, **found})
         return
-    kind = report.kind or PAIRS
-    is_labelled = kind == LABELLED
-    what = "labelled answers" if is_labelled else "preference pairs"
-    methods = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
-    say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {what}, for {methods}")
+    is_labelled = report.kind == LABELLED
+    takers = joined([each.title for each in SETTINGS if each.takes(LABELLED)], "and")
+    what = f"labelled answers, for {takers}" if is_labelled else "preference pairs, for every method"
+    say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {what}")
     if is_labelled:
         say(f"{report.desirable_rows} are desirable, {report.train_rows - report.desirable_rows} are not")
     tell_reading(found)

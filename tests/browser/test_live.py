@@ -36,7 +36,7 @@ def test_a_job_is_watched_without_a_reload(browser: Browser, empty: Seeded) -> N
         job_id = empty.submit("watched")
         page.get_by_role("link", name="watched").click()
         expect(page.locator(".head .state")).to_contain_text("Queued")
-        expect(page.locator(".standing")).to_contain_text("place 1")
+        expect(page.locator(".standing")).to_contain_text(found.say("job.place", n=1))
         fence = empty.claim(job_id)
         empty.train(fence, 30)
         expect(page.locator(".head .state")).to_contain_text("Running")
