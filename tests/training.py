@@ -50,12 +50,12 @@ def train_file(method: str) -> str:
 
 
 @cache
-def held_out(method: str) -> str:
-    """A file of 32 rows that no sample training knows."""
+def held_out(method: str, count: int = 32) -> str:
+    """A file of rows that no sample training knows."""
     rows = [json.loads(line) for line in (DATA / "pairs_held_out.jsonl").read_text(encoding="utf-8").splitlines()]
     if on_labels(method):
         rows = json.loads((DATA / "kto_split.json").read_text(encoding="utf-8"))["validation"]
-    return write_rows(Path(_HELD_OUT.name) / f"{method}.jsonl", rows[:32])
+    return write_rows(Path(_HELD_OUT.name) / f"{method}-{count}.jsonl", rows[:count])
 
 
 def learning_rates(settings: Any, steps: int) -> list[float]:

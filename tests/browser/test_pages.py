@@ -79,10 +79,10 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         found.button("new.check").click()
         page.get_by_text("Qwen/None").last.wait_for()
         found.unfold()
-        page.locator("#f-datasets").fill("{not json")
+        page.locator("#f-chat_template_kwargs").fill("{not json")
         found.button("new.check").click()
         page.get_by_text(found.say("new.not_json")).wait_for()
-        page.locator("#f-datasets[aria-invalid=true]").wait_for()
+        page.locator("#f-chat_template_kwargs[aria-invalid=true]").wait_for()
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

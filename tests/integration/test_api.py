@@ -20,6 +20,7 @@ from tests.api import client, database, error_of, queue, run
 from tests.conftest import DATA
 from tests.fakes import FakeQueue
 from tests.training import PAIR_METHODS
+from trainer_core.config import METHODS
 from trainer_core.errors import error_dict
 
 __all__ = ["client", "database", "queue"]
@@ -360,7 +361,7 @@ def test_health(client: TestClient) -> None:
 def test_every_documented_example_works_when_pasted(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
-    assert set(examples) == {"kto", "ipo", "cpo"}
+    assert set(examples) == set(METHODS)
     for example in examples.values():
         assert client.post("/v1/jobs", json=example["value"]).status_code == 202
     for kind, about in document["paths"]["/v1/datasets"]["post"]["requestBody"]["content"].items():

@@ -151,6 +151,8 @@ def every_command(live: Live, job: str, dataset: str, tmp_path: Path) -> list[tu
         (["data", "convert", str(rows), str(tmp_path / f"{NAME} {time.monotonic_ns()}")], fine),
         (["data", "broken", dataset, str(tmp_path / f"{NAME}.csv")], (4,)),
         (["data", "upload", str(rows), "--name", f"{NAME} {time.monotonic_ns()}"], fine),
+        (["methods"], fine),
+        (["methods", "simpo"], fine),
         (["data", "list"], fine),
         (["data", "show", dataset], fine),
         (["data", "preview", dataset], fine),

@@ -22,7 +22,7 @@ def config(method: str, tmp_path: Path, **fields: Any) -> Any:
     common = {
         "model_name": str(TINY_MODEL),
         "dataset_path": str(DATA / train_file(method)),
-        "eval_dataset_path": held_out("ipo"),
+        "eval_dataset_path": held_out("ipo", 96),
         "output_dir": str(tmp_path / "out"),
         "max_prompt_length": 24,
         "max_length": 40,
