@@ -179,7 +179,7 @@ def test_weights_that_are_not_finite_are_named_by_the_check_of_weights(tmp_path:
 
 
 def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
-    trainer = prepared("ipo", str(TINY_MODEL), tmp_path)
+    trainer = prepared("cpo", str(TINY_MODEL), tmp_path)
     assert trainer.model.training
     assert trainer.tokens_computed == 0
     assert trainer.metadata()["acceleration"]["batches"] == {"shared_prompt": 0, "plain": 0}
