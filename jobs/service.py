@@ -332,7 +332,7 @@ class JobService(TenantService):
         )
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a paused job again; it goes on from its checkpoint.
+        """Queues a paused job again. It resumes from its checkpoint.
 
         Raises:
             StateConflict: it is not paused.

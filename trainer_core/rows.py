@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from trainer_core.config import SETTINGS, SETTINGS_OF, Method, joined
 from trainer_core.errors import DataInvalid, DataUnclear, Detail
 from trainer_core.layouts import Reading, decide
 from trainer_core.layouts.claims import listed
@@ -31,6 +30,9 @@ from trainer_core.row_rules import PAIRS, Kind, Problem, Row, kind_of, problems
 from trainer_core.row_warnings import RowWarnings
 
 __all__ = ["MAX_ERRORS", "Kind", "OnBroken", "OnRow", "Part", "Row", "RowChecker", "RowReport", "check_file", "check_rows"]
+
+if TYPE_CHECKING:
+    from trainer_core.config import Method
 
 # The layout is decided from this many rows, or fewer if they are long.
 _FIRST_ROWS = 50
@@ -364,12 +366,15 @@ def _feed(checker: RowChecker, path: Path) -> Iterator[None]:
         ) from error
 
 
-def require_kind(method: Method, kind: Kind | None, field: str = "dataset_path") -> None:
+def require_kind(method: "Method", kind: Kind | None, field: str = "dataset_path") -> None:
     """Raises `DataInvalid` when a method cannot use rows of a kind. Methods on labels take pairs apart.
 
     Args:
         field: what names the data, for the error.
     """
+    # Checking a file needs no settings, and building their models takes memory.
+    from trainer_core.config import SETTINGS, SETTINGS_OF, joined
+
     settings = SETTINGS_OF[method]
     if kind is not None and not settings.takes(kind):
         others = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
@@ -380,7 +385,7 @@ def require_kind(method: Method, kind: Kind | None, field: str = "dataset_path")
         )
 
 
-def read_rows(path: Path, method: Method) -> dict[Part, list[Row]]:
+def read_rows(path: Path, method: "Method") -> dict[Part, list[Row]]:
     """All rows of a file in the shape that a method needs, each with its line as `row`.
 
     A method on labels gets each pair as two labelled rows with the same number.
@@ -391,7 +396,7 @@ def read_rows(path: Path, method: Method) -> dict[Part, list[Row]]:
     return {part: shaped(rows, method) for part, rows in parts.items()}
 
 
-def check_rows(values: Iterable[Any], method: Method) -> list[Row]:
+def check_rows(values: Iterable[Any], method: "Method") -> list[Row]:
     """Checks rows in memory and returns them like `read_rows`. Raises `DataInvalid` with each invalid row."""
     found: list[Row] = []
     checker = RowChecker(lambda _, row, line: found.append({**row, "row": line}))
@@ -406,8 +411,10 @@ def check_rows(values: Iterable[Any], method: Method) -> list[Row]:
     return shaped(found, method)
 
 
-def shaped(rows: list[Row], method: Method) -> list[Row]:
+def shaped(rows: list[Row], method: "Method") -> list[Row]:
     """Checked rows in the shape that a method needs."""
+    from trainer_core.config import SETTINGS_OF
+
     if SETTINGS_OF[method].rows == "pairs":
         return rows
     return [single for row in rows for single in (_unpaired(row) if "chosen" in row else (row,))]

@@ -46,7 +46,7 @@ def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path) -
 
 @pytest.fixture
 def few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The first rows of the shipped files, in the place of all."""
+    """The first rows of the shipped files, instead of all of them."""
     for name in ("kto_train", "pairs_train", "pairs_held_out"):
         lines = (demo_proof.SHIPPED_DATA_DIR / f"{name}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (tmp_path / f"{name}.jsonl").write_text("".join(lines[:16]), encoding="utf-8")

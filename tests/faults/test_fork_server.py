@@ -148,7 +148,7 @@ def test_what_a_run_leaves_behind_ends_with_it(server: ForkServer, start: Start)
 
 
 def test_a_run_outlives_its_server(server: ForkServer, start: Start) -> None:
-    """The server is killed in the middle: the run goes on, the next one starts cold, and the one after it is forked."""
+    """The server is killed during a run: that run continues, the next one starts cold, and the one after it is forked."""
     first = start(server, "sleep")
     heard(first)
     assert server.pid

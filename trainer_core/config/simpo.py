@@ -1,6 +1,6 @@
 """Settings of SimPO. Torch-free."""
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -19,7 +19,6 @@ class SimPOSettings(PairSettings):
     loss_needs_reference: ClassVar[bool] = False
     reward: ClassVar[Reward] = "averaged"
     loss_fields: ClassVar[tuple[str, ...]] = ("beta", "simpo_gamma", "label_smoothing")
-    example: ClassVar[dict[str, Any]] = {}
 
     beta: Positive = Field(2.0, le=100, description="Scale of the difference between average log-probabilities.")
     simpo_gamma: float = Field(

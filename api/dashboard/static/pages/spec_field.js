@@ -46,7 +46,7 @@ export function sent(field, value) {
     return takes(field, "string") && lines.length === 1 ? lines[0] : lines;
   }
   if (takes(field, "list", "object")) return JSON.parse(value);
-  // A word may stand in the place of a number; the service says which. JSON would make null of an infinite one.
+  // Some fields take a word instead of a number; the service checks it. JSON would turn an infinite number into null.
   if (isNumber(field)) return Number.isFinite(Number(value)) ? Number(value) : value.trim();
   return value;
 }
