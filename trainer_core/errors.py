@@ -20,7 +20,9 @@ This module is torch-free and knows nothing of HTTP; the API maps codes to statu
 
 import dataclasses
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
+
+from trainer_core.wording import Message
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Detail:
     """One thing that is wrong: where it is, and why. `line` counts from 1 in JSONL, and rows from 1 in JSON.
 
     If several rows have the same error, `line` is the first one, `lines` has the first few, and `count` their number. `code`
-    identifies the reason for programs and translations, and `params` holds its values.
+    identifies the reason for programs and translations, and `params` holds its values. A reason that is a `Message` brings
+    both.
     """
 
     field: str
@@ -94,6 +97,11 @@ class Detail:
     lines: tuple[int, ...] = ()
     code: str | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reason, Message) and self.code is None:
+            for name, value in self.reason.as_dict().items():
+                object.__setattr__(self, name, value)
 
     def as_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"field": self.field, "reason": self.reason}
@@ -130,6 +138,11 @@ class TafdilError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    @classmethod
+    def at(cls, field: str, message: str) -> Self:
+        """An error with one cause: a sentence, and the field that it is about."""
+        return cls(message, [Detail(field, message)])
+
     @property
     def retryable(self) -> bool:
         return CODES[self.code].retryable
@@ -150,9 +163,11 @@ class TafdilError(Exception):
 def error_dict(code: str, message: str, details: list[Detail] | None = None) -> dict[str, Any]:
     """The one shape of an error, wherever it is stored or sent."""
     known = CODES[code]
+    said = message.as_dict() if isinstance(message, Message) else {}
     return {
         "code": code,
         "message": message,
+        **({"message_code": said["code"], "params": said["params"]} if said else {}),
         "hint": known.hint,
         "retryable": known.retryable,
         "user_fault": known.user_fault,

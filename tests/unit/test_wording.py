@@ -1,0 +1,223 @@
+"""The catalogues of `trainer_core.wording`: each code has both languages, and each sentence that people read has a code."""
+
+import ast
+import copy
+import json
+import pickle
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.wording import LANGUAGES, Language, Message, Text, catalogue, plural, say, worded
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "trainer_core" / "wording"
+PACKAGES = ("trainer_core", "jobs", "worker", "api", "tafdil")
+FORMS = {"en": {"one", "other"}, "ar": {"zero", "one", "two", "few", "many", "other"}}
+# What calls with a sentence: an error of the product, one of its details, a warning.
+SPEAKERS = re.compile(
+    r"(\w*Invalid|\w*Refused|\w*Mismatch|\w*NotFound|\w*Conflict|\w*Installed|\w*Full|\w*Lost|NonfiniteLoss|Forbidden|"
+    r"Unauthorized|RateLimited|TooLarge|ClientTooSlow|DataOverlong|Detail|error_dict|TafdilError|at|warning)$"
+)
+# Where sentences still come without a code, and how many.
+UNWORDED: dict[str, int] = {
+    "api/errors.py": 5,
+    "api/files.py": 1,
+    "api/gate.py": 5,
+    "api/limits.py": 3,
+    "api/reading.py": 1,
+    "api/routes/datasets.py": 1,
+    "jobs/access.py": 3,
+    "jobs/artifact_service.py": 6,
+    "jobs/broken_rows.py": 1,
+    "jobs/broker.py": 2,
+    "jobs/dataset_service.py": 3,
+    "jobs/places.py": 8,
+    "jobs/queue.py": 1,
+    "jobs/quotas.py": 3,
+    "jobs/repository/jobs.py": 3,
+    "jobs/repository/tasks.py": 1,
+    "jobs/service.py": 9,
+    "jobs/spec.py": 5,
+    "jobs/storage.py": 4,
+    "jobs/tenancy.py": 1,
+    "jobs/uploads.py": 2,
+    "trainer_core/adapters.py": 1,
+    "trainer_core/base_trainer.py": 7,
+    "trainer_core/callbacks.py": 1,
+    "trainer_core/chat_template.py": 2,
+    "trainer_core/checkpoints.py": 3,
+    "trainer_core/comparison.py": 5,
+    "trainer_core/data_loader.py": 10,
+    "trainer_core/dry_run.py": 1,
+    "trainer_core/fast_path.py": 1,
+    "trainer_core/fingerprints.py": 3,
+    "trainer_core/forecast.py": 1,
+    "trainer_core/forward_check.py": 6,
+    "trainer_core/generation_options.py": 14,
+    "trainer_core/loading.py": 4,
+    "trainer_core/lora_options.py": 5,
+    "trainer_core/merging.py": 1,
+    "trainer_core/methods/tokenized.py": 1,
+    "trainer_core/mixing.py": 4,
+    "trainer_core/model_files.py": 2,
+    "trainer_core/models.py": 5,
+    "trainer_core/optimizers.py": 4,
+    "trainer_core/preference_trainer.py": 3,
+    "trainer_core/preflight.py": 49,
+    "trainer_core/proof.py": 5,
+    "trainer_core/reference.py": 2,
+    "trainer_core/row_conversion.py": 1,
+    "trainer_core/row_encoding.py": 2,
+    "trainer_core/row_names.py": 1,
+    "trainer_core/rows.py": 4,
+    "trainer_core/stored_weights.py": 3,
+    "trainer_core/tokenizer_check.py": 1,
+    "trainer_core/tokens.py": 7,
+    "trainer_core/training_arguments.py": 7,
+    "trainer_core/versions.py": 1,
+    "trainer_core/weight_headers.py": 4,
+    "worker/child.py": 3,
+    "worker/dispatcher.py": 2,
+    "worker/exports.py": 5,
+    "worker/generation.py": 1,
+    "worker/gpu.py": 1,
+    "worker/publisher.py": 1,
+    "worker/reporter.py": 1,
+    "worker/supervisor.py": 7,
+    "worker/task_runner.py": 5,
+    "worker/warm_start.py": 2,
+}
+
+
+def sources() -> Iterator[tuple[Path, ast.Module]]:
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            yield path, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def calls() -> Iterator[tuple[Path, ast.Call, str]]:
+    for path, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield path, node, getattr(node.func, "id", getattr(node.func, "attr", ""))
+
+
+def forms(text: Text) -> list[str]:
+    return [text] if isinstance(text, str) else list(text.values())
+
+
+def places(text: Text) -> set[str]:
+    return {name for form in forms(text) for name in re.findall(r"{(\w+)}", form)}
+
+
+def test_every_code_is_in_one_catalogue_and_in_both_languages() -> None:
+    entries = [(path.name, json.loads(path.read_text(encoding="utf-8"))) for path in FOLDER.glob("*.json")]
+    counts = Counter(code for _, entry in entries for code in entry)
+    assert [code for code, count in counts.items() if count > 1] == []
+    for name, entry in entries:
+        assert list(entry) == sorted(entry), name
+        for code, texts in entry.items():
+            assert list(texts) == list(LANGUAGES), code
+            assert re.fullmatch(r"[a-z0-9_.]+", code), code
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_sentence_is_in_its_language_and_belongs_to_one_code(language: Language) -> None:
+    seen: dict[str, str] = {}
+    for code, text in catalogue(language).items():
+        if isinstance(text, dict):
+            assert "other" in text, code
+            assert set(text) <= FORMS[language], code
+            assert code.endswith("_n") or "n" in places(catalogue("en")[code]) | places(text), code
+        for form in forms(text):
+            assert form.strip() == form, code
+            assert form, code
+            assert bool(re.search(r"[\u0600-\u06ff]", form)) == (language == "ar"), code
+            assert seen.setdefault(form, code) == code, (form, code)
+
+
+def test_both_languages_take_the_same_values() -> None:
+    for code, text in catalogue("en").items():
+        assert places(text) - {"n"} == places(catalogue("ar")[code]) - {"n"}, code
+
+
+def test_every_sentence_that_is_said_is_known_with_its_values() -> None:
+    for path, call, name in calls():
+        # The command line has a `say` of its own, which prints.
+        if name != "say" or path.is_relative_to(FOLDER) or path.is_relative_to(ROOT / "tafdil" / "cli"):
+            continue
+        assert call.args, (path, call.lineno)
+        for code in _constants(call.args[0]):
+            assert code in catalogue("en"), (path, call.lineno, code)
+            given = {keyword.arg for keyword in call.keywords}
+            if None not in given:
+                assert places(catalogue("en")[code]) <= given, (path, call.lineno, code)
+
+
+def test_every_code_is_used() -> None:
+    constants = {
+        node.value
+        for _, tree in sources()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    # Codes that are put together, by the part before the dot.
+    made = {value.removesuffix(".") for value in constants if value.endswith(".")}
+    assert [code for code in catalogue("en") if code not in constants and code.split(".")[0] not in made] == []
+
+
+def test_no_error_and_no_warning_is_without_a_code() -> None:
+    found: Counter[str] = Counter()
+    for path, call, name in calls():
+        if SPEAKERS.match(name) and any(_is_sentence(each) for each in call.args):
+            found[path.relative_to(ROOT).as_posix()] += 1
+    assert dict(found) == UNWORDED
+
+
+def _constants(node: ast.AST) -> Iterator[str]:
+    parts = (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,)
+    yield from (part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
+
+
+def _is_sentence(node: ast.expr) -> bool:
+    if isinstance(node, ast.IfExp):
+        return _is_sentence(node.body) or _is_sentence(node.orelse)
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value
+    )
+
+
+@pytest.mark.parametrize(
+    ("n", "form"),
+    [(0, "zero"), (1, "one"), (2, "two"), (3, "few"), (10, "few"), (11, "many"), (99, "many"), (100, "other"), (103, "few")],
+)
+def test_arabic_has_six_plural_forms(n: int, form: str) -> None:
+    assert plural(n, "ar") == form
+    assert plural(n, "en") == ("one" if n == 1 else "other")
+
+
+def test_a_message_keeps_its_code_through_copies_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts: dict[str, dict[str, Text]] = {
+        "en": {"outer": "{name} has {count}: {why}", "inner": {"one": "{n} row", "other": "{n} rows"}},
+        "ar": {"outer": "في {name} {count}: {why}", "inner": {"two": "صفان", "other": "{n} صف"}},
+    }
+    monkeypatch.setattr("trainer_core.wording.catalogue", texts.__getitem__)
+    message = say("outer", name="a.csv", count=12_000, why=say("inner", n=2))
+    assert message == "a.csv has 12,000: 2 rows"
+    for same in (copy.deepcopy(message), pickle.loads(pickle.dumps(message))):  # noqa: S301
+        assert isinstance(same, Message)
+        assert same.as_dict() == message.as_dict()
+    stored = json.loads(json.dumps(message.as_dict()))
+    assert worded(stored["code"], stored["params"]) == message
+    assert worded(stored["code"], stored["params"], "ar") == "في \u2068a.csv\u2069 12,000: صفان"
+
+    error = SpecInvalid.at("name", message).as_dict()
+    assert error["message_code"] == "outer"
+    assert error["params"] == stored["params"]
+    assert error["details"] == [{"field": "name", "reason": str(message), **stored}]
+    assert Detail("name", "old").as_dict() == {"field": "name", "reason": "old"}

@@ -1,0 +1,116 @@
+"""The sentences that people read, in English and Arabic, each under a code.
+
+`say("model_no_weights", model="m")` returns the English sentence, which is also a `Message`: it keeps its code and its
+values, so that any program can word it again in another language. The catalogues `*.json` beside this file hold
+
+    {"model_no_weights": {"en": "the model {model} has no safetensors weights", "ar": "…"}}
+
+Where the number `n` decides the form, a language has an object of plural forms instead of a text (`one` and `other` in
+English; `zero`, `one`, `two`, `few`, `many` and `other` in Arabic; a missing form is `other`).
+
+To add a sentence, add it to a catalogue in both languages and call `say` with its code. Torch-free.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+Language = Literal["en", "ar"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+Text = str | dict[str, str]
+
+_PLACE = re.compile(r"\{(\w+)\}")
+# Text in another direction, such as a model's name in an Arabic sentence, must not reorder the words around it.
+_ISOLATE, _POP = "\u2068", "\u2069"
+
+
+class Message(str):
+    """An English sentence that keeps its code and its values.
+
+    Attributes:
+        code: its key in the catalogues.
+        params: its values by name: text, numbers, truth values, lists of these, or other messages.
+    """
+
+    __slots__ = ("code", "params")
+    code: str
+    params: dict[str, Any]
+
+    def __new__(cls, code: str, params: Mapping[str, Any]) -> "Message":
+        message = super().__new__(cls, worded(code, params))
+        message.code = code
+        message.params = dict(params)
+        return message
+
+    def __getnewargs__(self) -> tuple[str, dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.code, self.params
+
+    def as_dict(self) -> dict[str, Any]:
+        """The code and the values as JSON; a value that is a message has the same form."""
+        return {"code": self.code, "params": {name: _plain(value) for name, value in self.params.items()}}
+
+
+def say(code: str, /, **params: Any) -> Message:
+    """The sentence of a code. Raises `KeyError` for a code that no catalogue has, or a missing value."""
+    return Message(code, params)
+
+
+@cache
+def catalogue(language: Language) -> dict[str, Text]:
+    """Every text of a language by code."""
+    files = sorted(Path(__file__).parent.glob("*.json"))
+    entries = [json.loads(path.read_text(encoding="utf-8")) for path in files]
+    return {code: texts[language] for each in entries for code, texts in each.items()}
+
+
+def is_known(code: Any) -> bool:
+    """Whether the catalogues have a code."""
+    return isinstance(code, str) and code in catalogue("en")
+
+
+def worded(code: str, params: Mapping[str, Any], language: Language = "en") -> str:
+    """The sentence of a code in a language. Raises as `say` does."""
+    text = catalogue(language)[code]
+    if isinstance(text, dict):
+        text = text.get(plural(params["n"], language), text["other"])
+    return _PLACE.sub(lambda place: _shown(params[place[1]], language), text)
+
+
+def plural(n: float, language: Language) -> str:
+    """The plural form that a language uses with a number (CLDR's cardinal rules)."""
+    if language == "en":
+        return "one" if n == 1 else "other"
+    if n in (0, 1, 2):
+        return ("zero", "one", "two")[int(n)]
+    if n != int(n):
+        return "other"
+    return "few" if 3 <= n % 100 <= 10 else "many" if 11 <= n % 100 <= 99 else "other"
+
+
+def _shown(value: Any, language: Language) -> str:
+    """A value within a sentence."""
+    if isinstance(value, Message):
+        value = {"code": value.code, "params": value.params}
+    match value:
+        case {"code": str(code), "params": dict(params)}:
+            return worded(code, cast("dict[str, Any]", params), language)
+        case list() | tuple():
+            shown = [_shown(each, language) for each in cast("list[Any]", value)]
+            return (", " if language == "en" else "، ").join(shown)
+        case bool():
+            return "true" if value else "false"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:.6g}"
+        case _:
+            return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return value.as_dict()
+    return [_plain(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
