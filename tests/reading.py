@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from trainer_core.errors import DataInvalid, Detail
 from trainer_core.reading import HEAD_BYTES, Format, Part, reader_for
 from trainer_core.reading_options import ReadingOptions
+from trainer_core.wording import Message
 
 
 @dataclass
@@ -27,11 +28,11 @@ class Found:
     def value(self, part: Part, value: Any, line: int) -> None:
         self.rows.append((part, line, value))
 
-    def fail(self, name: str, reason: str, line: int | None, code: str | None = None, params: Any = None) -> None:
-        self.errors.append(Detail(name, reason, line, code=code, params=params or {}))
+    def fail(self, name: str, reason: Message, line: int | None) -> None:
+        self.errors.append(Detail(name, reason, line))
 
-    def give_up(self, reason: str, line: int | None, code: str | None = None, params: Any = None) -> NoReturn:
-        self.fail("", reason, line, code, params)
+    def give_up(self, reason: Message, line: int | None) -> NoReturn:
+        self.fail("", reason, line)
         raise DataInvalid(reason)
 
 

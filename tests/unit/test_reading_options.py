@@ -55,9 +55,7 @@ def test_the_samples_are_of_their_kinds(kind: str) -> None:
 @pytest.mark.parametrize("kind", TEXTS | OTHERS)
 def test_a_sheet_of_a_file_without_sheets_is_refused(kind: str) -> None:
     found = refused(ALL[kind], sheet="S")
-    assert (found.field, found.code, found.params) == ("sheet", "no_sheet", {"kind": kind})
-    assert found.reason.startswith("this file is ")
-    assert found.reason.endswith(" and has no sheets: leave `sheet` out")
+    assert (found.field, found.code, found.params["kind"]) == ("sheet", "no_sheet", kind)
 
 
 @pytest.mark.parametrize("kind", BOOKS)
@@ -68,8 +66,7 @@ def test_the_sheet_of_a_workbook_is_read(kind: str) -> None:
 @pytest.mark.parametrize("kind", BOOKS | OTHERS)
 def test_an_encoding_of_a_file_that_is_no_text_is_refused(kind: str) -> None:
     found = refused(ALL[kind], encoding="cp1256")
-    assert (found.field, found.code, found.params) == ("encoding", "no_encoding", {"kind": kind})
-    assert found.reason.endswith("whose text is always Unicode: leave `encoding` out")
+    assert (found.field, found.code, found.params["kind"]) == ("encoding", "no_encoding", kind)
 
 
 @pytest.mark.parametrize("kind", TEXTS)
@@ -87,7 +84,6 @@ def test_the_names_of_kinds_are_those_that_people_know() -> None:
 def test_a_threshold_without_scores_is_refused(data: bytes, on_invalid: str) -> None:
     found = refused(data, threshold=3, on_invalid=on_invalid)
     assert (found.field, found.code) == ("threshold", "no_threshold")
-    assert found.reason == "the answers of this file have no scores: leave `threshold` out"
 
 
 @pytest.mark.parametrize("layout", [name for name in SAMPLES if name != "own"])
@@ -116,7 +112,7 @@ def test_every_way_to_read_a_file_refuses_the_same_options(tmp_path: Path) -> No
         list(broken_rows(path, options))
     for command in ("check", "convert"):
         arguments = ["data", command, str(path), *([str(tmp_path / "out")] if command == "convert" else [])]
-        for option, fix in ((["--sheet", "S"], "leave `sheet` out"), (["--threshold", "3"], "leave `threshold` out")):
+        for option, fix in ((["--sheet", "S"], "leave out the sheet"), (["--threshold", "3"], "leave out the threshold")):
             result = CliRunner().invoke(app, [*arguments, *option])
             assert (result.exit_code, result.stdout) == (3, "")
             assert fix in " ".join(result.stderr.split())

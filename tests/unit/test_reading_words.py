@@ -11,12 +11,12 @@ import pytest
 from pyarrow import parquet
 
 from tests.reading_codes import ROOT, codes
-from tests.unit.test_dashboard import WORDS, forms
 from tests.workbooks import xlsx, zipped
 from trainer_core.errors import DataInvalid, Detail
-from trainer_core.reading import unreadable
+from trainer_core.reading.unreadable import not_rows
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.rows import RowChecker
+from trainer_core.wording import LANGUAGES, catalogue, say, worded
 
 Q, GOOD, BAD = "ما عكس كبير؟", "صغير.", "لا أدري."
 PAIR = {"prompt": Q, "chosen": GOOD, "rejected": BAD}
@@ -93,6 +93,7 @@ FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
     "no_scores": (rows({"instruction": Q, "generations": [GOOD], "ratings": [1]}), {}),
     "no_sheet": (CSV.encode(), {"sheet": "S"}),
     "no_text": (pair(chosen=7), {}),
+    "not_joined": (rows({"instruction": Q, "input": [1], "chosen": GOOD, "rejected": BAD}), {}),
     "no_threshold": (pair(), {"threshold": 3}),
     "no_training_rows": (json.dumps({"train": [], "validation": [PAIR]}).encode(), {}),
     "not_a_list": (json.dumps({"train": [PAIR], "validation": "AAA"}).encode(), {}),
@@ -142,14 +143,13 @@ FILES: dict[str, tuple[bytes, dict[str, Any]]] = {
 # What a file alone does not do: a process that runs out of memory, absent packages, an encrypted or a very large file, and
 # a clash of layouts, which another test proves to be impossible.
 MADE: dict[str, Detail] = {
-    "encoding_unknown": Detail("encoding", "", code="encoding_unknown"),
-    "needs_too_much": Detail("", "", code="needs_too_much", params={"kind": "XLSX"}),
-    "not_installed": Detail("", "", code="not_installed", params={"package": "python-calamine"}),
-    "password": Detail("", "", code="password"),
-    "several_layouts": Detail("map", "", code="several_layouts", params={"choices": ["a"]}),
-    "too_large": Detail("", "", code="too_large", params={"most_mib": 256}),
+    "encoding_unknown": Detail("encoding", say("encoding_unknown")),
+    "needs_too_much": Detail("", say("needs_too_much", kind="XLSX")),
+    "not_installed": Detail("", say("not_installed", package="python-calamine")),
+    "password": Detail("", say("password")),
+    "several_layouts": Detail("map", say("several_layouts", layouts=["orca"], fields=["prompt"], choices=["a"])),
+    "too_large": Detail("", say("too_large", most_mib=256)),
 }
-TWO = ("en", "ar")
 
 
 def details(data: bytes, options: dict[str, Any]) -> list[Detail]:
@@ -163,10 +163,8 @@ def details(data: bytes, options: dict[str, Any]) -> list[Detail]:
     return checker.report.warnings
 
 
-def test_every_code_has_a_file_and_words_in_both_languages() -> None:
+def test_every_code_has_a_file_that_provokes_it() -> None:
     assert set(FILES) | set(MADE) == codes()
-    for language in TWO:
-        assert {key.removeprefix("reason.") for key in WORDS[language] if key.startswith("reason.")} == codes()
 
 
 def test_every_code_is_documented() -> None:
@@ -177,27 +175,44 @@ def test_every_code_is_documented() -> None:
 
 
 @pytest.mark.parametrize("code", sorted([*FILES, *MADE]))
-def test_the_words_of_a_code_take_the_values_that_come_with_it(code: str) -> None:
+def test_a_reason_is_worded_in_both_languages_from_its_stored_code_and_values(code: str) -> None:
     if code in FILES:
         found = {detail.code: detail for detail in details(*FILES[code])}
         assert code in found, found
         detail = found[code]
     else:
         detail = MADE[code]
-    json.dumps(detail.as_dict(), ensure_ascii=False, allow_nan=False).encode()
-    for language in TWO:
-        for form in forms(WORDS[language][f"reason.{code}"]):
-            wanted = set(re.findall(r"\{(\w+)\}", form))
-            assert wanted <= detail.params.keys(), (language, form, detail.params)
+    stored = json.loads(json.dumps(detail.as_dict(), ensure_ascii=False, allow_nan=False).encode())
+    assert stored["reason"] == worded(code, stored["params"])
+    arabic = worded(code, stored["params"], "ar")
+    assert re.search(r"[\u0600-\u06ff]", arabic), arabic
+    assert not re.search(r"[{}]", re.sub("\u2068.*?\u2069", "", arabic, flags=re.DOTALL)), arabic
 
 
-def test_every_kind_of_file_that_is_refused_has_a_name_in_both_languages() -> None:
+def test_a_whole_error_is_worded_in_both_languages_from_its_stored_form() -> None:
+    data = pair() + rows(*[{"prompt": Q, "chosen": GOOD}] * 12, {**PAIR, "prompt": " "}, {**PAIR, "chosen": " "})
+    with pytest.raises(DataInvalid) as caught:
+        _checked(data)
+    stored = json.loads(json.dumps(caught.value.as_dict()))
+    assert stored["message"] == "12 rows: rejected is missing (lines 2, 3, 4, …) (and 2 more errors)"
+    assert worded(stored["message_code"], stored["params"]) == stored["message"]
+    arabic = re.sub("[\u2068\u2069]", "", worded(stored["message_code"], stored["params"], "ar"))
+    assert arabic == "12 صفًا: الحقل rejected مفقود (الأسطر 2، 3، 4، …) (وخطآن آخران)"
+
+
+def _checked(data: bytes) -> None:
+    checker = RowChecker()
+    checker.feed(data)
+    checker.close()
+
+
+def test_every_kind_of_file_that_is_refused_has_words() -> None:
     program = (ROOT / "reading" / "whole_file_rows.py").read_text(encoding="utf-8")
-    kinds = set(re.findall(r'\{"kind": "(\w+)"\}', program)) | set(
-        re.findall(r'"word/", "(\w+)"|"ppt/", "(\w+)"', program)[0]
-    )
     source = (ROOT / "reading" / "unreadable.py").read_text(encoding="utf-8")
-    kinds |= set(re.findall(r'(?:_known|Unreadable)\(\s*"(\w+)"', source)) | {"docx", "pptx"}
-    assert unreadable.binary().name in kinds
-    for language in TWO:
-        assert {key.removeprefix("file.") for key in WORDS[language] if key.startswith("file.")} == kinds - {""}
+    kinds = set(re.findall(r'\{"kind": "(\w+)"\}', program)) | {"docx", "pptx"}
+    kinds |= (
+        set(re.findall(r'not_rows\("(\w+)"\)', source)) | set(re.findall(r'\(\d+, b".*", "(\w+)"\)', source)) | {"binary"}
+    )
+    words = {not_rows(kind).params["what"].code for kind in kinds} | {"file.html_titled"}
+    for language in LANGUAGES:
+        assert {code for code in catalogue(language) if code.startswith("file.")} == words

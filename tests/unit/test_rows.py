@@ -91,7 +91,7 @@ def test_the_hosted_vendors_shape_is_read_as_pairs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "field", "reason"),
     [
-        ({**HOSTED, "input": MESSAGES}, "input", "`messages`"),
+        ({**HOSTED, "input": MESSAGES}, "input", "no messages"),
         ({**HOSTED, "input": {"messages": MESSAGES, "tools": [{}]}}, "input", "tools"),
         ({**HOSTED, "preferred_output": []}, "preferred_output", "no messages"),
         ({**HOSTED, "non_preferred_output": "لا"} | {"preferred_output": "لا"}, "non_preferred_output", "same as chosen"),
@@ -201,7 +201,7 @@ def test_a_broken_row_is_named(row: Any, field: str, reason: str) -> None:
         (b'{"prompt": ', "not valid JSON"),
         (b'{"prompt": NaN}', "NaN"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
-        (b"[" * 99999, "JSON"),
+        (b"[" * 99999, "deeper than 100 levels"),
     ],
 )
 def test_a_line_that_is_no_json_is_named(line: bytes, reason: str) -> None:
@@ -211,7 +211,10 @@ def test_a_line_that_is_no_json_is_named(line: bytes, reason: str) -> None:
 
 
 def test_kinds_do_not_mix() -> None:
-    assert "pairs rows" in broken(lines(PAIR, LABELLED)).details[0].reason
+    assert (
+        broken(lines(PAIR, LABELLED)).message
+        == "line 2: is of another kind (labelled answers) than the rows before it (pairs)"
+    )
 
 
 def test_equal_errors_are_one_with_the_lines_that_it_has() -> None:
@@ -280,7 +283,7 @@ def test_memory_stays_small() -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
-    with pytest.raises(DataInvalid, match=r"line 1: the line is longer than"):
+    with pytest.raises(DataInvalid, match=r"line 1: the row is longer than"):
         checker.close()
 
 

@@ -61,7 +61,7 @@ def test_a_threshold_is_a_number(threshold: float) -> None:
 def test_stars_that_begin_with_ones_are_scores(column: str, on_invalid: str) -> None:
     """One star is the worst, and the number 1 alone would be a yes."""
     rows = [{**LABELLED, column: "1"}] * MANY + [{**LABELLED, column: "5"}]
-    with pytest.raises(DataUnclear, match=f"`{column}` holds scores .1 to 5") as caught:
+    with pytest.raises(DataUnclear, match=f"the column {column} holds scores, 1 to 5 ") as caught:
         read(rows, options(on_invalid=on_invalid))
     assert caught.value.question
     assert (caught.value.question.about, caught.value.question.choices) == ("threshold", (column,))
@@ -78,7 +78,7 @@ def test_what_goes_before_a_prompt_is_no_prompt(prompt: Any, before: Row) -> Non
 @pytest.mark.parametrize("names", [("system_prompt", "system_message"), ("system", "system_prompt")])
 def test_of_two_system_texts_one_is_asked_for(names: tuple[str, str]) -> None:
     row = {**PAIR, names[0]: "كن مهذبا.", names[1]: "كن موجزا."}
-    with pytest.raises(DataUnclear, match=f"`{names[0]}`, `{names[1]}` could each hold the system text"):
+    with pytest.raises(DataUnclear, match=f"the columns {names[0]}, {names[1]} could hold the system text"):
         read([row])
     with pytest.raises(DataUnclear, match="could each hold the system text"):
         read([row], options(map={"prompt": "prompt"}))
@@ -108,7 +108,7 @@ def test_two_system_messages_are_one_or_an_error() -> None:
     assert [turn["role"] for turn in found[0]["prompt"]] == ["system", "user", "assistant", "user"]
     with pytest.raises(DataInvalid, match="system: differs from the system message"):
         read([{**PAIR, "system": "كن موجزا.", "history": history}])
-    with pytest.raises(DataInvalid, match="history: has another system message"):
+    with pytest.raises(DataInvalid, match="history: differs from the system message"):
         read([{**PAIR, "prompt": [said("system", "كن موجزا."), said("user", "س")], "history": history}])
 
 
@@ -134,7 +134,7 @@ def test_a_map_may_name_a_column_that_comes_late(tmp_path: Path) -> None:
     table = "prompt,chosen,rejected,sys\n" + "س,نعم,لا,\n" * MANY + "س,نعم,لا,كن مهذبا.\n"
     found = rows_of(table, tmp_path, map={"system": "sys"})
     assert (found[0]["prompt"], found[-1]["prompt"][0]) == ("س", said("system", "كن مهذبا."))
-    with pytest.raises(DataInvalid, match="no column `sis`, or it is empty in every row"):
+    with pytest.raises(DataInvalid, match="no column sis, or it is empty in every row"):
         rows_of(table, tmp_path, map={"system": "sis"})
 
 
