@@ -177,7 +177,11 @@ ERROR_SCHEMA: dict[str, Any] = {
                                 "description": "The first of these rows.",
                             },
                             "code": {"type": "string", "description": "An identifier of the reason, for programs."},
-                            "params": {"type": "object", "description": "The values in the reason."},
+                            "params": {
+                                "type": "object",
+                                "description": "The values in the reason. A value that is a sentence itself has the form "
+                                '`{"code": …, "params": …}`.',
+                            },
                         },
                     },
                 },

@@ -80,7 +80,7 @@ def test_of_two_system_texts_one_is_asked_for(names: tuple[str, str]) -> None:
     row = {**PAIR, names[0]: "كن مهذبا.", names[1]: "كن موجزا."}
     with pytest.raises(DataUnclear, match=f"the columns {names[0]}, {names[1]} could hold the system text"):
         read([row])
-    with pytest.raises(DataUnclear, match="could each hold the system text"):
+    with pytest.raises(DataUnclear, match="could hold the system text"):
         read([row], options(map={"prompt": "prompt"}))
     _, found = read([row], options(map={"system": names[1]}))
     assert found[0]["prompt"][0] == said("system", "كن موجزا.")

@@ -76,7 +76,17 @@ def worded(code: str, params: Mapping[str, Any], language: Language = "en") -> s
     text = catalogue(language)[code]
     if isinstance(text, dict):
         text = text.get(plural(params["n"], language), text["other"])
-    return _PLACE.sub(lambda place: _shown(params[place[1]], language), text)
+    # Files may have a million bad rows, each with a sentence.
+    pieces = _pieces(text)
+    if len(pieces) == 1:
+        return text
+    return "".join([_shown(params[piece], language) if at % 2 else piece for at, piece in enumerate(pieces)])
+
+
+@cache
+def _pieces(text: str) -> list[str]:
+    """A text in pieces: every second one is the name of a value."""
+    return _PLACE.split(text)
 
 
 def plural(n: float, language: Language) -> str:
@@ -92,6 +102,8 @@ def plural(n: float, language: Language) -> str:
 
 def _shown(value: Any, language: Language) -> str:
     """A value within a sentence."""
+    if language == "en" and isinstance(value, str):
+        return value
     if isinstance(value, Message):
         value = {"code": value.code, "params": value.params}
     match value:
@@ -102,10 +114,8 @@ def _shown(value: Any, language: Language) -> str:
             return (", " if language == "en" else "، ").join(shown)
         case bool():
             return "true" if value else "false"
-        case int():
-            return f"{value:,}"
-        case float():
-            return f"{value:.6g}"
+        case int() | float():
+            return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
         case _:
             return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
 
