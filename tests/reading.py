@@ -28,8 +28,8 @@ class Found:
     def value(self, part: Part, value: Any, line: int) -> None:
         self.rows.append((part, line, value))
 
-    def fail(self, name: str, reason: Message, line: int | None) -> None:
-        self.errors.append(Detail(name, reason, line))
+    def fail(self, field: str, reason: Message, line: int | None) -> None:
+        self.errors.append(Detail(field, reason, line))
 
     def give_up(self, reason: Message, line: int | None) -> NoReturn:
         self.fail("", reason, line)

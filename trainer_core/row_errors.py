@@ -58,7 +58,7 @@ def sentence(detail: Detail) -> str:
         if detail.line:
             at = {"line": str(detail.line), "reason": reason}
             return say("detail.line_field", field=name, **at) if name else say("detail.line", **at)
-        return say("detail.field", field=name, reason=reason) if name else reason
+        return say("detail.field", name=name, reason=reason) if name else reason
     what = say("detail.field_is", field=name, reason=reason) if name else reason
     lines = [str(line) for line in detail.lines[:_LINES_IN_A_MESSAGE]]
     lines += ["…"] if detail.count > len(lines) else []
