@@ -433,8 +433,8 @@ class TrainingSettings(BaseModel):
         if len(asked) == 2:
             raise ValueError(say("precision_both"))
         if (asked and self.precision not in ("auto", *asked)) or self.precision in refused:
-            flags = {name: str(flag).lower() for name, flag in (("bf16", self.bf16), ("fp16", self.fp16))}
-            raise ValueError(say("precision_contradicts", precision=self.precision, **flags))
+            flags = [f"{name}={'true' if name in asked else 'false'}" for name in sorted(asked | refused)]
+            raise ValueError(say("precision_contradicts", precision=self.precision, flags=flags))
         targets = self.lora_target_modules
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
             raise ValueError(say("targets_name_head"))
