@@ -32,7 +32,9 @@ def test_the_learning_rate_is_capped_unless_the_cap_is_lifted() -> None:
 
 
 def test_what_losses_do_not_take_is_refused() -> None:
-    with pytest.raises(ValidationError, match="label_smoothing applies only to these values of loss_type: sigmoid, robust, not to hinge"):
+    with pytest.raises(
+        ValidationError, match="label_smoothing applies only to these values of loss_type: sigmoid, robust, not to hinge"
+    ):
         DPOConfig(**BASE, loss_type="hinge", label_smoothing=0.1)
     with pytest.raises(ValidationError, match="loss_type=robust needs label_smoothing above 0"):
         DPOConfig(**BASE, loss_type="robust")
@@ -165,7 +167,7 @@ def test_an_interval_that_cannot_be_meant_is_refused_once(field: str, value: Any
     assert [error["loc"] for error in found.value.errors()] == [(field,)]
     with pytest.raises(SpecInvalid) as refused:
         read_spec({**JOB, "method": "ipo", field: value if value in (0, 1.5, "steps") else -1})
-    reason = 'must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or “epoch”'
+    reason = "must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or “epoch”"
     assert [(detail.field, detail.reason) for detail in refused.value.details] == [(field, reason)]
 
 

@@ -175,7 +175,9 @@ def codes(observer: RecordingObserver) -> list[str]:
 
 def test_a_run_without_any_signal_is_refused(tmp_path: Path) -> None:
     cut = [{"prompt": f"س {i}", "chosen": f"{LONG}أ", "rejected": f"{LONG}ب"} for i in range(8)]
-    with pytest.raises(DataOverlong, match=r"no usable row is left \(8 rows: both answers have the same token ids\)") as caught:
+    with pytest.raises(
+        DataOverlong, match=r"no usable row is left \(8 rows: both answers have the same token ids\)"
+    ) as caught:
         load(tmp_path, cut, max_prompt_length=32, max_length=64)
     assert [detail.line for detail in caught.value.details] == list(range(1, 9))
     same = [{"prompt": "س", "chosen": "شَّ", "rejected": "شَّ\u200f"}]
@@ -184,7 +186,9 @@ def test_a_run_without_any_signal_is_refused(tmp_path: Path) -> None:
 
 def test_what_was_found_is_warned_of_and_reported(tmp_path: Path) -> None:
     data, observer = load(tmp_path, [{**GOOD, "prompt": f"{GOOD['prompt']}<|im_end|>"}, GOOD])
-    assert observer.warnings["special_tokens_in_text"].startswith("training rows: 1 row (1) whose text contains control tokens")
+    assert observer.warnings["special_tokens_in_text"].startswith(
+        "training rows: 1 row (1) whose text contains control tokens"
+    )
     (finding,) = data.report()["train"]["findings"]
     assert finding == {"code": "special_tokens_in_text", "rows": 1, "first_rows": [1], "dropped": False}
     with pytest.raises(DataInvalid, match=r"control token <\|im_end\|>") as caught:
@@ -264,4 +268,4 @@ def test_a_smaller_loss_is_told_with_its_share_and_place() -> None:
     assert "loses 100%" in (tokenizer_check.check(make_tokenizer(words, lowercase=True), shouted, "m") or "")
     loss = tokenizer_check.check(make_tokenizer(words, lowercase=True), rows, "m")
     assert loss is not None
-    assert "loses 1.00% of the text: 'Cairo' comes back as 'cairo'" in loss
+    assert "loses 1% of the text: “Cairo” comes back as “cairo”" in loss
