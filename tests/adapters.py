@@ -78,7 +78,7 @@ def with_more(name: str, *shape: int) -> Callable[[Weights], Weights]:
 MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "nested names": (
         renamed("base_model.model.", "base_model.model.base_model.model."),
-        r"does not fit .* \(8 tensors are missing, starting with .*lora_A.weight, 8 tensors are of layers that it does not adapt",
+        r"does not fit .* \(8 tensors are missing, .*lora_A.weight, 8 tensors are of layers that it does not adapt",
     ),
     "half of the names": (
         renamed("v_proj", "w_proj"),

@@ -239,7 +239,7 @@ def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
     """The error when no row is left, with the reasons."""
     which = say(f"part.{part}")
     if not rows:
-        return DataInvalid(say("no_rows", part=which))
+        return DataInvalid(say("part_without_rows", part=which))
     if not report.findings.dropped:
         return DataOverlong(say("all_rows_overlong", part=which))
     reasons = report.findings.reasons()

@@ -140,7 +140,7 @@ def test_another_base_under_the_same_name_is_noticed(trained: Path, tmp_path: Pa
 def test_an_adapter_left_on_is_noticed(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference side would be answered by the trained model: the bug that users of other tools met."""
     monkeypatch.setattr(FrozenView, "active", lambda _: nullcontext())
-    with pytest.raises(ReferenceMismatch, match=r"the reference side would be answered with the adapter \['default'\] on"):
+    with pytest.raises(ReferenceMismatch, match=r"the reference would answer with the adapters \[default\] switched on"):
         pair.compare(PROMPT, max_new_tokens=4)
 
 

@@ -150,6 +150,21 @@ def test_no_error_and_no_warning_is_without_a_code() -> None:
     assert dict(found) == UNWORDED
 
 
+def test_a_warning_is_worded_under_its_own_code() -> None:
+    """Its sentence has the same code, or one that begins with it where there are several wordings."""
+    found = [
+        (path, call.lineno, call.args) for path, call, name in calls() if name in ("warning", "Sign") and len(call.args) == 2
+    ]
+    pairs = [
+        (path, line, code.value, said_as)
+        for path, line, (code, sentence) in found
+        if isinstance(code, ast.Constant) and isinstance(sentence, ast.Call) and getattr(sentence.func, "id", "") == "say"
+        for said_as in _constants(sentence.args[0])
+    ]
+    assert len(pairs) > 15
+    assert [pair for pair in pairs if not pair[3].startswith(str(pair[2]))] == []
+
+
 def _constants(node: ast.AST) -> Iterator[str]:
     parts = (node.body, node.orelse) if isinstance(node, ast.IfExp) else (node,)
     yield from (part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str))
