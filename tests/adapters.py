@@ -78,26 +78,26 @@ def with_more(name: str, *shape: int) -> Callable[[Weights], Weights]:
 MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "nested names": (
         renamed("base_model.model.", "base_model.model.base_model.model."),
-        r"does not fit .* tensors: 16 \(8 missing, starting with .*lora_A.weight; 8 in layers that it does not adapt",
+        r"does not fit .* \(8 tensors are missing, .*lora_A.weight, 8 tensors are of layers that it does not adapt",
     ),
     "half of the names": (
         renamed("v_proj", "w_proj"),
-        "tensors: 8 .* 4 in layers that it does not adapt, .*w_proj.lora_A.weight",
+        "4 tensors are of layers that it does not adapt, .*w_proj.lora_A.weight",
     ),
     "one is missing": (
         without(f"{Q_PROJ}.lora_B.weight"),
-        r"tensors: 1 \(1 missing, starting with .*lora_B.weight",
+        r"\(1 tensor is missing: .*lora_B.weight",
     ),
     "a tensor of the base": (
         with_more(f"{Q_PROJ}.base_layer.weight", 32, 32),
-        "1 in layers that it does not adapt, starting with .*q_proj.base_layer.weight",
+        "1 tensor is of a layer that it does not adapt: .*q_proj.base_layer.weight",
     ),
-    "a norm of the base": (with_more("base_model.model.model.norm.weight", 32), "starting with .*model.norm.weight"),
+    "a norm of the base": (with_more("base_model.model.model.norm.weight", 32), "does not adapt: .*model.norm.weight"),
     "another width": (
         lambda weights: {**weights, f"{Q_PROJ}.lora_A.weight": torch.ones(4, 64)},
-        r"1 of the wrong shape, starting with .*q_proj.lora_A.weight: it is \(4, 64\), but the model needs \(4, 32\)",
+        r"1 tensor has the wrong shape: .*q_proj.lora_A.weight is \(4, 64\), but the model needs \(4, 32\)",
     ),
     "NaN": (with_value(f"{Q_PROJ}.lora_A.weight", float("nan")), "contains NaN in .*q_proj.lora_A.weight"),
-    "infinity": (with_value(f"{Q_PROJ}.lora_B.weight", float("-inf")), "contains infinity in .*q_proj.lora_B.weight"),
-    "nothing": (lambda _: {}, r"tensors: 8 \(8 missing"),
+    "infinity": (with_value(f"{Q_PROJ}.lora_B.weight", float("-inf")), "contains inf in .*q_proj.lora_B.weight"),
+    "nothing": (lambda _: {}, r"\(8 tensors are missing"),
 }

@@ -14,10 +14,10 @@ from typing import Any
 from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row, comparable, text_of
 from trainer_core.tokens import Messages, Renderer
-from trainer_core.wording import Message, is_known, say
+from trainer_core.wording import Message, say
 
-# Why rows are dropped: there is nothing to learn from them.
-DROPPED = {code: say(f"finding.{code}") for code in ("answers_equal", "answer_empty", "prompt_lost")}
+# Rows that are dropped, because there is nothing to learn from them.
+DROPPED = ("answers_equal", "answer_empty", "prompt_lost")
 # What is reported about rows that are still trained on.
 NOTED = (
     "contradictory_rows",
@@ -67,26 +67,35 @@ class Findings:
             for code, numbers in self.rows.items()
         ]
 
-    def messages(self, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, Message]]:
+    def messages(self, part: Message, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, Message]]:
         """(code, sentence) of each finding.
 
         Args:
+            part: which rows these are.
             mode: `special_tokens_in_text` of the run.
             names: the names of rows in messages.
         """
-        return [(code, self._message(code, numbers, mode, names)) for code, numbers in self.rows.items()]
+        return [(code, self._message(code, numbers, part, mode, names)) for code, numbers in self.rows.items()]
 
-    def _message(self, code: str, numbers: list[int], mode: str, names: RowNames) -> Message:
-        tokens = {"tokens": list(self.tokens)[:3]} if code == "special_tokens_in_text" else {}
-        what = say(f"finding.{code}", **tokens)
-        advice = "special_tokens_allow" if mode == "allow" else "special_tokens_split"
-        advice = f"advice.{advice if tokens else code}"
-        if is_known(advice):
-            what = say("advice.after", what=what, advice=say(advice, **({"mode": mode} if tokens else {})))
-        rows = [str(names.short(number)) for number in numbers[:_SHOWN_ROWS]]
-        rows += ["…"] if len(numbers) > _SHOWN_ROWS else []
-        sentence = "finding.rows_dropped_n" if code in DROPPED else "finding.rows_noted_n"
-        return say(sentence, n=len(numbers), rows=rows, what=what)
+    def reasons(self) -> list[Message]:
+        """Why rows were dropped, with how many."""
+        return [
+            say("rows_because", rows=say("count.rows", n=len(self.rows[code])), reason=say(f"dropped.{code}"))
+            for code in DROPPED
+            if code in self.rows
+        ]
+
+    def _message(self, code: str, numbers: list[int], part: Message, mode: str, names: RowNames) -> Message:
+        shown = [str(names.short(number)) for number in numbers[:_SHOWN_ROWS]]
+        values: dict[str, Any] = {
+            "part": part,
+            "count": say("count.rows", n=len(numbers)),
+            "rows": shown + (["…"] if len(numbers) > _SHOWN_ROWS else []),
+        }
+        if code == "special_tokens_in_text":
+            code = "special_tokens_in_text_control" if mode == "allow" else "special_tokens_in_text_plain"
+            values |= {"tokens": list(self.tokens)[:3], "mode": mode}
+        return say(code, **values)
 
 
 def loss_of_signal(

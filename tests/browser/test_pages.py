@@ -95,7 +95,7 @@ def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, langua
         found.button("new.check").click()
         page.locator("[data-effect=hardly_changed]").wait_for()
         answered.result()
-        page.locator(".box.warning").get_by_text("this will hardly change the model").wait_for()
+        page.locator(".box.warning").get_by_text("this run will hardly change the model").wait_for()
         found.keep("dry-run")
         assert found.untranslated() == []
         assert found.barriers() == []

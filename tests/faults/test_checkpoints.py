@@ -104,7 +104,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_not_published(tmp_path: Path, 
     write_parts(staged, lambda: b"x")
     (staged / part).unlink()
     name = "its weights" if part == WEIGHTS else part
-    with pytest.raises(RuntimeError, match=f"step 3 was not published: it lacks {name};"):
+    with pytest.raises(RuntimeError, match=rf"step 3 was not published, because these files are missing: {name}\. "):
         publish(staged, tmp_path, 3)
     assert not (tmp_path / "checkpoint-3").exists()
 
@@ -136,7 +136,7 @@ def train_as(rank: int, output_dir: Path, meeting: Path | None, said: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("meets", "reason"), [(False, "WORLD_SIZE is 2; start it"), (True, "torch.distributed has 2 processes; start it")]
+    ("meets", "reason"), [(False, "WORLD_SIZE is 2; start it"), (True, "torch.distributed has 2; start it")]
 )
 def test_two_processes_write_nothing(tmp_path: Path, meets: bool, reason: str) -> None:
     started = multiprocessing.get_context("fork")

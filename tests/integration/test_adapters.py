@@ -98,15 +98,15 @@ def test_it_is_refused_as_well_where_nothing_looked_before(base: str, adapter: P
 def test_a_broken_file_is_the_adapters_fault(base: str, adapter: Path, content: bytes | None, message: str) -> None:
     whole = (adapter / FILE).read_bytes()
     (adapter / FILE).write_bytes(whole[:-10] if content is None else content)
-    refused(base, adapter, f"cannot be loaded: {FILE} is not a complete safetensors file .*{message}.* copy it again")
+    refused(base, adapter, f"could not be loaded: {FILE} is not a complete safetensors file .*{message}.* copy it again")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"target_modules": ["qq_proj"]}, "cannot be loaded: Target modules .*qq_proj.* not found in the base model"),
+        ({"target_modules": ["qq_proj"]}, "could not be loaded: “Target modules .*qq_proj.* not found in the base model"),
         ({"target_modules": ".*lm_head"}, "adapts lm_head, which the fused loss would ignore"),
-        ({"r": "four"}, "cannot be loaded: TypeError"),
+        ({"r": "four"}, "could not be loaded: “TypeError"),
         ({"layer_replication": [[0, 2], [0, 2]]}, "has layer_replication"),
     ],
 )
@@ -162,7 +162,7 @@ def test_saved_embeddings_must_be_those_of_the_model(base: str, tmp_path: Path, 
     trainer.prepare()
     trainer.check_reference()
     rewrite(folder, with_value(EMBEDDINGS, 0.5))
-    refused(name, folder, r"contains trained embeddings \(.*embed_tokens.*\), which differ from the model's")
+    refused(name, folder, r"contains trained embeddings \(.*embed_tokens.*\), which the reference could not switch off")
     with pytest.raises(ModelRefused, match="trained embeddings"):
         adapters.load(load_model(name, torch.float32), str(folder), "default")
 
@@ -183,9 +183,7 @@ def test_what_was_loaded_is_compared_with_the_file(base: str, plain: Path) -> No
     adapters.check_loaded(policy, str(plain), "default")
     with torch.no_grad():
         policy.get_parameter(f"{Q_PROJ}.lora_B.default.weight")[0, 0] += 1
-    with pytest.raises(
-        ModelRefused, match=r"did not load correctly: 1 of its tensors differ from its file, starting with .*lora_B"
-    ):
+    with pytest.raises(ModelRefused, match=r"did not load correctly: .*lora_B.* differs from its file"):
         adapters.check_loaded(policy, str(plain), "default")
 
 
@@ -280,5 +278,5 @@ def test_a_checkpoint_without_some_of_its_weights_is_not_resumed(base: str, tmp_
     kept = {name: tensor.clone() for name, tensor in weights.items() if "layers.1" not in name}
     save_file(kept, checkpoint / "model.safetensors", {"format": "pt"})
     sign(checkpoint)
-    with pytest.raises(ModelRefused, match=r"lack 12 weights, the first is model\.layers\.1"):
+    with pytest.raises(ModelRefused, match=r"lack 12 weights, starting with model\.layers\.1"):
         PreferenceTrainer(settings, observer=RecordingObserver()).train(resume_from_checkpoint=checkpoint)

@@ -240,7 +240,7 @@ def test_a_dry_run_forecasts_the_effect(live: Live, tmp_path: Path) -> None:
         shown = run(live, "submit", *options, *more).stdout
         thread.join()
         assert ("it will hardly change the model, judging by" in shown) == (not more)
-        assert "this will hardly change the model" in shown
+        assert "this run will hardly change the model" in shown
     assert json.loads(shown)["forecast"]["effect"] == "hardly_changed"
 
 

@@ -107,7 +107,9 @@ def test_a_swapped_adapter_is_noticed(pair: ModelPair, trained: Path) -> None:
     with torch.no_grad():
         for name, tensor in adapter_tensors(pair.policy, "default"):
             tensor.copy_(other[name])
-    with pytest.raises(ReferenceMismatch, match="the trained model's weights are not those that its training ended with"):
+    with pytest.raises(
+        ReferenceMismatch, match="the weights of the trained model are not those that its training ended with"
+    ):
         pair.compare(PROMPT, max_new_tokens=4)
 
 
@@ -131,14 +133,14 @@ def test_another_base_under_the_same_name_is_noticed(trained: Path, tmp_path: Pa
         next(base.parameters()).mul_(1.01)
     base.save_pretrained(tmp_path / "model")
     moved = load_pair(trained / "first", lambda _: str(tmp_path / "model"))[1]
-    with pytest.raises(ReferenceMismatch, match="weights are not those"):
+    with pytest.raises(ReferenceMismatch, match="are not those that its training ended with"):
         moved.compare(PROMPT, max_new_tokens=4)
 
 
 def test_an_adapter_left_on_is_noticed(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference side would be answered by the trained model: the bug that users of other tools met."""
     monkeypatch.setattr(FrozenView, "active", lambda _: nullcontext())
-    with pytest.raises(ReferenceMismatch, match=r"the reference side would be answered with the adapter \['default'\] on"):
+    with pytest.raises(ReferenceMismatch, match=r"the reference would answer with the adapters \[default\] switched on"):
         pair.compare(PROMPT, max_new_tokens=4)
 
 
@@ -161,7 +163,7 @@ def one_sided(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> ModelPair:
 
 
 def test_a_batch_that_ignores_its_sides_is_noticed(one_sided: ModelPair) -> None:
-    with pytest.raises(ReferenceMismatch, match="the reference side's answer did not come from its weights"):
+    with pytest.raises(ReferenceMismatch, match="the answer of the reference did not come from its weights"):
         one_sided.compare(PROMPT, max_new_tokens=4)
 
 

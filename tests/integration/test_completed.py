@@ -44,7 +44,7 @@ def test_true_resumes_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
 
 def test_true_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     trainer = PreferenceTrainer(settings(tmp_path), observer=RecordingObserver())
-    with pytest.raises(SpecInvalid, match=r"no whole checkpoint in .* to resume from; leave") as found:
+    with pytest.raises(SpecInvalid, match=r"no complete checkpoint in .* to resume from; leave") as found:
         trainer.train(resume_from_checkpoint=True)
     assert found.value.details[0].field == "resume_from_checkpoint"
     assert trainer.model is None, "said before anything loads"

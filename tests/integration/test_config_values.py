@@ -40,7 +40,7 @@ def test_a_value_that_cannot_be_is_named_with_its_file(
     content = json.loads((model / file).read_text())
     (model / file).write_text(json.dumps({**content, field: value}))
     trainer = PreferenceTrainer(config("ipo", tmp_path / "out", model_name=str(model)), observer=RecordingObserver())
-    with pytest.raises(ModelRefused, match=f"its {file} has {field}={value!r}, which must be") as found:
+    with pytest.raises(ModelRefused, match=f"its {file}: its {field} is {value!r}, but must be") as found:
         trainer.load()
     assert found.value.details[0].field == "model_name"
     assert trainer.tokenizer is None

@@ -192,7 +192,7 @@ def test_without_an_observer_python_warns(tmp_path: Path) -> None:
     chosen = settings("ipo", tmp_path, learning_rate=1e-7, max_steps=2, sample_generations=0)
     with pytest.warns(UserWarning, match="^the run hardly changed the model: the KL divergence") as found:
         PreferenceTrainer(chosen).train()
-    assert any(str(warning.message).startswith("this will hardly change the model") for warning in found)
+    assert any(str(warning.message).startswith("this run will hardly change the model") for warning in found)
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,9 @@ def test_a_call_that_passes_more_is_answered_by_trl(tmp_path: Path) -> None:
         expected = trainer.model(**call, attention_mask=torch.ones_like(ids))
         found = trainer.model(**call, position_ids=torch.arange(4)[None])
     torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-5, atol=1e-6)
-    assert trainer.fast_path.metadata()["plain_because"] == {
-        "calls": "TRL's call passes position_ids, no attention_mask, which the fast path does not know"
-    }
+    (calls,) = trainer.fast_path.metadata()["plain_because"].values()
+    assert calls.startswith("TRL's call passes or lacks arguments")
+    assert calls.endswith("(position_ids, attention_mask=None)")
 
 
 @pytest.mark.parametrize("use_ref_model", [True, False])

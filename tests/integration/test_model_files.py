@@ -81,39 +81,45 @@ def name_a_shard_twice(model: Path) -> None:
 
 
 HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "empty weights": (write(WEIGHTS, b""), r"model.safetensors is not a complete safetensors file \(.*header too small\)"),
+    "empty weights": (write(WEIGHTS, b""), r"model.safetensors is not a complete safetensors file .*header too small"),
     "weights that are a pointer": (write(WEIGHTS, b"version https://git-lfs\n" * 9), "is not a complete safetensors file"),
     "cut weights": (cut, "is not a complete safetensors file .* file not fully covered.*; copy it again"),
     "lying weights": (lie, "is not a complete safetensors file .* file not fully covered"),
-    "a lost shard": (lose_a_shard, "cannot be loaded: .*model-00002-of-.*safetensors"),
+    "a lost shard": (lose_a_shard, "could not be loaded: .*model-00002-of-.*safetensors"),
     "a cut shard": (cut_a_shard, "model-000.*safetensors is not a complete safetensors file"),
-    "an index that lies": (name_a_shard_twice, r"lack \d+ weights, the first is "),
+    "an index that lies": (name_a_shard_twice, r"lack \d+ weights, starting with "),
     "a million layers": (
         edit(num_hidden_layers=10**6),
-        "has num_hidden_layers=1000000, above the limit of 2048",
+        "its num_hidden_layers is 1,000,000, which is above the limit of 2,048",
     ),
-    "more layers than memory": (edit(num_hidden_layers=10**12, layer_types=None), "has num_hidden_layers=1000000000000"),
-    "a billion labels": (edit(num_labels=10**9), "has num_labels=1000000000"),
-    "layers inside": (edit(text_config={"num_hidden_layers": 10**7}), "has num_hidden_layers=10000000"),
+    "more layers than memory": (
+        edit(num_hidden_layers=10**12, layer_types=None),
+        "its num_hidden_layers is 1,000,000,000,000",
+    ),
+    "a billion labels": (edit(num_labels=10**9), "its num_labels is 1,000,000,000"),
+    "layers inside": (edit(text_config={"num_hidden_layers": 10**7}), "its num_hidden_layers is 10,000,000"),
     "a layer too many": (
         edit(num_hidden_layers=3, layer_types=["full_attention"] * 3),
-        r"lack 12 weights, the first is model\.layers\.2",
+        r"lack 12 weights, starting with model\.layers\.2",
     ),
     "another vocabulary": (
         edit(vocab_size=2000),
-        r"lm_head\.weight has the shape \(1252, 32\), but the configuration asks for \(2000, 32\) \(mismatched weights: 2\)",
+        r"2 weights .* lm_head\.weight, has the shape \(1252, 32\), but should have \(2000, 32\)",
     ),
-    "another type": (edit(model_type="gpt2", n_layer=2), "lack .* weights, the first is transformer"),
+    "another type": (edit(model_type="gpt2", n_layer=2), "lack .* weights, starting with transformer"),
     "an unknown type": (edit(model_type="nothing"), "model type `nothing` but Transformers does not recognize"),
     "text as a number": (
         edit(hidden_size="32"),
         "Validation error for field 'hidden_size': TypeError: .* expected int, got str",
     ),
-    "no heads": (edit(num_attention_heads=0), "cannot be loaded: ZeroDivisionError"),
-    "an unknown function": (edit(hidden_act="evil"), "cannot be loaded: KeyError: 'evil'"),
+    "no heads": (edit(num_attention_heads=0), "could not be loaded: “ZeroDivisionError"),
+    "an unknown function": (edit(hidden_act="evil"), "could not be loaded: “KeyError: 'evil'"),
     "a width beyond all": (edit(hidden_size=10**18), "Storage size calculation overflowed"),
-    "a list for settings": (write("generation_config.json", b"[]"), "its generation_config.json is not a JSON object"),
-    "a broken tokenizer": (write("tokenizer.json", b"{}"), "cannot be loaded: "),
+    "a list for settings": (
+        write("generation_config.json", b"[]"),
+        "its generation_config.json: the file is not a JSON object",
+    ),
+    "a broken tokenizer": (write("tokenizer.json", b"{}"), "could not be loaded: "),
 }
 
 

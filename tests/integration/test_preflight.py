@@ -59,13 +59,13 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
-    ({"model_name": "nowhere"}, ModelNotFound, "no model '.*nowhere'"),
+    ({"model_name": "nowhere"}, ModelNotFound, "the model “.*nowhere” was not found"),
     ({"model_name": "no_weights"}, ModelRefused, "no safetensors weights"),
     ({"model_name": "pickled"}, ModelRefused, "no safetensors weights"),
-    ({"model_name": "adapter"}, ModelRefused, "is a LoRA adapter: name it as adapter_name"),
+    ({"model_name": "adapter"}, ModelRefused, "is a LoRA adapter, not a model; set adapter_name"),
     ({"model_name": "no_end"}, ModelRefused, "no end token"),
-    ({"ref_model_name": "nowhere"}, ModelNotFound, "no model '.*nowhere'"),
-    ({"ref_model_name": "other_words"}, ModelRefused, "a vocabulary of 2000 tokens, the model .* one of 1252"),
+    ({"ref_model_name": "nowhere"}, ModelNotFound, "the model “.*nowhere” was not found"),
+    ({"ref_model_name": "other_words"}, ModelRefused, "has 2,000 tokens in its vocabulary, but the model .* has 1,252"),
     ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
     ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
     ({"adapter_name": "more"}, ModelRefused, "has modules_to_save"),
@@ -75,12 +75,12 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
     (
         {"lora_target_modules": ["q_proj", "qq_proj"]},
         SpecInvalid,
-        "'qq_proj' is not in the model.* are down_proj, embed_tokens, gate_proj",
+        "qq_proj” is not in the model.* are down_proj, embed_tokens, gate_proj",
     ),
-    ({"lora_target_modules": ["q_proj", "mlp"]}, SpecInvalid, "'mlp' is in the model but is neither a linear"),
-    ({"max_length": 4096}, SpecInvalid, "max_length is 4096, but .* reads at most 512 tokens"),
-    ({"load_in_4bit": True}, SpecInvalid, "divides by 64"),
-    ({"output_dir": "file/below"}, SpecInvalid, "output_dir .* cannot be written"),
+    ({"lora_target_modules": ["q_proj", "mlp"]}, SpecInvalid, "mlp” is neither a linear"),
+    ({"max_length": 4096}, SpecInvalid, "max_length is 4,096, but .* reads at most 512 tokens"),
+    ({"load_in_4bit": True}, SpecInvalid, "is a multiple of 64"),
+    ({"output_dir": "file/below"}, SpecInvalid, "the output directory .* cannot be written"),
     ({"precision": "fp16"}, SpecInvalid, "fp16 needs a GPU"),
     ({"dataset_path": "nothing.jsonl"}, DataInvalid, r"nothing\.jsonl"),
     ({"dataset_path": "labelled.jsonl"}, DataInvalid, "IPO needs preference pairs"),
@@ -112,7 +112,7 @@ def test_weights_that_are_missing_in_the_files_are_not_drawn_at_random(place: Pa
     save_file(
         {n: t for n, t in weights.items() if "layers.1" not in n}, place / "half" / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(ModelRefused, match=r"lack 12 weights, the first is model\.layers\.1"):
+    with pytest.raises(ModelRefused, match=r"lack 12 weights, starting with model\.layers\.1"):
         PreferenceTrainer(config("ipo", tmp_path, model_name=str(place / "half"))).load()
 
 
@@ -121,7 +121,9 @@ def test_4_bit_without_its_package(place: Path, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     trainer = PreferenceTrainer(config("ipo", tmp_path, load_in_4bit=True))
-    with pytest.raises(NotInstalled, match=r"\(bitsandbytes\); pip install 'tafdil\[quant\]', or set load_in_4bit") as found:
+    with pytest.raises(
+        NotInstalled, match=r"package bitsandbytes, .* pip install 'tafdil\[quant\]', or set load_in_4bit"
+    ) as found:
         trainer.load()
     assert not found.value.user_fault
 
@@ -165,7 +167,7 @@ def test_a_confidence_that_is_none(value: Any, tmp_path: Path) -> None:
     rows = [*some_rows("kto", 8), {**some_rows("kto", 1)[0], "confidence": value}]
     path = write_rows(tmp_path / "rows.jsonl", rows)
     trainer = PreferenceTrainer(config("kto", tmp_path, dataset_path=path, use_confidence=True))
-    with pytest.raises(DataInvalid, match="line 9: confidence: must be a number above 0 and at most 1"):
+    with pytest.raises(DataInvalid, match=f"line 9: confidence is {value}, but must be a number above 0 and at most 1"):
         trainer.load()
     unweighted = PreferenceTrainer(config("kto", tmp_path, dataset_path=path))
     unweighted.load()
@@ -186,8 +188,8 @@ def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
     assert report["desirable_rows"] + report["undesirable_rows"] == report["rows_trained_on"]
     low = report["suggested_weights"]["desirable_weight_min"]
     assert low == pytest.approx(report["undesirable_rows"] / report["desirable_rows"])
-    assert f"{low:.2f}" in observer.warnings["labels_unbalanced"]
-    assert "answers were cut" in observer.warnings["rows_overlong"]
+    assert f"{low:.3g}"[:4].rstrip("0") in observer.warnings["labels_unbalanced"]
+    assert "answers cut: " in observer.warnings["rows_overlong"]
 
 
 def test_a_prompt_with_most_rows_is_not_set_apart(tmp_path: Path) -> None:
@@ -211,7 +213,7 @@ def test_rows_with_one_prompt_are_split_by_row(validation_split: float | None, t
     )
     trainer.load()
     loader = trainer.data_loader
-    assert "prompts in common (1)" in observer.warnings["validation_overlaps"]
+    assert "1 prompt is in both training and validation rows" in observer.warnings["validation_overlaps"]
     apart = loader.validation if validation_split else loader.held_back
     assert len(apart) == (12 if validation_split else 2)
     assert sorted(row["row"] for row in [*apart, *loader.train]) == list(range(1, 49))

@@ -138,11 +138,11 @@ def another_vocabulary(folder: Path) -> None:
 ON_BOTH: dict[str, tuple[Change, str]] = {
     "alpha": (
         setting("out/adapter_config.json", lora_alpha=800),
-        "its adapter .* is 200.0, the metadata says 2.0",
+        "its adapter .* is 200.0, but the metadata has 2.0",
     ),
     "rslora": (setting("out/adapter_config.json", use_rslora=True), "the scaling of its adapter"),
     "alpha of a layer": (setting("out/adapter_config.json", alpha_pattern={"q_proj": 80}), "the scaling of its adapter"),
-    "targets": (setting("out/adapter_config.json", target_modules=["embed_tokens"]), "in layers that it does not adapt"),
+    "targets": (setting("out/adapter_config.json", target_modules=["embed_tokens"]), "of layers that it does not adapt"),
     "rank": (setting("out/adapter_config.json", r=2), "size mismatch"),
     "zeroed": (weights(f"out/{FILE}", scaled("lora_B", 0)), "the weights of its adapter differ"),
     "nudged": (weights(f"out/{FILE}", scaled("layers.1.self_attn.q_proj.lora_A", 1.0001)), "the weights of its adapter"),
@@ -152,24 +152,24 @@ ON_BOTH: dict[str, tuple[Change, str]] = {
     "vocabulary": (another_vocabulary, "the tokenizer"),
     "system prompt": (setting(f"out/{METADATA}", system_prompt="أجب بإيجاز"), "the chat template"),
     "no template": (setting(f"out/{METADATA}", uses_chat_template=False), "the chat template"),
-    "beta": (setting(f"out/{METADATA}", beta=0.7), "beta is 0.7, the metadata says 0.1"),
+    "beta": (setting(f"out/{METADATA}", beta=0.7), "beta is 0.7, but the metadata has 0.1"),
     "control tokens": (setting(f"out/{METADATA}", special_tokens_in_text="allow"), "control tokens in text is allow"),
     "stop tokens": (
         setting(f"out/{METADATA}", stop_tokens=[{"id": 7, "token": "x", "named_by": ["generation_config"]}]),
-        "the tokens that end an answer",
+        "the set of tokens that end an answer",
     ),
     "penalty": (setting("base/generation_config.json", repetition_penalty=1.5), "its generation settings"),
     "sampling": (setting("base/generation_config.json", top_p=0.2), "its generation settings"),
     "no settings": (lambda folder: (folder / "base" / "generation_config.json").unlink(), "its generation settings"),
-    "configuration": (setting("base/config.json", rms_norm_eps=0.5), r"has rms_norm_eps, which is 0.5"),
+    "configuration": (setting("base/config.json", rms_norm_eps=0.5), "rms_norm_eps in its configuration .* is 0.5"),
 }
 ON_COMPARE: dict[str, tuple[Change, str]] = {
     "reference's alpha": (
         setting("out/ref/adapter_config.json", lora_alpha=80),
-        "of its reference, the scaling of its",
+        "for its reference, the scaling of its",
     ),
-    "reference's weights": (weights(f"out/ref/{FILE}", scaled("lora_B", 2)), "the reference model's weights are not those"),
-    "reference": (setting(f"out/{METADATA}", reference="base"), "the reference model's weights are not those"),
+    "reference's weights": (weights(f"out/ref/{FILE}", scaled("lora_B", 2)), "the weights of the reference are not those"),
+    "reference": (setting(f"out/{METADATA}", reference="base"), "the weights of the reference are not those"),
     "4 bit": (setting(f"out/{METADATA}", load_in_4bit=True), "whether its base is held in 4 bit is true"),
 }
 
@@ -253,7 +253,9 @@ def test_fields_that_say_the_same_are_compared(name: str, copy: Path) -> None:
 
 def test_a_proof_of_a_later_version_is_refused(copy: Path) -> None:
     rewrite_json(copy / "out" / METADATA, lambda metadata: metadata["proof"].update(version=2))
-    with pytest.raises(ModelRefused, match="proof has version 2, which this version of tafdil does not know"):
+    with pytest.raises(
+        ModelRefused, match="proof in the metadata has version 2, which this version of tafdil does not know"
+    ):
         compare(copy)
 
 
@@ -337,7 +339,7 @@ def test_what_trains_and_is_in_no_fingerprint_stops_the_run(place: Path, tmp_pat
     trainer = trainer_of(place, tmp_path)
     trainer.prepare()
     dict(base_tensors(trainer.model))["model.norm.weight"].requires_grad_(True)
-    with pytest.raises(ReferenceMismatch, match=r"1 of the tensors that train are in no fingerprint.*norm\.weight"):
+    with pytest.raises(ReferenceMismatch, match=r"1 tensor that trains is in no fingerprint.*norm\.weight"):
         trainer.train()
     frozen = dict(adapter_tensors(trainer.model, "default"))
     dict(base_tensors(trainer.model))["model.norm.weight"].requires_grad_(False)
@@ -460,5 +462,5 @@ def test_metadata_of_earlier_versions_is_held_to_its_tensors(name: str, copy: Pa
     else:
         ON_BOTH[name][0](copy)
     for act in (compare, merge_of):
-        with pytest.raises(TafdilError, match="weights are not those that its training ended with"):
+        with pytest.raises(TafdilError, match="are not those that its training ended with"):
             act(copy)

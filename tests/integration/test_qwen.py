@@ -93,10 +93,12 @@ def test_a_conversation_that_the_template_refuses_is_named() -> None:
     with pytest.raises(DataInvalid, match="the first is row 9") as caught:
         encode_rows([{**row, "prompt": "س", "row": 8}, row], Renderer(strict), settings)
     assert "no system turns" in caught.value.details[0].reason
-    with pytest.raises(ModelRefused, match="no system turns, on every row"):
+    with pytest.raises(ModelRefused, match="no system turns”, on every row"):
         encode_rows([row, row], Renderer(strict), settings)
     # Of one row nobody can tell whose fault it is.
-    with pytest.raises(DataInvalid, match="the first is row 9: the chat template fails: TemplateError: no system turns"):
+    with pytest.raises(
+        DataInvalid, match="the first is row 9: the chat template fails with “TemplateError: no system turns"
+    ):
         encode_rows([row], Renderer(strict), settings)
 
 

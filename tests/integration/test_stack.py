@@ -223,7 +223,7 @@ def test_a_warning_reaches_the_job(client: Client) -> None:
     job = client.wait(job_id, 60)
     assert [warning["code"] for warning in job["warnings"]] == ["learning_rate_clamped", "hardly_changes"]
     assert "5e-07" in job["warnings"][0]["message"]
-    assert "this will hardly change the model" in job["warnings"][1]["message"]
+    assert "this run will hardly change the model" in job["warnings"][1]["message"]
     assert job["effect"] == "hardly_changed"
 
 

@@ -268,7 +268,7 @@ def test_a_malicious_checkpoint_runs_nothing(written: Path, tmp_path: Path, cana
     (stopped / name).write_bytes(pickle.dumps(Touch(canary)))
     assert newest_verified([stopped.parent]) is None
     trainer = PreferenceTrainer(settings, observer=RecordingObserver())
-    with pytest.raises(SpecInvalid, match="not as it was written"):
+    with pytest.raises(SpecInvalid, match="is missing or incomplete, or was changed"):
         trainer.train(resume_from_checkpoint=stopped)
     torch.save(Touch(canary), stopped / name)
     if name.startswith("adapter"):
@@ -282,8 +282,8 @@ def test_a_malicious_checkpoint_runs_nothing(written: Path, tmp_path: Path, cana
 
 
 REFUSALS: dict[str, tuple[type[Exception], str]] = {
-    "adapter_model.bin": (SpecInvalid, "not as it was written"),
-    "pytorch_model.bin": (ModelRefused, "the checkpoint .* cannot be loaded: UnpicklingError: Weights only load failed"),
+    "adapter_model.bin": (SpecInvalid, "is missing or incomplete, or was changed"),
+    "pytorch_model.bin": (ModelRefused, "the checkpoint .* could not be loaded: “UnpicklingError: Weights only load failed"),
 }
 
 

@@ -51,7 +51,7 @@ def test_weights_may_be_an_adapter_or_all_shards_of_an_index(tmp_path: Path) -> 
             shards = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
             (staged / name).write_text(json.dumps({"weight_map": shards}))
             (staged / shards["a"]).write_bytes(b"x")
-            with pytest.raises(RuntimeError, match="lacks model-00002-of-00002"):
+            with pytest.raises(RuntimeError, match="files are missing: model-00002-of-00002"):
                 publish(staged, tmp_path, step)
             (staged / shards["b"]).write_bytes(b"x")
         assert verified_step(publish(staged, tmp_path, step)) == step

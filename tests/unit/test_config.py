@@ -32,9 +32,11 @@ def test_the_learning_rate_is_capped_unless_the_cap_is_lifted() -> None:
 
 
 def test_what_losses_do_not_take_is_refused() -> None:
-    with pytest.raises(ValidationError, match="label_smoothing applies to loss_type='sigmoid' and 'robust' only"):
+    with pytest.raises(
+        ValidationError, match="label_smoothing applies only to these values of loss_type: sigmoid, robust, not to hinge"
+    ):
         DPOConfig(**BASE, loss_type="hinge", label_smoothing=0.1)
-    with pytest.raises(ValidationError, match="loss_type='robust' needs label_smoothing above 0"):
+    with pytest.raises(ValidationError, match="loss_type=robust needs label_smoothing above 0"):
         DPOConfig(**BASE, loss_type="robust")
     assert KTOConfig(**BASE, loss_type="apo_zero_unpaired", per_device_train_batch_size=1).estimates_kl is False
 
@@ -55,7 +57,7 @@ def test_a_config_can_be_changed_and_is_checked_again() -> None:
         ({"beta": float("nan")}, "finite number"),
         ({"max_length": 100}, "max_prompt_length"),
         ({"bf16": True, "fp16": True}, "cannot both"),
-        ({"precision": "fp32", "bf16": True}, "disagrees"),
+        ({"precision": "fp32", "bf16": True}, "fp32 disagrees with bf16=true;"),
         ({"per_device_train_batch_size": 1}, "at least 2 for KTO"),
         ({"use_ref_model": False, "ref_model_name": "other/model"}, "use_ref_model"),
         ({"lora_target_modules": ["q_proj", "lm_head"]}, "lm_head"),
@@ -65,7 +67,7 @@ def test_a_config_can_be_changed_and_is_checked_again() -> None:
         ({"report_to": "elsewhere"}, "'tensorboard', 'wandb' or 'mlflow'"),
         ({"trust_remote_code": True}, "Extra inputs"),
         ({"optim": "lion_32bit"}, "Input should be 'adamw_torch_fused'"),
-        ({"optim": "adafactor", "adam_beta1": 0.5}, "adam_beta1 is AdamW's"),
+        ({"optim": "adafactor", "adam_beta1": 0.5}, "adam_beta1 belongs to AdamW"),
         ({"adam_beta2": 1}, "less than 1"),
         ({"lora_dropout": 1}, "less than 1"),
         ({"lora_dropout": 0.1, "use_lora": False}, "lora_dropout needs use_lora=true"),
@@ -74,7 +76,7 @@ def test_a_config_can_be_changed_and_is_checked_again() -> None:
         ({"warmup_steps": 5, "warmup_ratio": 0.1}, "exclude each other"),
         ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, "use constant_with_warmup"),
         ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs min_lr_rate"),
-        ({"min_lr_rate": 0.1}, "needs lr_scheduler_type='cosine_with_min_lr', not 'linear'"),
+        ({"min_lr_rate": 0.1}, "needs lr_scheduler_type=cosine_with_min_lr, not linear"),
     ],
 )
 def test_a_config_that_cannot_be_meant_is_refused(fields: dict[str, Any], reason: str) -> None:
@@ -165,7 +167,7 @@ def test_an_interval_that_cannot_be_meant_is_refused_once(field: str, value: Any
     assert [error["loc"] for error in found.value.errors()] == [(field,)]
     with pytest.raises(SpecInvalid) as refused:
         read_spec({**JOB, "method": "ipo", field: value if value in (0, 1.5, "steps") else -1})
-    reason = 'must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or "epoch"'
+    reason = "must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or “epoch”"
     assert [(detail.field, detail.reason) for detail in refused.value.details] == [(field, reason)]
 
 

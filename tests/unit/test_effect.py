@@ -180,7 +180,7 @@ def test_lengths_are_held_against_what_was_and_what_is_wanted(
 def test_answers_that_say_nothing_are_a_collapse() -> None:
     found = judge(replace(MOVED, samples=compared(["q"], answers("a", tokens=6), answers("", tokens=0), answers())))
     assert (found.verdict, found.decided_by) == ("collapsed", ("length_ratio",))
-    assert describe(found.verdict, found.as_dict()) == "the run broke the model: its sampled answers are empty"
+    assert describe(found.verdict, found.as_dict()) == "the run broke the model: its sample answers are empty"
 
 
 def test_answers_that_differ_are_counted() -> None:

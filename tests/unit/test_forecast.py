@@ -26,7 +26,7 @@ def test_the_defaults_hardly_change_a_model(method: str) -> None:
     """Five steps, as forty rows of the defaults make."""
     found = forecast(settings(method), 5)
     assert found.effect == "hardly_changed"
-    assert "this will hardly change the model" in warned(settings(method), 5, 5)["hardly_changes"]
+    assert "this run will hardly change the model" in warned(settings(method), 5, 5)["hardly_changes"]
 
 
 @pytest.mark.parametrize("method", SPECS)

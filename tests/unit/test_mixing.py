@@ -68,7 +68,7 @@ def test_shares_hold_within_half_a_row(found: list[tuple[float, int]]) -> None:
 
 def test_a_number_of_rows_is_what_it_says() -> None:
     assert rows_of_each([Take(rows=7), Take()], [10, 4], "ab") == [7, 4]
-    with pytest.raises(DataInvalid, match="asks for 11 rows from a, which has 10: ask for at most 10") as caught:
+    with pytest.raises(DataInvalid, match="asks for 11 rows from a, which has 10; ask for at most 10") as caught:
         rows_of_each([Take(rows=11), Take()], [10, 4], "ab")
     assert caught.value.details[0].field == "datasets.0.rows"
 

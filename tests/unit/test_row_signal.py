@@ -20,6 +20,7 @@ from trainer_core.row_encoding import TokenReport, encode_rows
 from trainer_core.row_signal import Contradictions, Findings
 from trainer_core.rows import check_rows
 from trainer_core.tokens import Renderer
+from trainer_core.wording import say
 
 GOOD = {"prompt": "ما عاصمة مصر؟", "chosen": "القاهرة.", "rejected": "لا أعرف."}
 LONG = "بداية مشتركة طويلة جدا " * 30
@@ -146,10 +147,13 @@ def test_prompts_that_are_rendered_already_and_messages_as_text_are_named(render
         "prompt_already_rendered": [1, 2],
         "answer_is_messages": [3],
     }
-    (message,) = [text for code, text in report.findings.messages("split") if code == "special_tokens_in_text"]
-    assert "<|im_start|>, <|im_end|>" in message
-    assert "encoded as plain text" in message
-    assert "as control tokens" in dict(report.findings.messages("allow"))["special_tokens_in_text"]
+    split, allow = (
+        dict(report.findings.messages(say("part.train"), mode))["special_tokens_in_text"] for mode in ("split", "allow")
+    )
+    assert (split.code, allow.code) == ("special_tokens_in_text_plain", "special_tokens_in_text_control")
+    assert split.params["tokens"] == ["<|im_start|>", "<|im_end|>"]
+    assert "encoded as plain text" in split
+    assert "as control tokens" in allow
 
 
 # -- through the data of a run
@@ -171,7 +175,9 @@ def codes(observer: RecordingObserver) -> list[str]:
 
 def test_a_run_without_any_signal_is_refused(tmp_path: Path) -> None:
     cut = [{"prompt": f"س {i}", "chosen": f"{LONG}أ", "rejected": f"{LONG}ب"} for i in range(8)]
-    with pytest.raises(DataOverlong, match="no usable row is left: 8 rows dropped") as caught:
+    with pytest.raises(
+        DataOverlong, match=r"no usable row is left \(8 rows: both answers have the same token ids\)"
+    ) as caught:
         load(tmp_path, cut, max_prompt_length=32, max_length=64)
     assert [detail.line for detail in caught.value.details] == list(range(1, 9))
     same = [{"prompt": "س", "chosen": "شَّ", "rejected": "شَّ\u200f"}]
@@ -180,7 +186,9 @@ def test_a_run_without_any_signal_is_refused(tmp_path: Path) -> None:
 
 def test_what_was_found_is_warned_of_and_reported(tmp_path: Path) -> None:
     data, observer = load(tmp_path, [{**GOOD, "prompt": f"{GOOD['prompt']}<|im_end|>"}, GOOD])
-    assert observer.warnings["special_tokens_in_text"].startswith("train: 1 row (1): the text contains control tokens")
+    assert observer.warnings["special_tokens_in_text"].startswith(
+        "training rows: 1 row (1) whose text contains control tokens"
+    )
     (finding,) = data.report()["train"]["findings"]
     assert finding == {"code": "special_tokens_in_text", "rows": 1, "first_rows": [1], "dropped": False}
     with pytest.raises(DataInvalid, match=r"control token <\|im_end\|>") as caught:
@@ -257,7 +265,7 @@ def test_a_smaller_loss_is_told_with_its_share_and_place() -> None:
     words = {"cairo": 1, "Cairo": 2}
     assert tokenizer_check.check(make_tokenizer(words), rows, "m") is None
     shouted = [{"prompt": "CAIRO", "completion": "CAIRO", "label": True}]
-    assert "loses 100.00%" in (tokenizer_check.check(make_tokenizer(words, lowercase=True), shouted, "m") or "")
+    assert "loses 100%" in (tokenizer_check.check(make_tokenizer(words, lowercase=True), shouted, "m") or "")
     loss = tokenizer_check.check(make_tokenizer(words, lowercase=True), rows, "m")
     assert loss is not None
-    assert "loses 1.00% of the text: 'Cairo' comes back as 'cairo'" in loss
+    assert "loses 1% of the text: “Cairo” comes back as “cairo”" in loss

@@ -85,4 +85,4 @@ def test_a_run_whose_rows_are_split_otherwise_now_is_refused_by_name(client: Cli
     assert job.error
     assert job.error["code"] == "spec_invalid"
     assert "an earlier version, which split or encoded these rows differently" in job.error["message"]
-    assert "run the job again from the start" in job.error["message"]
+    assert "start again from the first step" in job.error["message"]

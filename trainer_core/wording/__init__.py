@@ -12,6 +12,7 @@ To add a sentence, add it to a catalogue in both languages and call `say` with i
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -56,6 +57,23 @@ class Message(str):
 def say(code: str, /, **params: Any) -> Message:
     """The sentence of a code. Raises `KeyError` for a code that no catalogue has, or a missing value."""
     return Message(code, params)
+
+
+def said(message: str) -> dict[str, Any]:
+    """The JSON form of a sentence, as errors and warnings store it.
+
+    `message` is the English text. A `Message` adds `message_code` and `params`, from which `worded` makes it again.
+    """
+    found: dict[str, Any] = {"message": str(message)}
+    if isinstance(message, Message):
+        as_dict = message.as_dict()
+        found |= {"message_code": as_dict["code"], "params": as_dict["params"]}
+    return found
+
+
+def rounded(value: float, digits: int = 3) -> float:
+    """A number with so many significant digits, as a value of a sentence."""
+    return float(f"{value:.{digits}g}")
 
 
 @cache
@@ -123,4 +141,7 @@ def _shown(value: Any, language: Language) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Message):
         return value.as_dict()
-    return [_plain(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in cast("list[Any]", value)]
+    # JSON has no NaN and no infinity.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
