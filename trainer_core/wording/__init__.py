@@ -14,6 +14,7 @@ To add a sentence, add it to a catalogue in both languages and call `say` with i
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -68,6 +69,15 @@ def said(message: str) -> dict[str, Any]:
         as_dict = message.as_dict()
         found |= {"message_code": as_dict["code"], "params": as_dict["params"]}
     return found
+
+
+def restored(stored: Mapping[str, Any]) -> str:
+    """The sentence whose form `said` gave: again a `Message`, unless it had no code or the catalogues no longer have it."""
+    code, params = stored.get("message_code"), stored.get("params")
+    if isinstance(params, dict) and is_known(code):
+        with suppress(KeyError):
+            return Message(cast("str", code), cast("dict[str, Any]", params))
+    return str(stored["message"])
 
 
 @cache
