@@ -343,7 +343,7 @@ class Attempt:
         elif was_oom_killed and exit_code < 0:
             self._fail(error_dict("oom_host", say("host_killed_run")), report, folder)
         elif self._is_hung:
-            self._lose(say("run_hung", phase=say(f"run_phase.{self._reporter.phase}")), report)
+            self._lose(say(f"run_hung.{self._reporter.phase}"), report)
         elif last.get("type") == "failed":
             self._lose(restored(without_places(self._settings, last["error"])), report)
         else:

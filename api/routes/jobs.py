@@ -219,7 +219,11 @@ async def events(
     after: Annotated[int, Query(ge=0, le=MOST, description="The same, for clients that cannot set the header.")] = 0,
     without: Annotated[tuple[EventType, ...], Query(description="Leave these types out, e.g. `metrics`.")] = (),
 ) -> Response:
-    """Server-sent events from the first, or after the last one seen, until the job is over."""
+    """Server-sent events from the first, or after the last one seen, until the job is over.
+
+    The data of each has a `message` that says what happened, in the language that `Accept-Language` asks for, with its
+    `message_code` and `params`, and `at`, when it was stored.
+    """
     seen = max(last_event_id, after)
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:

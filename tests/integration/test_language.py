@@ -96,7 +96,7 @@ def test_what_is_stored_is_worded_when_it_is_sent(client: TestClient, database: 
     english, arabic = client.get(path).json(), client.get(path, headers=ARABIC).json()
     assert [each["message"] for each in english["warnings"]] == [say("checkpoint_gone"), "an old one"]
     assert [each["message"] for each in arabic["warnings"]] == [worded("checkpoint_gone", {}, "ar"), "an old one"]
-    assert english["error"]["message"] == "is missing"
+    assert english["error"]["message"] == "is required"
     assert arabic["error"]["message"] == arabic["error"]["details"][0]["reason"] == worded("value.missing", {}, "ar")
     assert arabic["error"]["hint"] != CODES["spec_invalid"].hint
     (attempt,) = client.get(f"{path}/attempts", headers=ARABIC).json()["attempts"]
