@@ -230,7 +230,7 @@ if TYPE_CHECKING:
 else:
     JobSpec = Annotated[Union[tuple(SPECS.values())], Field(discriminator="method")]  # noqa: UP007
 JOB_SPEC: TypeAdapter[AnyJobSpec] = TypeAdapter(JobSpec)
-_TAGS = {"body", "query", "path", "header", *METHODS}
+_PLACES = {"body", "query", "path", "header"}
 _ALTERNATIVES = (
     _SOURCES,
     ("eval_dataset_id", "eval_dataset_path", "validation_split"),
@@ -285,9 +285,11 @@ def invalid(found: Sequence[Any]) -> SpecInvalid:
 def _placed(item: dict[str, Any]) -> dict[str, Any]:
     """An error at its place in the body, the query, the path or the headers, with what is particular to requests said."""
     places, method = list(item["loc"]), None
-    while places and places[0] in _TAGS:
-        method = places[0] if places[0] in METHODS else method
+    if places and places[0] in _PLACES:
         places.pop(0)
+    # Of a job spec, the method's name comes first. A field may have the same name, however wrong that is.
+    if places and places[0] in METHODS:
+        method = places.pop(0)
     reason = None
     if item["type"].startswith("union_tag"):
         places, reason = ["method"], say("method_unknown", methods=list(METHODS))
@@ -297,14 +299,13 @@ def _placed(item: dict[str, Any]) -> dict[str, Any]:
         reason = say("value.not_a_field_of", method=SPECS[method].title)
     elif item["type"] == "string_pattern_mismatch" and places == ["cursor"]:
         reason = say("pattern.cursor")
-    said = {"type": "value_error", "ctx": {"error": ValueError(reason)}} if reason else {}
-    return {**item, **said, "loc": tuple(places)}
+    return {**item, "said": reason, "loc": tuple(places)}
 
 
 def _of_body(item: dict[str, Any]) -> Message | None:
     """What is wrong with a body as a whole, if that is what an error says."""
     if item["type"] == "json_invalid":
-        (position,) = item["loc"] or (None,)
+        position = item["loc"][0] if item["loc"] else None
         return say("body_not_json_at", position=position) if isinstance(position, int) else say("body_not_json")
     is_whole = not item["loc"] and item["type"].endswith(("model_type", "attributes_type", "dict_type", "missing"))
     return say("body_not_object") if is_whole else None

@@ -45,7 +45,7 @@ def details(found: Iterable[Mapping[str, Any]], patterns: Mapping[str, str] | No
     """The errors of a `pydantic.ValidationError`, one detail for each value, in pydantic's order.
 
     Args:
-        found: its `errors()`.
+        found: its `errors()`. The sentence of one that has a `said` is that.
         patterns: from the regular expressions of fields to the codes that say in words what they allow.
     """
     of_field: dict[str, list[Mapping[str, Any]]] = {}
@@ -63,6 +63,9 @@ def details(found: Iterable[Mapping[str, Any]], patterns: Mapping[str, str] | No
 def _field(item: Mapping[str, Any]) -> str:
     """The path of a value, without the members of unions."""
     places = [str(place) for place in item["loc"]]
+    if item["type"] == "extra_forbidden":
+        # Its last name is whatever was sent.
+        return ".".join(places)
     if len(places) > 1 and _MEMBER.fullmatch(places[-1]):
         places.pop()
     places = [place for place in places if not re.fullmatch(r"\w[\w-]*\[.*\]", place)]
@@ -101,6 +104,8 @@ def _choices(item: Mapping[str, Any]) -> list[str]:
 
 
 def _said(item: Mapping[str, Any], patterns: Mapping[str, str]) -> Message:
+    if item.get("said"):
+        return item["said"]
     kind, ctx = _kind(item), cast("dict[str, Any]", item.get("ctx", {}))
     if kind in ("value_error", "assertion_error"):
         (reason,) = ctx["error"].args[:1] or ("",)

@@ -156,6 +156,13 @@ def test_an_unforeseen_error_shows_nothing_of_pydantics() -> None:
     assert (found.code, found.reason) == ("value.not_valid", "is not valid")
 
 
+@pytest.mark.parametrize("name", ["kto", "bool", "a[b]", "body"])
+def test_an_unknown_field_is_named_whatever_it_is_called(name: str) -> None:
+    with pytest.raises(SpecInvalid) as error:
+        read_spec({**example(SETTINGS[0]), name: 1})
+    assert [one.field for one in error.value.details] == [name]
+
+
 def test_a_union_is_one_reason() -> None:
     class Both(BaseModel):
         model_config = ConfigDict(strict=True)
