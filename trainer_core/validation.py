@@ -115,9 +115,7 @@ def _said(item: Mapping[str, Any], patterns: Mapping[str, str]) -> Message:
         return say("value.one_of", choices=choices) if len(choices) > 1 else say("value.only", choice=choices[0])
     if kind == "string_pattern_mismatch":
         return say(patterns.get(ctx["pattern"], "value.pattern"))
-    if kind in ("too_long", "too_short"):
-        return say(f"value.{kind}", n=ctx["max_length" if kind == "too_long" else "min_length"])
-    if kind in ("string_too_long", "string_too_short"):
-        return say(f"value.{kind}", n=ctx["max_length" if kind == "string_too_long" else "min_length"])
+    if kind.endswith(("too_long", "too_short")):
+        return say(f"value.{kind}", n=ctx["max_length" if kind.endswith("too_long") else "min_length"])
     bounds = {"bound": next(iter(ctx.values()))} if kind.startswith(("greater_than", "less_than", "multiple_of")) else {}
     return say(f"value.{kind}", **bounds) if is_known(f"value.{kind}") else say("value.not_valid")
