@@ -11,10 +11,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from jobs.errors import DatabaseError, RateLimited, Unauthorized
+from api.language import name, speaking, worded_error
+from jobs.errors import DatabaseError, NotFound, RateLimited, Unauthorized
 from jobs.spec import invalid
 from trainer_core.disk import is_disk_full
 from trainer_core.errors import CODES, TafdilError, error_dict
+from trainer_core.wording import Message, say
 
 log = logging.getLogger(__name__)
 
@@ -43,16 +45,16 @@ _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413:
 
 def error_response(error: dict[str, Any], status: int | None = None) -> JSONResponse:
     """A response for the stored or raised form of an error."""
-    return JSONResponse({"error": error}, status or STATUS.get(error["code"], 500))
+    return JSONResponse({"error": worded_error(error)}, status or STATUS.get(error["code"], 500))
 
 
 def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
-    """A response for an error of the product, or for a database that did not do its part."""
+    """A response for an error of the product, or for a database that is unavailable."""
     if isinstance(error, DatabaseError):
         if is_disk_full(error):
             return _disk_full(error)
         log.error("database error", exc_info=error)
-        return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
+        return error_response(error_dict("internal", say("database_unavailable")), 503)
     response = error_response(error.as_dict())
     if isinstance(error, RateLimited):
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -74,7 +76,12 @@ def install(app: FastAPI) -> None:
         if methods and request.method not in methods:
             # `GET /v1/jobs/validate` is not a job of that name.
             return _not_allowed(request, methods)
-        return error_response(invalid(cast("RequestValidationError", error).errors()).as_dict())
+        found = cast("RequestValidationError", error).errors()
+        for item in found:
+            # What is no id at all names nothing either.
+            if item["loc"][0] == "path":
+                return error_response(_nothing_at(request, str(item["loc"][1]), str(item["input"])).as_dict())
+        return error_response(invalid(found).as_dict())
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -84,9 +91,11 @@ def install(app: FastAPI) -> None:
             return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
             # Its word for a body that is no JSON at all.
-            return error_response(error_dict("spec_invalid", "the body is not valid JSON in UTF-8"))
+            return error_response(error_dict("spec_invalid", say("body_not_json")))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
-        response = error_response(error_dict(code, str(cast("HTTPException", error).detail)), status)
+        is_absent = status == 404
+        message = _no_path(request) if is_absent else say("http_refused", status=status)
+        response = error_response(error_dict(code, message), status)
         response.headers.update(cast("HTTPException", error).headers or {})
         return response
 
@@ -99,14 +108,28 @@ def install(app: FastAPI) -> None:
         return _disk_full(error) if is_disk_full(error) else _unknown(request, error)
 
     @app.exception_handler(Exception)
-    def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _unknown(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
-        return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
+        # Answered outside of all middleware.
+        with speaking(request.headers.get("accept-language", "")) as chosen:
+            response = error_response(error_dict("internal", say("unexpected")))
+        name(response.headers, chosen)
+        return response
+
+
+def _nothing_at(request: Request, parameter: str, value: str) -> NotFound:
+    """That a path names nothing, by its parameter with the id."""
+    kind, _, is_id = parameter.rpartition("_")
+    return NotFound(say(f"not_found.{kind}", id=value[:100]) if is_id == "id" else _no_path(request))
+
+
+def _no_path(request: Request) -> Message:
+    return say("not_found.path", path=request.url.path[:200])
 
 
 def _disk_full(error: Exception) -> JSONResponse:
     log.error("the disk is full", exc_info=error)
-    return error_response(error_dict("disk_full", "the disk of the service is full; nothing was stored"))
+    return error_response(error_dict("disk_full", say("service_disk_full")))
 
 
 def methods_of(request: Request) -> set[str]:
@@ -120,9 +143,10 @@ def methods_of(request: Request) -> set[str]:
 
 
 def _not_allowed(request: Request, methods: set[str]) -> JSONResponse:
-    allowed = ", ".join(sorted(methods))
-    response = error_response(error_dict("method_not_allowed", f"this path takes {allowed}, not {request.method}"))
-    response.headers["Allow"] = allowed
+    allowed = sorted(methods)
+    message = say("method_not_taken", methods=allowed, method=request.method)
+    response = error_response(error_dict("method_not_allowed", message))
+    response.headers["Allow"] = ", ".join(allowed)
     return response
 
 
@@ -146,49 +170,54 @@ QUESTION_SCHEMA: dict[str, Any] = {
     },
 }
 
+_PARAMS: dict[str, Any] = {
+    "type": "object",
+    "description": "The values in the sentence, by name. A value that is a sentence itself has the form "
+    '`{"code": …, "params": …}`.',
+}
+SENTENCE_SCHEMA: dict[str, Any] = {
+    "message": {"type": "string", "description": "A sentence, in the language that `Accept-Language` asks for."},
+    "message_code": {"type": "string", "description": "An identifier of the sentence. Absent in those of earlier versions."},
+    "params": _PARAMS,
+}
+DETAIL_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "field": {"type": "string"},
+        "reason": {"type": "string", "description": "Why, in the language that `Accept-Language` asks for."},
+        "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
+        "count": {"type": "integer", "description": "The number of rows with this error, if more than one."},
+        "lines": {"type": "array", "items": {"type": "integer"}, "description": "The first of these rows."},
+        "code": {"type": "string", "description": "An identifier of the reason, for programs."},
+        "params": _PARAMS,
+    },
+}
+ERROR_FIELDS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["code", "message", "hint", "retryable", "user_fault", "details"],
+    "properties": {
+        "code": {
+            "type": "string",
+            "enum": sorted(CODES),
+            "description": "\n".join(f"- `{code}`: {CODES[code].title}" for code in sorted(CODES)),
+        },
+        **SENTENCE_SCHEMA,
+        "hint": {"type": "string", "description": "What to do, in the same language."},
+        "retryable": {"type": "boolean"},
+        "user_fault": {"type": "boolean"},
+        "details": {"type": "array", "items": DETAIL_SCHEMA},
+        "question": QUESTION_SCHEMA,
+        "log_tail": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Of a failed job: the last lines that the training printed.",
+        },
+    },
+}
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["code", "message", "hint", "retryable", "user_fault", "details"],
-            "properties": {
-                "code": {"type": "string", "enum": sorted(CODES)},
-                "message": {"type": "string"},
-                "hint": {"type": "string"},
-                "retryable": {"type": "boolean"},
-                "user_fault": {"type": "boolean"},
-                "details": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "field": {"type": "string"},
-                            "reason": {"type": "string"},
-                            "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
-                            "count": {
-                                "type": "integer",
-                                "description": "The number of rows with this error, if more than one.",
-                            },
-                            "lines": {
-                                "type": "array",
-                                "items": {"type": "integer"},
-                                "description": "The first of these rows.",
-                            },
-                            "code": {"type": "string", "description": "An identifier of the reason, for programs."},
-                            "params": {
-                                "type": "object",
-                                "description": "The values in the reason. A value that is a sentence itself has the form "
-                                '`{"code": …, "params": …}`.',
-                            },
-                        },
-                    },
-                },
-                "question": QUESTION_SCHEMA,
-            },
-        }
-    },
+    "properties": {"error": {"$ref": "#/components/schemas/ErrorFields"}},
 }
 
 

@@ -129,7 +129,7 @@ def test_a_download_goes_on_only_with_the_same_file(client: TestClient, job_id: 
 def test_a_missing_file_is_said(client: TestClient, settings: Settings, job_id: str) -> None:
     file = listed(client, job_id)["attempt-1/log.txt"]
     (run_dir(settings, job_id) / file["name"]).unlink()
-    assert "gone" in error_of(client.get(file["href"]), 404, "not_found")["message"]
+    assert "is missing" in error_of(client.get(file["href"]), 404, "not_found")["message"]
     error_of(client.get(f"/v1/jobs/{job_id}/artifacts/{'0' * 32}"), 404, "not_found")
     for name in ("..%2f..%2fetc", "%2e%2e", "x" * 32, "attempt-1%2flog.txt"):
         assert client.get(f"/v1/jobs/{job_id}/artifacts/{name}").status_code in (404, 422)
@@ -151,6 +151,8 @@ def test_deleting_says_what_went_and_what_stays(
     (told,) = [line for line in client.get(f"/v1/jobs/{job_id}/events").text.splitlines() if "freed_bytes" in line]
     data = json.loads(told.removeprefix("data: "))
     assert data.pop("at")
+    assert data.pop("message") == "1 file deleted; 1,000 bytes freed"
+    assert (data.pop("message_code"), data.pop("params")) == ("event.artifacts_removed", {"n": 1, "size": 1000})
     assert data == {"kinds": ["checkpoint"], "freed_bytes": 1000, "files": 1}
     running = run(database, client, spec)
     error_of(client.delete(f"/v1/jobs/{running.job_id}"), 409, "state_conflict")
@@ -285,7 +287,7 @@ def test_only_an_adapter_is_merged(
     error_of(client.post(f"/v1/jobs/{whole.job_id}/merge"), 409, "state_conflict")
     with database.transaction() as session:
         jobs.finish(session, whole, Cause.FINISH, {"artifact_path": "x"})
-    assert "whole as it is" in error_of(client.post(f"/v1/jobs/{whole.job_id}/merge"), 409, "state_conflict")["message"]
+    assert "needs no merge" in error_of(client.post(f"/v1/jobs/{whole.job_id}/merge"), 409, "state_conflict")["message"]
     assert client.post(f"/v1/jobs/{job_id}/push", json={"name": "m"}).status_code == 202
     assert (
         "merge first"

@@ -71,6 +71,19 @@ def test_the_sync_client_is_made_of_the_async_one() -> None:
     assert async_client.AsyncClient is AsyncClient
 
 
+def test_a_client_asks_for_its_language(live: Live, spec: dict[str, Any]) -> None:
+    with Client(live.url, language="ar") as client:
+        with pytest.raises(tafdil.ApiError) as refused:
+            client.job("abc")
+        events = client.events(client.submit(spec).id)
+        queued = next(events)
+        events.close()
+    said = refused.value
+    assert (said.status, said.code, said.message_code, said.params) == (404, "not_found", "not_found.job", {"id": "abc"})
+    assert said.message.startswith("لا توجد مهمة")
+    assert (queued.data["message"], queued.data["message_code"]) == ("دخلت الطابور", "event.queued")
+
+
 def test_a_job_from_submit_to_its_end(client: Client, live: Live, spec: dict[str, Any], tmp_path: Path) -> None:
     job = client.submit({**spec, "name": "تجربة"})
     assert (job.state, job.queue_position, job["name"], job.get("nothing", 1)) == ("queued", 1, "تجربة", 1)

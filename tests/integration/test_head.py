@@ -59,7 +59,7 @@ def test_head_says_what_get_says_on_every_route(
     routes = {path for method, path in every_route(app) if method == "GET"}
     assert {"/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/jobs/{job_id}/artifacts/{artifact_id}"} <= routes
     for path in sorted(routes):
-        concrete = path
+        concrete = path.replace("{language}", "ar")
         for name, value in ids.items():
             concrete = concrete.replace(f"{{{name}}}", value)
         concrete += MOUNTED.get(path, "")

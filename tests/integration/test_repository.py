@@ -139,7 +139,7 @@ def test_only_a_new_checkpoint_forgives_losses(database: Database) -> None:
         assert jobs.lose(session, fence, 2, "gone")
     job = state(database, job_id)
     assert (job.state, job.error["code"]) == (JobState.FAILED, "poisoned")
-    assert "beyond step 50; the last: gone" in job.error["message"]
+    assert "beyond step 50; the last one: gone" in job.error["message"]
 
 
 def test_cancel_while_queued_and_while_running(database: Database) -> None:
