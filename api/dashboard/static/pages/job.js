@@ -17,6 +17,7 @@ import {
   State,
   Table,
   Time,
+  TimeToSecond,
   Warnings,
 } from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
@@ -186,7 +187,7 @@ function told({ type, data }) {
 
 const Events = ({ events }) => html`
   <${Table} caption=${t("part.events")} rows=${[...events].reverse()} keyOf=${(event) => event.id} columns=${[
-    [t("event.time"), (event) => html`<${Time} at=${event.data.at} />`],
+    [t("event.time"), (event) => html`<${TimeToSecond} at=${event.data.at} />`],
     [t("event.what"), (event) => t(`event.${event.type}`)],
     [t("job.attempt"), (event) => html`<${Amount} value=${event.data.attempt} />`],
     [t("event.told"), told],
