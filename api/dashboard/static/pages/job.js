@@ -1,4 +1,4 @@
-// One job: where it stands, what can be done with it, and all that it told.
+// One job: where it stands, what can be done with it, and all that it reported.
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
@@ -172,7 +172,7 @@ function JobCurves({ job, others }) {
   `;
 }
 
-/** What an event tells beside its name. */
+/** What an event says besides its name. */
 function told({ type, data }) {
   if (type === "phase") return t(`phase.${data.phase}`);
   if (data.message) return html`<${User} text=${data.message} />`;
