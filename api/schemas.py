@@ -298,7 +298,7 @@ class DryRunResult(BaseModel):
         description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights; with several "
         "`datasets`, what each gives."
     )
-    lengths: list[dict[str, int]] = Field(description="Histogram of training rows by tokens: `up_to` is the upper bound, `rows` the count.")
+    lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` is an upper bound, `rows` a count.")
     plan: DryRunPlan
     forecast: EffectForecast | None = Field(None, description="Null in dry runs of earlier versions.")
     warnings: list[dict[str, str]]

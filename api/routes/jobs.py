@@ -168,7 +168,7 @@ def metrics(
 
 @router.get("/{job_id}/metadata", responses=responses(404))
 def metadata(job_id: Id, service: Service) -> dict[str, object]:
-    """The trained model's metadata file, with the resolved spec, hashes and versions; `complete` says whether it is final."""
+    """The trained model's metadata file, with the resolved spec, hashes and versions; `complete` says if it is final."""
     return service.metadata(job_id)
 
 
