@@ -136,6 +136,22 @@ def test_the_numbers_of_arabic_are_in_the_right_case() -> None:
     assert [words[title] for title in titles if re.search(imperatives, bare(words[title]))] == []
 
 
+def test_terms_and_units_that_arabic_readers_know_in_latin_letters_stand_beside_or_instead_of_arabic() -> None:
+    (words,) = (words_of(path) for path in CATALOGUES if "dashboard" in path.parts)
+    for key in (
+        "data.length",
+        "dry.tokens",
+        "rows.mask",
+        "field.max_length",
+        "field.max_prompt_length",
+        "compare.max_length",
+    ):
+        assert "(tokens)" in words[key], key
+    # Isolated: within Arabic the unit would stand before its number.
+    for unit in ("KiB", "MiB", "GiB", "TiB"):
+        assert words[f"size.{unit.lower()}"] == f"\u2066{{amount}} {unit}\u2069"
+
+
 @pytest.mark.parametrize("page", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_pages_are_in_plain_english(page: Path) -> None:
     assert faults(enumerate(page.read_text(encoding="utf-8").splitlines(), 1), page.name) == []
