@@ -90,7 +90,7 @@ def install(app: FastAPI) -> None:
             # The framework names the methods of the first route that has the path.
             return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
-            # Its word for a body that is no JSON at all.
+            # Its word for a body that is not JSON.
             return error_response(error_dict("spec_invalid", say("body_not_json")))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
         is_absent = status == 404

@@ -6,6 +6,8 @@ the line before the block:
 - `<!-- not run: why -->`: nothing runs it; it is parsed, and what it says of compose is compared with the compose files.
 - `<!-- keys: ... -->`: it runs where keys are on.
 - a mark of `RUN_ELSEWHERE`: another test runs it.
+
+A page in Arabic (`page.ar.md`) has the blocks of `page.md`, which are run there.
 """
 
 import re
@@ -34,6 +36,7 @@ RUN_ELSEWHERE = {
     "errors": "test_the_errors_of_the_library",
     "lines": "test_each_line_does_what_it_says",
     "keys": "test_the_page_of_keys",
+    "estimates": "test_the_tutorial_has_the_estimates_that_its_command_prints",
     "definitions": "test_the_formulas_of_the_page_are_what_is_reported",
 }
 # Pages that a test of their own runs whole.
@@ -68,6 +71,11 @@ def pages() -> list[str]:
     """Every page, relative to the repository."""
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
     return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def original(page: str) -> str | None:
+    """The English page that a page translates; None for a page that translates none."""
+    return page.removesuffix(".ar.md") + ".md" if page.endswith(".ar.md") else None
 
 
 def blocks(page: str) -> list[Block]:

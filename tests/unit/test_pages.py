@@ -12,10 +12,11 @@ import pytest
 import yaml
 
 from jobs.settings import Settings
-from tests.pages import LANGUAGES, ROOT, RUN_ELSEWHERE, RUN_WHOLE, SCRIPTS, Block, blocks, pages
+from tests.pages import LANGUAGES, ROOT, RUN_ELSEWHERE, RUN_WHOLE, SCRIPTS, Block, blocks, original, pages
 from trainer_core.errors import CODES
 
-ALL = [block for page in pages() for block in blocks(page)]
+ALL = [block for page in pages() if not original(page) for block in blocks(page)]
+TRANSLATED = [page for page in pages() if original(page)]
 CODE = [block for block in ALL if block.language in LANGUAGES]
 COMPOSE: dict[str, Any] = {
     name: yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
@@ -38,6 +39,27 @@ def test_the_tests_that_run_blocks_exist() -> None:
     written = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     for name in [*RUN_ELSEWHERE.values(), *RUN_WHOLE.values(), "test_a_page_does_what_it_prints"]:
         assert f"def {name}(" in written, name
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_translated_page_has_the_blocks_of_the_english_one(page: str) -> None:
+    """Every command and every printed line, in the same order. Copy a changed block from the English page."""
+    shown, run = ([(each.language, each.text) for each in blocks(name)] for name in (page, original(page) or ""))
+    assert shown == run
+
+
+@pytest.mark.parametrize("page", TRANSLATED)
+def test_a_translated_page_reads_from_right_to_left(page: str) -> None:
+    """Readers set the direction of a paragraph by its first letter, so that it must be Arabic."""
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    text = re.sub(r"<!--.*?-->", "", text)
+    paragraphs = re.split(r"\n\s*\n|\n(?=[-#] |\d\. )", text)
+    wrong = []
+    for paragraph in paragraphs:
+        first = re.search(r"[A-Za-z\u0621-\u064a]", paragraph)
+        if first and first[0].isascii():
+            wrong.append(paragraph.strip()[:80])
+    assert wrong == []
 
 
 @places([block for block in CODE if block.language in ("bash", "python")])

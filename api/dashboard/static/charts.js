@@ -1,11 +1,11 @@
-// Curves of trainings on uPlot: colours by theme, shared cursor, zoom by steps.
+// Curves of runs on uPlot: colours by theme, shared cursor, zoom by steps.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { current, number, t } from "./language.js";
 import { Amount } from "./parts.js";
 import { Code, plain } from "./text.js";
 
-// Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for all.
+// Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for everyone.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3aa0d8", "#7a5195", "#6b6b6b"];
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const HEIGHT = 220;
@@ -186,7 +186,9 @@ function rangeOf(_, least, most) {
 
 function options(width, curves, range, onRange) {
   const shown = (_, value) => (value === null || value === undefined ? "–" : number(value));
-  const axis = { stroke: ink("ink"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line"), width: 1 } };
+  // Without `values` uPlot writes numbers in the browser's language, which may not be the page's.
+  const values = (_, ticks) => ticks.map((tick) => number(tick, 4));
+  const axis = { values, stroke: ink("ink"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line"), width: 1 } };
   return {
     width,
     height: HEIGHT,
@@ -197,7 +199,7 @@ function options(width, curves, range, onRange) {
       bind: { dblclick: () => () => onRange(null) },
     },
     scales: { x: { time: false, range: range ? () => range : undefined }, y: { range: rangeOf } },
-    axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) }],
+    axes: [axis, { ...axis, size: 64 }],
     series: [
       { label: t("chart.step"), value: shown },
       ...curves.map(({ label, colour, dash, points }) => ({

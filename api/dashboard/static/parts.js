@@ -2,14 +2,25 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Block, Code, User, plain } from "./text.js";
-import { bytes, duration, has, instant, number, pieces, t } from "./language.js";
+import { ago, bytes, has, instant, instantInZone, instantToSecond, number, pieces, t } from "./language.js";
 import { methodTitle } from "./methods.js";
 
-export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
+const Stamp = ({ at, say }) => (at ? html`<time datetime=${at} title=${instantInZone(at)}>${say(at)}</time>` : "–");
+export const Time = ({ at }) => html`<${Stamp} at=${at} say=${instant} />`;
+export const TimeToSecond = ({ at }) => html`<${Stamp} at=${at} say=${instantToSecond} />`;
 export const Amount = ({ value, digits = 6 }) =>
   html`<span class="number" dir="ltr">${value === null || value === undefined ? "–" : number(value, digits)}</span>`;
 export const Bytes = ({ count }) => (count === null || count === undefined ? "–" : bytes(count));
-export const Duration = ({ seconds }) => (seconds === null || seconds === undefined ? "–" : duration(seconds));
+
+/** How long ago something was, kept right while the page is open. */
+export function Ago({ at }) {
+  const [, renew] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => renew((count) => count + 1), 30_000);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<${Stamp} at=${at} say=${ago} />`;
+}
 
 const MARKS = { queued: "◷", running: "▶", paused: "❚❚", succeeded: "✓", failed: "✗", cancelled: "⊘" };
 
@@ -215,7 +226,7 @@ export function Field({ id, label, name, hint, error, children }) {
   `;
 }
 
-/** Tokens of a rendered row; those that the loss is taken of are marked. */
+/** Tokens of a rendered row; those that count towards the loss are marked. */
 export const Tokens = ({ tokens }) =>
   html`<${Block} kind="tokens">
     ${tokens.map((token) => html`<span class=${token.trained ? "trained" : ""} title=${token.id}>${token.text}</span>`)}

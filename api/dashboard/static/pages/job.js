@@ -1,4 +1,4 @@
-// One job: where it stands, what can be done with it, and all that it told.
+// One job: where it stands, what can be done with it, and all that it reported.
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
@@ -17,6 +17,7 @@ import {
   State,
   Table,
   Time,
+  TimeToSecond,
   Warnings,
 } from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
@@ -171,7 +172,7 @@ function JobCurves({ job, others }) {
   `;
 }
 
-/** What an event tells beside its name. */
+/** What an event says besides its name. */
 function told({ type, data }) {
   if (type === "phase") return t(`phase.${data.phase}`);
   if (data.message) return html`<${User} text=${data.message} />`;
@@ -186,7 +187,7 @@ function told({ type, data }) {
 
 const Events = ({ events }) => html`
   <${Table} caption=${t("part.events")} rows=${[...events].reverse()} keyOf=${(event) => event.id} columns=${[
-    [t("event.time"), (event) => html`<${Time} at=${event.data.at} />`],
+    [t("event.time"), (event) => html`<${TimeToSecond} at=${event.data.at} />`],
     [t("event.what"), (event) => t(`event.${event.type}`)],
     [t("job.attempt"), (event) => html`<${Amount} value=${event.data.attempt} />`],
     [t("event.told"), told],
