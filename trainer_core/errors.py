@@ -22,7 +22,7 @@ import dataclasses
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-from trainer_core.wording import Message
+from trainer_core.wording import Message, said
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,9 @@ class TafdilError(Exception):
 def error_dict(code: str, message: str, details: list[Detail] | None = None) -> dict[str, Any]:
     """The one shape of an error, wherever it is stored or sent."""
     known = CODES[code]
-    said = message.as_dict() if isinstance(message, Message) else {}
     return {
         "code": code,
-        "message": message,
-        **({"message_code": said["code"], "params": said["params"]} if said else {}),
+        **said(message),
         "hint": known.hint,
         "retryable": known.retryable,
         "user_fault": known.user_fault,

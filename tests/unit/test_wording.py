@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer_core.errors import Detail, SpecInvalid
-from trainer_core.wording import LANGUAGES, Language, Message, Text, catalogue, plural, say, worded
+from trainer_core.wording import LANGUAGES, Language, Message, Text, catalogue, plural, said, say, worded
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "trainer_core" / "wording"
@@ -216,6 +216,8 @@ def test_a_message_keeps_its_code_through_copies_and_processes(monkeypatch: pyte
     assert worded(stored["code"], stored["params"]) == message
     assert worded(stored["code"], stored["params"], "ar") == "في \u2068a.csv\u2069 12,000: صفان"
 
+    assert said(message) == {"message": str(message), "message_code": "outer", "params": stored["params"]}
+    assert said("old") == {"message": "old"}
     error = SpecInvalid.at("name", message).as_dict()
     assert error["message_code"] == "outer"
     assert error["params"] == stored["params"]

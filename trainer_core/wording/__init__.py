@@ -58,6 +58,18 @@ def say(code: str, /, **params: Any) -> Message:
     return Message(code, params)
 
 
+def said(message: str) -> dict[str, Any]:
+    """The JSON form of a sentence, as errors and warnings store it.
+
+    `message` is the English text. A `Message` adds `message_code` and `params`, from which `worded` makes it again.
+    """
+    found: dict[str, Any] = {"message": str(message)}
+    if isinstance(message, Message):
+        as_dict = message.as_dict()
+        found |= {"message_code": as_dict["code"], "params": as_dict["params"]}
+    return found
+
+
 @cache
 def catalogue(language: Language) -> dict[str, Text]:
     """Every text of a language by code."""
