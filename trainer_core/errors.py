@@ -14,7 +14,8 @@ TafdilError
 ├── DiskFull            a checkpoint or the model could not be written
 └── Stopped             training left at a step boundary because it was asked to
 
-To add an error: add its code to `CODES` (with retry advice and a hint), then a class here if the library raises it.
+To add an error: add its code to `CODES` (with retry advice), its title and hint to `trainer_core/wording/errors.json`, and a
+class here if the library raises it.
 This module is torch-free and knows nothing of HTTP; the API maps codes to statuses by itself.
 """
 
@@ -22,63 +23,60 @@ import dataclasses
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
-from trainer_core.wording import Message, said
+from trainer_core.wording import Message, said, say
 
 
 @dataclass(frozen=True)
 class ErrorCode:
     """What a code means for the person who meets it.
 
-    `retryable`: the same request may succeed later. `user_fault`: the request or the data must change first.
+    `retryable`: the same request may succeed later. `user_fault`: the request or the data must change first. `title` is
+    a few words, and `hint` a sentence on what to do.
     """
 
     retryable: bool
     user_fault: bool
-    hint: str
+    title: Message
+    hint: Message
 
 
-CODES: dict[str, ErrorCode] = {
-    "spec_invalid": ErrorCode(False, True, "Correct the named fields and send the request again."),
-    "data_invalid": ErrorCode(False, True, "Correct the named rows and upload the file again."),
-    "data_unclear": ErrorCode(False, True, "Set the option that the message names, and upload the file again."),
-    "data_overlong": ErrorCode(False, True, "Raise max_length, or set on_overlong to drop or truncate."),
-    "model_not_found": ErrorCode(False, True, "Put the model below the models directory, or correct its name."),
-    "model_refused": ErrorCode(
-        False,
-        True,
-        "Fix the problem that the message names, or use another causal language model with safetensors weights and no "
-        "remote code.",
-    ),
-    "forward_mismatch": ErrorCode(
-        False, True, "Set acceleration to off. If the model is refused again, use a model of another type."
-    ),
-    "reference_mismatch": ErrorCode(False, True, "Check that ref_model_name and the model files are the ones you mean."),
-    "nonfinite_loss": ErrorCode(False, True, "Lower learning_rate, or look at the rows of the named step."),
-    "not_installed": ErrorCode(
-        False,
-        False,
-        "Install the package named in the message on the training worker, or leave the option out. On a shared service, "
-        "ask its operator.",
-    ),
-    "oom_gpu": ErrorCode(False, True, "Lower per_device_train_batch_size or max_length."),
-    "oom_host": ErrorCode(False, True, "Lower the batch size, or run on a machine with more memory."),
-    "disk_full": ErrorCode(True, False, "Free space below the data directory, then submit again."),
-    "hung": ErrorCode(True, False, "Training made no progress for too long; see the job's log."),
-    "poisoned": ErrorCode(False, True, "The job lost its worker several times at the same step; see its log."),
-    "worker_lost": ErrorCode(True, False, "The worker died; the job is retried automatically."),
-    "gpu_lost": ErrorCode(True, False, "The device failed; check it, then submit again."),
-    "timeout": ErrorCode(True, False, "It took longer than allowed; try again or allow more time."),
-    "cancelled": ErrorCode(False, True, "It was cancelled on request."),
-    "not_found": ErrorCode(False, True, "Check the id; list what exists with GET."),
-    "state_conflict": ErrorCode(False, True, "Check the current state first; this action does not apply to it."),
-    "idempotency_conflict": ErrorCode(False, True, "Use a new Idempotency-Key for a different body."),
-    "unauthorized": ErrorCode(False, True, "Send a valid API key: `Authorization: Bearer <key>`."),
-    "forbidden": ErrorCode(False, True, "Use a key, or an address of the service, that may do this."),
-    "method_not_allowed": ErrorCode(False, True, "Use a method that the `Allow` header names."),
-    "too_large": ErrorCode(False, True, "Send a smaller body; the limit is in the message."),
-    "rate_limited": ErrorCode(True, False, "Wait, then try again."),
-    "internal": ErrorCode(True, False, "This is a bug in the service; its log has the details."),
-}
+def _code(code: str, *, retryable: bool = False, user_fault: bool = False) -> tuple[str, ErrorCode]:
+    return code, ErrorCode(retryable, user_fault, say(f"error.{code}"), say(f"hint.{code}"))
+
+
+# The titles and hints are in `trainer_core/wording/errors.json`.
+CODES: dict[str, ErrorCode] = dict(
+    [
+        _code("spec_invalid", user_fault=True),
+        _code("data_invalid", user_fault=True),
+        _code("data_unclear", user_fault=True),
+        _code("data_overlong", user_fault=True),
+        _code("model_not_found", user_fault=True),
+        _code("model_refused", user_fault=True),
+        _code("forward_mismatch", user_fault=True),
+        _code("reference_mismatch", user_fault=True),
+        _code("nonfinite_loss", user_fault=True),
+        _code("not_installed"),
+        _code("oom_gpu", user_fault=True),
+        _code("oom_host", user_fault=True),
+        _code("disk_full", retryable=True),
+        _code("hung", retryable=True),
+        _code("poisoned", user_fault=True),
+        _code("worker_lost", retryable=True),
+        _code("gpu_lost", retryable=True),
+        _code("timeout", retryable=True),
+        _code("cancelled", user_fault=True),
+        _code("not_found", user_fault=True),
+        _code("state_conflict", user_fault=True),
+        _code("idempotency_conflict", user_fault=True),
+        _code("unauthorized", user_fault=True),
+        _code("forbidden", user_fault=True),
+        _code("method_not_allowed", user_fault=True),
+        _code("too_large", user_fault=True),
+        _code("rate_limited", retryable=True),
+        _code("internal", retryable=True),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def error_dict(code: str, message: str, details: list[Detail] | None = None) -> 
     return {
         "code": code,
         **said(message),
-        "hint": known.hint,
+        "hint": str(known.hint),
         "retryable": known.retryable,
         "user_fault": known.user_fault,
         "details": [detail.as_dict() for detail in details or []],

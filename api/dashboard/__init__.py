@@ -1,11 +1,16 @@
 """The dashboard: pages for people, made in the browser from files of this package. It has no data of its own."""
 
+import hashlib
+import json
+from functools import cache
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trainer_core.wording import Language, catalogue
 
 _STATIC = Path(__file__).parent / "static"
 # Everything comes from this service and nothing is written into the page: a text that slips through is no script.
@@ -40,10 +45,25 @@ class _Guarded:
 
 
 def install(app: FastAPI) -> None:
-    """Serves the page at `/` and its parts below `/assets/`."""
+    """Serves the page at `/`, and below `/assets/` its parts and every sentence of a language (`/assets/wording/ar.json`)."""
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:  # pyright: ignore[reportUnusedFunction]
         return FileResponse(_STATIC / "index.html", headers=_HEADERS)
 
+    @app.get("/assets/wording/{language}.json", include_in_schema=False)
+    def sentences(language: Language, request: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        body, tag = _sentences(language)
+        headers = {**_HEADERS, "ETag": tag}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
+
     app.mount("/assets", _Guarded(StaticFiles(directory=_STATIC)))
+
+
+@cache
+def _sentences(language: Language) -> tuple[bytes, str]:
+    """Every text of a language by code as JSON, and its tag."""
+    body = json.dumps(catalogue(language), ensure_ascii=False).encode()
+    return body, f'"{hashlib.sha256(body).hexdigest()}"'
