@@ -40,9 +40,19 @@ export const Block = ({ text, children, kind = "" }) =>
 /** Names of fields, ids, numbers with signs: left to right whatever stands around. */
 export const Code = ({ text }) => html`<code dir="ltr" translate=${false}>${visible(text)}</code>`;
 
-/** A sentence of ours whose names and values stand in backticks. */
+const NAMES = /`([^`]*)`|\b([A-Za-z]+_\w+)/;
+// In Arabic a word in small Latin letters is a value or a command; others are proper names, such as JSON.
+const NAMES_IN_ARABIC = /`([^`]*)`|\b([A-Za-z]+_\w+|[a-z][\w.-]*)/;
+
+/** A sentence of ours whose names and values stand in backticks, or show by their letters. */
 export const Prose = ({ text }) =>
-  text.split("`").map((part, at) => (at % 2 ? html`<${Code} text=${part} />` : part));
+  text
+    .split(/[\u0600-\u06ff]/.test(text) ? NAMES_IN_ARABIC : NAMES)
+    .map((part, at) => (at % 3 && part ? html`<${Code} text=${part} />` : part));
+
+/** The words of a library or of an earlier version: English, set apart from the sentences of the page. */
+export const Quotation = ({ text }) =>
+  html`<q class="quotation" dir="ltr" lang="en" translate=${false}>${visible(text)}</q>`;
 
 /** What a machine printed or wrote: English, left to right. */
 export const Machine = ({ text, ...rest }) =>
