@@ -186,7 +186,9 @@ function rangeOf(_, least, most) {
 
 function options(width, curves, range, onRange) {
   const shown = (_, value) => (value === null || value === undefined ? "–" : number(value));
-  const axis = { stroke: ink("ink"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line"), width: 1 } };
+  // Without `values` uPlot writes numbers in the browser's language, which may not be the page's.
+  const values = (_, ticks) => ticks.map((tick) => number(tick, 4));
+  const axis = { values, stroke: ink("ink"), grid: { stroke: ink("line"), width: 1 }, ticks: { stroke: ink("line"), width: 1 } };
   return {
     width,
     height: HEIGHT,
@@ -197,7 +199,7 @@ function options(width, curves, range, onRange) {
       bind: { dblclick: () => () => onRange(null) },
     },
     scales: { x: { time: false, range: range ? () => range : undefined }, y: { range: rangeOf } },
-    axes: [axis, { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) }],
+    axes: [axis, { ...axis, size: 64 }],
     series: [
       { label: t("chart.step"), value: shown },
       ...curves.map(({ label, colour, dash, points }) => ({

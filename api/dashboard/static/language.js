@@ -1,4 +1,5 @@
 // The interface's words in two languages. Knows catalogues and the page's direction; knows nothing of jobs.
+// Numbers, dates and units are formatted here alone.
 
 export const LANGUAGES = { en: "English", ar: "العربية" };
 // Latin digits in both: ids, steps and metrics are read next to logs and code.
@@ -65,13 +66,32 @@ export function bytes(count) {
   return t(`size.${units[power]}`, { n: count / 2 ** (10 * power), amount: number(count / 2 ** (10 * power), 3) });
 }
 
-/** Seconds as people say them, to two units. */
+/** An estimate of seconds as people say it, to two units and at least a second. Catalogues word it for use after “about”. */
 export function duration(seconds) {
-  const s = Math.max(0, Math.round(seconds));
+  const s = Math.max(1, Math.round(seconds));
   if (s < 60) return t("time.seconds", { n: s });
   if (s < 3600) return t("time.minutes_seconds", { minutes: Math.floor(s / 60), seconds: s % 60 });
   return t("time.hours_minutes", { hours: Math.floor(s / 3600), minutes: Math.floor((s % 3600) / 60) });
 }
 
-export const instant = (iso) =>
-  new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeStyle: "medium" }).format(new Date(iso));
+const DAY = { year: "numeric", month: "short", day: "numeric" };
+const CLOCK = { hour: "2-digit", minute: "2-digit", hourCycle: "h23" };
+const dated = (iso, options) => new Intl.DateTimeFormat(LOCALES[language], options).format(new Date(iso));
+
+/** Day and time to the minute, in the reader's zone. */
+export const instant = (iso) => dated(iso, { ...DAY, ...CLOCK });
+
+/** The same to the second, for events that follow each other. */
+export const instantToSecond = (iso) => dated(iso, { ...DAY, ...CLOCK, second: "2-digit" });
+
+/** The same with the name of the zone. */
+export const instantInZone = (iso) => dated(iso, { ...DAY, ...CLOCK, second: "2-digit", timeZoneName: "short" });
+
+/** How long ago something was; the day and time if that is a day or more. */
+export function ago(iso) {
+  const minutes = Math.max(0, Math.floor((Date.now() - new Date(iso)) / 60_000));
+  if (minutes >= 24 * 60) return instant(iso);
+  const format = new Intl.RelativeTimeFormat(LOCALES[language], { numeric: "auto" });
+  if (minutes === 0) return format.format(0, "second");
+  return minutes < 60 ? format.format(-minutes, "minute") : format.format(-Math.floor(minutes / 60), "hour");
+}

@@ -2,15 +2,26 @@
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { Block, Code, plain } from "./text.js";
-import { bytes, duration, instant, number, t } from "./language.js";
+import { ago, bytes, instant, instantInZone, instantToSecond, number, t } from "./language.js";
 import { methodTitle } from "./methods.js";
 import { ErrorBox, Reason } from "./wording.js";
 
-export const Time = ({ at }) => (at ? html`<time datetime=${at}>${instant(at)}</time>` : "–");
+const Stamp = ({ at, say }) => (at ? html`<time datetime=${at} title=${instantInZone(at)}>${say(at)}</time>` : "–");
+export const Time = ({ at }) => html`<${Stamp} at=${at} say=${instant} />`;
+export const TimeToSecond = ({ at }) => html`<${Stamp} at=${at} say=${instantToSecond} />`;
 export const Amount = ({ value, digits = 6 }) =>
   html`<span class="number" dir="ltr">${value === null || value === undefined ? "–" : number(value, digits)}</span>`;
 export const Bytes = ({ count }) => (count === null || count === undefined ? "–" : bytes(count));
-export const Duration = ({ seconds }) => (seconds === null || seconds === undefined ? "–" : duration(seconds));
+
+/** How long ago something was, kept right while the page is open. */
+export function Ago({ at }) {
+  const [, renew] = useState(0);
+  useEffect(() => {
+    const timer = setInterval(() => renew((count) => count + 1), 30_000);
+    return () => clearInterval(timer);
+  }, []);
+  return html`<${Stamp} at=${at} say=${ago} />`;
+}
 
 const MARKS = { queued: "◷", running: "▶", paused: "❚❚", succeeded: "✓", failed: "✗", cancelled: "⊘" };
 

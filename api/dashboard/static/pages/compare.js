@@ -3,7 +3,7 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { events, get, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Amount, Busy, byField, Facts, Field, Loaded, Method, Pager, Time } from "../parts.js";
+import { Ago, Amount, Busy, byField, Facts, Field, Loaded, Method, Pager } from "../parts.js";
 import { Block, Code, User, differences } from "../text.js";
 import { ErrorBox } from "../wording.js";
 import { titleOf } from "./jobs.js";
@@ -40,7 +40,7 @@ export function Compare({ id }) {
             ${comparisons.map(
               (each) => html`<li key=${each.id}>
               <button type="button" class="plain" onClick=${() => setShown(each)}><${User} text=${each.request.prompt.slice(0, 120)} /></button>
-              <${Time} at=${each.created_at} />
+              <${Ago} at=${each.created_at} />
             </li>`,
             )}
           </ol>

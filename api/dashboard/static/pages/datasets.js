@@ -4,7 +4,7 @@ import { html, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { LABELLED } from "../methods.js";
-import { Amount, Busy, Bytes, Confirm, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
+import { Ago, Amount, Busy, Bytes, Confirm, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
 import { ErrorBox, Reasons } from "../wording.js";
 import { isPublished } from "./mapper.js";
@@ -34,7 +34,7 @@ export function Datasets() {
                 [t("dataset.train_rows"), (each) => html`<${Amount} value=${each.train_rows} />`],
                 [t("dataset.validation_rows"), (each) => html`<${Amount} value=${each.validation_rows} />`],
                 [t("files.size"), (each) => html`<${Bytes} count=${each.size_bytes} />`],
-                [t("jobs.created"), (each) => html`<${Time} at=${each.created_at} />`],
+                [t("jobs.created"), (each) => html`<${Ago} at=${each.created_at} />`],
               ]} />`
             : html`<p class="empty">${t("datasets.none")}</p>`
         }

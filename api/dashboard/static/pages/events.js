@@ -2,7 +2,7 @@
 
 import { html } from "../vendor/preact-htm.js";
 import { bytes, has, t } from "../language.js";
-import { Amount, Table, Time } from "../parts.js";
+import { Amount, Table, TimeToSecond } from "../parts.js";
 import { Code } from "../text.js";
 import { Message, Said, Worded, errorTitle } from "../wording.js";
 
@@ -54,7 +54,7 @@ const eventTitle = (type) => (has(`event.${type}`) ? t(`event.${type}`) : html`<
 
 export const Events = ({ events }) => html`
   <${Table} caption=${t("part.events")} rows=${[...events].reverse()} keyOf=${(event) => event.id} columns=${[
-    [t("events.time"), (event) => html`<${Time} at=${event.data.at} />`],
+    [t("events.time"), (event) => html`<${TimeToSecond} at=${event.data.at} />`],
     [t("events.what"), (event) => eventTitle(event.type)],
     [t("job.attempt"), (event) => html`<${Amount} value=${event.data.attempt} />`],
     [t("events.details"), (event) => TOLD[event.type]?.(event.data) || ""],

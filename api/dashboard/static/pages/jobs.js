@@ -4,7 +4,7 @@ import { html, useState } from "../vendor/preact-htm.js";
 import { get, usePoll } from "../api.js";
 import { duration, t } from "../language.js";
 import { methodTitle, methods } from "../methods.js";
-import { Effect, Loaded, Method, Pager, Progress, State, Table, Time } from "../parts.js";
+import { Ago, Effect, Loaded, Method, Pager, Progress, State, Table } from "../parts.js";
 import { Code, User } from "../text.js";
 
 const STATES = ["queued", "running", "paused", "succeeded", "failed", "cancelled"];
@@ -74,7 +74,7 @@ const columns = (chosen, toggle) => [
   [t("jobs.model"), (job) => html`<${Code} text=${job.model_name} />`],
   [t("jobs.state"), (job) => html`<${State} state=${job.state} /> <${Effect} effect=${job.effect} /> <${Standing} job=${job} />`],
   [t("jobs.progress"), (job) => html`<${Progress} job=${job} />`],
-  [t("jobs.created"), (job) => html`<${Time} at=${job.created_at} />`],
+  [t("jobs.created"), (job) => html`<${Ago} at=${job.created_at} />`],
 ];
 
 /** Where a job stands, in some words: its place in the queue, or what it does. */
