@@ -28,7 +28,7 @@ from jobs.settings import Settings, get_settings
 _DESCRIPTION = """
 Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.
 
-Upload rows with `POST /v1/datasets`, start a training with `POST /v1/jobs`, watch it under `/v1/jobs/{id}`, and ask
+Upload rows with `POST /v1/datasets`, start a job with `POST /v1/jobs`, watch it under `/v1/jobs/{id}`, and ask
 `POST /v1/jobs/{id}/compare` what the trained model answers next to its reference. Every error has one shape:
 `{"error": {"code", "message", "hint", "retryable", "user_fault", "details"}}`.
 """
@@ -68,7 +68,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         version=version("tafdil"),
         description=_DESCRIPTION,
         lifespan=lifespan,
-        # FastAPI's own would tell paths, queries and what a validation found.
+        # FastAPI's own would reveal paths, queries and what a validation found.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)

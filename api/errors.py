@@ -47,12 +47,12 @@ def error_response(error: dict[str, Any], status: int | None = None) -> JSONResp
 
 
 def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
-    """A response for an error of the product, or for a database that did not do its part."""
+    """A response for an error of the product, or for a database that is unavailable."""
     if isinstance(error, DatabaseError):
         if is_disk_full(error):
             return _disk_full(error)
         log.error("database error", exc_info=error)
-        return error_response(error_dict("internal", "the database did not do its part; nothing was changed"), 503)
+        return error_response(error_dict("internal", "the database is unavailable; nothing was changed"), 503)
     response = error_response(error.as_dict())
     if isinstance(error, RateLimited):
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -83,7 +83,7 @@ def install(app: FastAPI) -> None:
             # The framework names the methods of the first route that has the path.
             return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
-            # Its word for a body that is no JSON at all.
+            # Its word for a body that is not JSON.
             return error_response(error_dict("spec_invalid", "the body is not valid JSON in UTF-8"))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
         response = error_response(error_dict(code, str(cast("HTTPException", error).detail)), status)

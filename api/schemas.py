@@ -214,7 +214,7 @@ class Token(BaseModel):
 
     id: int
     text: str = Field(description="Empty for a token that ends within a letter; the one that completes it has the letter.")
-    trained: bool = Field(description="Whether the loss is taken of it.")
+    trained: bool = Field(description="Whether this token counts towards the loss.")
 
 
 class RenderedRow(BaseModel):
@@ -239,7 +239,7 @@ class StopToken(BaseModel):
 
 
 class DryRunPlan(BaseModel):
-    """The steps of a training."""
+    """The steps of a run."""
 
     optimizer_steps: int
     batches_an_epoch: int
@@ -291,14 +291,14 @@ class TimeEstimate(BaseModel):
 
 
 class DryRunResult(BaseModel):
-    """What a training would do."""
+    """What a run would do."""
 
     spec: dict[str, Any] = Field(description="With every default filled in.")
     data: dict[str, Any] = Field(
         description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights; with several "
         "`datasets`, what each gives."
     )
-    lengths: list[dict[str, int]] = Field(description="Training rows by tokens: `up_to` so many, `rows`.")
+    lengths: list[dict[str, int]] = Field(description="Histogram of training rows by tokens: `up_to` is the upper bound, `rows` the count.")
     plan: DryRunPlan
     forecast: EffectForecast | None = Field(None, description="Null in dry runs of earlier versions.")
     warnings: list[dict[str, str]]

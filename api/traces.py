@@ -8,7 +8,7 @@ from jobs import tracing
 
 
 class HttpTraces:
-    """ASGI middleware. Of a request it tells the method, the route and the status: no path, query, header or body."""
+    """ASGI middleware. Records the method, route and status of a request: no path, query, header or body."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trainer_core.wording import Language, catalogue
 
 _STATIC = Path(__file__).parent / "static"
-# Everything comes from this service and nothing is written into the page: a text that slips through is no script.
+# Everything comes from this service and nothing is written into the page: a text that slips through cannot run.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"

@@ -45,8 +45,8 @@ def download(
     artifact_id: Id,
     artifacts: Artifacts,
     *,
-    wanted: Annotated[str | None, Header(alias="range", description="`bytes=1000-`, to go on with a download.")] = None,
-    if_range: Annotated[str | None, Header(description="The `ETag` of the download to go on with.")] = None,
+    wanted: Annotated[str | None, Header(alias="range", description="`bytes=1000-`, to resume a download.")] = None,
+    if_range: Annotated[str | None, Header(description="The `ETag` of the download to resume.")] = None,
     if_none_match: Annotated[str | None, Header(description="The `ETag` of what the client has.")] = None,
 ) -> Response:
     """The bytes of a file. `ETag` is its SHA-256, as in the list, and `Repr-Digest` the same in base64."""

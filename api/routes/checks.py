@@ -1,4 +1,4 @@
-"""Before a training: what it would do, and what its rows look like to the model."""
+"""Before a run: what it would do, and what its rows look like to the model."""
 
 from typing import Annotated
 
@@ -38,7 +38,7 @@ async def validate(
 async def preview(
     dataset_id: Id, request: Annotated[PreviewRequest, Body()], datasets: Datasets, waker: Wake, wait_s: WaitS = 60
 ) -> Response:
-    """Training rows as a model would see them: each token with its id, its text, and whether the loss is taken of it."""
+    """Training rows as a model would see them: each token with its id, its text, and whether it counts towards the loss."""
     record = await run_in_threadpool(datasets.preview, dataset_id, request)
     record = await answered(datasets, waker, record, wait_s)
     return reply(record, Preview.of(record), f"/v1/tasks/{record.id}")

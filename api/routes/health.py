@@ -37,9 +37,9 @@ class Readiness(BaseModel):
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
 def readyz(service: Service, response: Response) -> Readiness:
-    """The database answers and somebody takes back the jobs of dead workers.
+    """Whether the database answers and a dispatcher requeues the jobs of dead workers.
 
-    A broker that is down is told and is no reason to refuse: jobs are stored, and published when it is back.
+    A broker that is down is reported but does not make the service unready: jobs are stored, and published when it is back.
     """
     settings = service.settings
     try:

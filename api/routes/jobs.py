@@ -41,7 +41,7 @@ def submit(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Queues a training. The reply is sent after the job is stored; `Location` is where to watch it."""
+    """Queues a job. The reply is sent after the job is stored; `Location` is where to watch it."""
     job = service.submit(spec, spec.model_dump(mode="json", exclude_unset=True), idempotency_key)
     return _shown(service, response, job)
 
@@ -94,7 +94,7 @@ def pause(job_id: Id, service: Service) -> Job:
 
 @router.post("/{job_id}/resume", status_code=202, responses=responses(404, 409))
 def resume(job_id: Id, service: Service, response: Response) -> Job:
-    """Queues a paused job again, at its old place. It goes on from its checkpoint, exactly as if it had never stopped."""
+    """Queues a paused job again, at its old place. It resumes from its checkpoint, exactly as if it had never stopped."""
     return _shown(service, response, service.resume(job_id))
 
 
@@ -168,7 +168,7 @@ def metrics(
 
 @router.get("/{job_id}/metadata", responses=responses(404))
 def metadata(job_id: Id, service: Service) -> dict[str, object]:
-    """The trained model's metadata file, with the resolved spec, hashes and versions; `complete` tells if it is final."""
+    """The trained model's metadata file, with the resolved spec, hashes and versions; `complete` says whether it is final."""
     return service.metadata(job_id)
 
 

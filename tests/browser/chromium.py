@@ -46,7 +46,7 @@ _FOREIGN = """
     if (foreign.test(data) && !parent.closest(kept)) found.push(data.trim());
   }
   for (const element of document.querySelectorAll("[aria-label], [title], [placeholder], [alt]")) {
-    if (element.closest("[translate=no]")) continue;
+    if (element.closest("[translate=no], time")) continue;
     for (const name of ["aria-label", "title", "placeholder", "alt"]) {
       const text = element.getAttribute(name);
       if (text && foreign.test(text)) found.push(`${name}: ${text}`);

@@ -47,7 +47,7 @@ export const post = async (path, body, { query, headers, signal } = {}) =>
 export const remove = async (path, query) => read(await send("DELETE", path, { query }));
 
 /**
- * Sends a file as the body of a POST. `onProgress(share)` hears how much of it has left, 0 to 1, which `fetch` does not tell.
+ * Sends a file as the body of a POST. `onProgress(share)` hears how much of it has left, 0 to 1, which `fetch` does not report.
  * Throws an `ApiError`, and an `AbortError` once `signal` says so.
  */
 export function sendFile(path, file, { query, signal, onProgress }) {

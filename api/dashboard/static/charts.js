@@ -1,11 +1,11 @@
-// Curves of trainings on uPlot: colours by theme, shared cursor, zoom by steps.
+// Curves of runs on uPlot: colours by theme, shared cursor, zoom by steps.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
 import { current, number, t } from "./language.js";
 import { Amount } from "./parts.js";
 import { Code, plain } from "./text.js";
 
-// Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for all.
+// Okabe and Ito's colours, which most colour-blind people tell apart; the dashes tell them apart for everyone.
 const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b07d00", "#3aa0d8", "#7a5195", "#6b6b6b"];
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const HEIGHT = 220;

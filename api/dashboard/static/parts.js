@@ -182,7 +182,7 @@ export function Field({ id, label, name, hint, wrong, children }) {
   `;
 }
 
-/** Tokens of a rendered row; those that the loss is taken of are marked. */
+/** Tokens of a rendered row; those that count towards the loss are marked. */
 export const Tokens = ({ tokens }) =>
   html`<${Block} kind="tokens">
     ${tokens.map((token) => html`<span class=${token.trained ? "trained" : ""} title=${token.id}>${token.text}</span>`)}

@@ -1,4 +1,4 @@
-// What a training finds in its rows: how many, how long, what is cut and dropped, and KTO's balance.
+// What a run finds in its rows: how many, how long, what is cut and dropped, and KTO's balance.
 
 import { html } from "../vendor/preact-htm.js";
 import { number, t } from "../language.js";

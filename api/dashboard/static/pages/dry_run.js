@@ -1,4 +1,4 @@
-// What a training would do, before it does it.
+// What a run would do, before it starts.
 
 import { html } from "../vendor/preact-htm.js";
 import { Folded } from "../charts.js";

@@ -6,7 +6,7 @@ import { Amount, Table, TimeToSecond } from "../parts.js";
 import { Code } from "../text.js";
 import { Message, Said, Worded, errorTitle } from "../wording.js";
 
-/** What an event says beside its name, by its type. */
+/** What an event says besides its name, by its type. */
 const TOLD = {
   queued: ({ rerun_of: old, from_checkpoint: goesOn }) =>
     old && html`<${Worded} code=${goesOn ? "told.rerun_from" : "told.rerun"} params=${{ job: old.slice(0, 8) }} />`,

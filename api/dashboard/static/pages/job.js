@@ -1,4 +1,4 @@
-// One job: where it stands, what can be done with it, and all that it told.
+// One job: where it stands, what can be done with it, and all that it reported.
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
