@@ -152,7 +152,7 @@ export function Action({ label, act, main = false }) {
   `;
 }
 
-/** What tells an input from others that its form was refused for it. `wrong`: details of the error. */
+/** Attributes of an input, which mark it if it is wrong. `wrong`: details of an error. */
 export const marks = (id, hint, wrong) => ({
   "aria-describedby": [hint && `${id}-hint`, wrong?.length && `${id}-error`].filter(Boolean).join(" ") || undefined,
   "aria-invalid": wrong?.length ? "true" : undefined,

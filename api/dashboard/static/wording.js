@@ -57,15 +57,15 @@ export function ErrorBox({ error, title, isPlaced = () => false }) {
   const details = error.details ?? [];
   const shown = details.filter((detail) => !isPlaced(detail));
   const placed = details.length - shown.length;
+  const says = Boolean(error.message || error.message_code) && !isSaidBy(details, error);
   const headline = (text) => html`<strong>${title ? `${title}: ` : ""}${text}</strong>`;
-  if (placed && !shown.length)
+  if (placed && !shown.length && !says)
     return html`<div class="box error" role="alert">${headline(t("detail.fields", { n: placed }))}</div>`;
   return html`
     <div class="box error" role="alert">
       ${headline(errorTitle(error.code))}
-      ${!isSaidBy(details, error) && html`<p><${Message} of=${error} /></p>`}
-      ${!isOfFile(error) && html`<${Hint} of=${error} />`}
-      ${placed > 0 && html`<p>${t("detail.fields", { n: placed })}</p>`}
+      ${says && html`<p><${Message} of=${error} /></p>`}
+      ${placed > 0 ? html`<p>${t("detail.fields", { n: placed })}</p>` : !isOfFile(error) && html`<${Hint} of=${error} />`}
       ${shown.length > 0 && html`<${Details} of=${shown} />`}
     </div>
   `;
@@ -75,10 +75,8 @@ export function ErrorBox({ error, title, isPlaced = () => false }) {
 const Hint = ({ of: { code, hint } }) =>
   (has(`hint.${code}`) || hint) && html`<p><${Said} code=${`hint.${code}`} english=${hint} /></p>`;
 
-/** Whether the details say all that the message says, which then names the first of them. */
-const isSaidBy = (details, { message }) =>
-  details.length > 0 &&
-  (details.every(({ code, params }) => isKnown(code, params)) || details.some(({ reason }) => message.includes(reason)));
+/** Whether the message only repeats a detail. */
+const isSaidBy = (details, { message }) => details.some(({ reason }) => reason && message.includes(reason));
 
 /** Whether an error is of a whole file: its reason says what to do, and no row can be mended. */
 const isOfFile = ({ code, details }) =>
