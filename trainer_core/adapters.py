@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer_core import model_files
-from trainer_core.errors import Detail, ModelRefused
+from trainer_core.errors import ModelRefused
 from trainer_core.loading import loading
+from trainer_core.wording import Message, say
 
 _FIELD = "adapter_name"
 _PREFIX = "base_model.model."
@@ -55,7 +56,7 @@ def check_file(path: str, skeleton: Any, base_path: str) -> None:
             adapted = get_peft_model(skeleton, config)
         base: Any = adapted.get_base_model()
         if hasattr(base.get_output_embeddings(), "lora_A"):
-            raise _refused(path, "adapts lm_head, which the fused loss would ignore; use an adapter without it")
+            raise _refused(say("adapter_adapts_head", adapter=path))
         _check_names(path, _without_embeddings(stored, adapted), tensors(adapted, "default"))
 
 
@@ -109,12 +110,12 @@ def _read(path: str) -> dict[str, Tensor]:
         try:
             found |= load_file(file)
         except SafetensorError as error:
-            raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
+            raise ValueError(say("weights_file_broken", file=file.name, problem=str(error))) from error
     for name, tensor in found.items():
         values = tensor if tensor.element_size() > 1 else tensor.float()
         if not torch.isfinite(values).all():
-            what = "NaN" if values.isnan().any() else "infinity"
-            raise _refused(path, f"contains {what} in {name}; train or save it again")
+            what = "NaN" if values.isnan().any() else "inf"
+            raise _refused(say("adapter_not_finite", adapter=path, what=what, tensor=name))
     return found
 
 
@@ -123,31 +124,23 @@ def _check_names(path: str, stored: Mapping[str, Tensor], wanted: Mapping[str, T
     others = sorted(name for name in wanted.keys() & stored if wanted[name].shape != stored[name].shape)
     if not (missing or unknown or others):
         return
-    reasons: list[str] = []
+    reasons: list[Message] = []
     if missing:
-        reasons.append(f"{len(missing)} missing, starting with {missing[0]}")
+        reasons.append(say("adapter_tensors_missing", n=len(missing), first=missing[0]))
     if unknown:
-        reasons.append(f"{len(unknown)} in layers that it does not adapt, starting with {unknown[0]}")
+        reasons.append(say("adapter_tensors_unknown", n=len(unknown), first=unknown[0]))
     if others:
-        shapes = f"{tuple(stored[others[0]].shape)}, but the model needs {tuple(wanted[others[0]].shape)}"
-        reasons.append(f"{len(others)} of the wrong shape, starting with {others[0]}: it is {shapes}")
-    count = len(missing) + len(unknown) + len(others)
-    raise _refused(
-        path,
-        f"does not fit the model and its adapter_config.json. Mismatched tensors: {count} ({'; '.join(reasons)}). "
-        "Set model_name to the base that it was trained on, or save it again with peft",
-    )
+        first = others[0]
+        shapes = {"found": str(tuple(stored[first].shape)), "wanted": str(tuple(wanted[first].shape))}
+        reasons.append(say("adapter_tensors_shaped", n=len(others), first=first, **shapes))
+    raise _refused(say("adapter_tensors_unfit", adapter=path, reasons=reasons))
 
 
 def _check_live(path: str, stored: Mapping[str, Tensor], live: Mapping[str, Tensor]) -> None:
     _check_names(path, stored, live)
     different = [name for name, tensor in live.items() if not _is_same(stored[name], tensor)]
     if different:
-        raise _refused(
-            path,
-            f"did not load correctly: {len(different)} of its tensors differ from its file, starting with "
-            f"{sorted(different)[0]}; save it again with peft",
-        )
+        raise _refused(say("adapter_loaded_wrong", adapter=path, n=len(different), first=min(different)))
 
 
 def _is_same(stored: Tensor, live: Tensor) -> bool:
@@ -164,17 +157,10 @@ def _check_embeddings(path: str, stored: Mapping[str, Tensor], model: Any, of_ba
             continue
         coarser = min(stored[name].dtype, base.dtype, key=lambda dtype: dtype.itemsize)
         if len(stored[name]) != len(base):
-            raise _refused(
-                path,
-                f"does not fit the model: its embeddings ({name}) have {len(stored[name])} rows, but the model's vocabulary "
-                f"has {len(base)}. Set model_name to the base that it was trained on",
-            )
+            rows = {"found": len(stored[name]), "wanted": len(base)}
+            raise _refused(say("adapter_embedding_rows", adapter=path, tensor=name, **rows))
         if not torch.equal(stored[name].to(base.device, coarser), base.detach().to(coarser)):
-            raise _refused(
-                path,
-                f"contains trained embeddings ({name}), which differ from the model's; the reference could not switch them "
-                "off. Merge the adapter into its base and set model_name to the result",
-            )
+            raise _refused(say("adapter_embeddings_trained", adapter=path, tensor=name))
 
 
 def _without_embeddings(stored: Mapping[str, Tensor], model: Any) -> dict[str, Tensor]:
@@ -214,5 +200,5 @@ def _causal(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def _refused(path: str, what: str) -> ModelRefused:
-    return ModelRefused(f"the adapter {path!r} {what}", [Detail(_FIELD, what)])
+def _refused(sentence: Message) -> ModelRefused:
+    return ModelRefused.at(_FIELD, sentence)

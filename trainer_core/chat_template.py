@@ -12,6 +12,7 @@ from jinja2 import TemplateError, meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from trainer_core.errors import DataInvalid, Detail, ModelRefused, SpecInvalid
+from trainer_core.wording import say
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -103,11 +104,11 @@ class ChatTemplate:
         if self._count(opening, found) == content.count(opening) and not last.get("reasoning_content"):
             return found
         if last.get("reasoning_content"):
-            raise TemplateFault("the answer has thoughts both in its content and in reasoning_content; remove one of them")
+            raise TemplateFault(say("template_thoughts_twice"))
         apart = {**last, "content": content[own.end() :], "reasoning_content": own[2].strip("\n")}
         found = self._after(before, [*messages, *answer[:-1], apart])
         if self._count(opening, found) != content.count(opening):
-            raise TemplateFault(f"the chat template renders the answer's {opening} block twice or not at all")
+            raise TemplateFault(say("template_thoughts_lost", tag=opening))
         return found
 
     @property
@@ -131,7 +132,7 @@ class ChatTemplate:
     def _after(self, before: str, messages: Messages) -> str:
         whole = self._render(messages, add_generation_prompt=False)
         if not whole.startswith(before):
-            raise TemplateFault("the chat template renders the prompt differently when an answer follows it")
+            raise TemplateFault(say("template_moves_prompt"))
         # The answer is tokenised separately, as in generation. Tokenised together, an answer that starts with a line break
         # would merge with the prompt's last token, and the model would train on a prompt that it never sees.
         return whole[len(before) :]
@@ -146,7 +147,7 @@ class ChatTemplate:
         except Exception as error:
             # A template is code by the model's author and can raise anything.
             reason = f"{type(error).__name__}: {str(error)[:_SHOWN]}".rstrip(".")
-            raise TemplateFault(f"the chat template fails: {reason}") from error
+            raise TemplateFault(say("template_fails", problem=reason)) from error
 
     def _blame_options(self, refused: ModelRefused) -> None:
         """Raises `SpecInvalid` when the template works without an option of this run."""
@@ -160,10 +161,8 @@ class ChatTemplate:
                 ChatTemplate(self._tokenizer, *options, self._model)
             except (ModelRefused, SpecInvalid):
                 continue
-            raise SpecInvalid(
-                f"{name} does not work with the model's chat template: {refused.details[0].reason}; change or remove it",
-                [Detail(name, refused.details[0].reason)],
-            ) from refused
+            reason = refused.details[0].reason
+            raise SpecInvalid.at(name, say("template_option_broken", option=name, reason=reason)) from refused
 
     def _probe(self) -> Shape:
         """Renders a plain question and answer. Raises `ModelRefused`."""
@@ -182,18 +181,13 @@ class ChatTemplate:
 
     def _shape(self, question: Messages, before: str, whole: str) -> Shape:
         """What the template wrote around the question and the answer, if it wrote both."""
-        for text, rendered, name in ((_QUESTION, before, "prompt"), (_ANSWER, whole, "answer")):
-            if text not in rendered:
-                raise self.refusal(
-                    f"the chat template leaves out the text of the {name}, as templates of vision models do when they "
-                    "expect a list of parts"
-                )
+        if _QUESTION not in before:
+            raise self.refusal(say("template_drops_prompt"))
+        if _ANSWER not in whole:
+            raise self.refusal(say("template_drops_answer"))
         if not whole.startswith(before) and not self._renders_thoughts(question, before):
             same = next((i for i, (a, b) in enumerate(zip(before, whole, strict=False)) if a != b), len(whole))
-            raise self.refusal(
-                f"the chat template asks for an answer with {before[same:]!r} but leaves that out before a finished answer, "
-                "so the run would train on a different prompt from the one that the model gets"
-            )
+            raise self.refusal(say("template_asks_otherwise", opening=repr(before[same:])[1:-1]))
         tag = _EMPTY_THOUGHTS.match(whole.removeprefix(before)) or _OPEN_THOUGHTS.search(before)
         return Shape(
             after_prompt=before.rpartition(_QUESTION)[2],
@@ -221,8 +215,8 @@ class ChatTemplate:
 
     def refusal(self, reason: str) -> ModelRefused:
         """The error that blames the model's chat template, for a reason."""
-        place = f"the model {self._model!r} cannot be used: " if self._model else ""
-        return ModelRefused(
-            f"{place}{reason}. Fix its chat template, or set apply_chat_template to false",
-            [Detail("model_name", reason)],
-        )
+        if self._model:
+            sentence = say("template_refused", model=self._model, reason=reason)
+        else:
+            sentence = say("template_refused_unnamed", reason=reason)
+        return ModelRefused(sentence, [Detail("model_name", reason)])

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainer_core import adapters, generation_options
 from trainer_core.acceleration import causal_of
 from trainer_core.config import SETTINGS_OF, Reward
-from trainer_core.errors import DataInvalid, Detail, ModelNotFound, ReferenceMismatch, SpecInvalid
+from trainer_core.errors import DataInvalid, ModelNotFound, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import Remembered
 from trainer_core.generation_options import DEFAULT_LENGTH
 from trainer_core.models import Locate, answering_dtype, dtype_name, load_model, load_reference
@@ -29,6 +29,7 @@ from trainer_core.scoring import score
 from trainer_core.small_batches import SmallBatches
 from trainer_core.streaming import TextStreamer
 from trainer_core.tokens import Messages, Renderer
+from trainer_core.wording import rounded, say
 
 # How far two passes over the same weights may differ, as a share of the largest logit: rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -190,7 +191,7 @@ class ModelPair:
     def _prompt_ids(self, prompt: str | Messages) -> list[int]:
         ids = self.renderer.prompt_ids(prompt)
         if not ids:
-            raise DataInvalid("the prompt is empty", [Detail("prompt", "is empty")])
+            raise DataInvalid.at("prompt", say("prompt_empty"))
         return ids
 
     def _generate(self, ids: list[int], options: dict[str, Any], tell: Callable[[str, str], None] | None = None) -> _Answers:
@@ -269,10 +270,8 @@ class ModelPair:
         rounding = _ROUNDING.get(self.policy.dtype, _COARSE_ROUNDING) * own.abs().max().item()
         error, error_of_other = (start - own).abs().max().item(), (start - other).abs().max().item()
         if error > rounding and error_of_other < error:
-            raise ReferenceMismatch(
-                f"the {side} side's answer did not come from its weights: its first logits differ by {error:.3g} from them "
-                f"and by {error_of_other:.3g} from the other side's"
-            )
+            differences = {"own": rounded(error), "other": rounded(error_of_other)}
+            raise ReferenceMismatch(say("answer_not_of_weights", kind=say(f"kind.{side}"), **differences))
 
 
 @contextmanager
@@ -290,7 +289,7 @@ def _hooks_as_they_were(model: Any) -> Generator[None]:
                 del module._forward_pre_hooks[key]
                 module._forward_pre_hooks_with_kwargs.pop(key, None)
         if isinstance(error, ValueError | TypeError):
-            raise SpecInvalid(f"the models cannot generate so: {str(error).splitlines()[0]}") from error
+            raise SpecInvalid(say("generation_refused", problem=str(error).splitlines()[0])) from error
         raise
 
 
@@ -352,7 +351,7 @@ def load_pair(
     """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
-        raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
+        raise ModelNotFound(say("trained_model_missing", directory=directory.name))
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     path = locate(metadata["model_name"]) if metadata["use_lora"] else str(directory)
     dtype = answering_dtype(path)

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from trainer_core.wording import Message, say
+
 
 def _is_number(value: Any) -> bool:
     # NaN compares as false.
@@ -23,21 +25,21 @@ _MODEL: list[_Rule] = [
     (
         re.compile(r"(\w+_)?(dropout|pdrop)(_prob|_rate|_p)?"),
         lambda value: _is_number(value) and 0 <= value <= 1,
-        "a number from 0 to 1",
+        "share",
     ),
-    (re.compile("max_position_embeddings"), lambda value: _is_whole(value) and value >= 1, "a whole number of at least 1"),
-    (re.compile("rope_theta"), lambda value: _is_number(value) and value > 0, "a number above 0"),
+    (re.compile("max_position_embeddings"), lambda value: _is_whole(value) and value >= 1, "whole_from_1"),
+    (re.compile("rope_theta"), lambda value: _is_number(value) and value > 0, "positive"),
 ]
-_TOKENIZER: list[_Rule] = [(re.compile("model_max_length"), _is_number, "a number")]
+_TOKENIZER: list[_Rule] = [(re.compile("model_max_length"), _is_number, "number")]
 _GENERATION: list[_Rule] = [
-    (re.compile("num_beams"), lambda value: _is_whole(value) and value >= 1, "a whole number of at least 1"),
-    (re.compile("(encoder_)?repetition_penalty"), lambda value: _is_number(value) and value > 0, "a number above 0"),
-    (re.compile("no_repeat_ngram_size"), lambda value: _is_whole(value) and value >= 0, "a whole number of at least 0"),
+    (re.compile("num_beams"), lambda value: _is_whole(value) and value >= 1, "whole_from_1"),
+    (re.compile("(encoder_)?repetition_penalty"), lambda value: _is_number(value) and value > 0, "positive"),
+    (re.compile("no_repeat_ngram_size"), lambda value: _is_whole(value) and value >= 0, "whole_from_0"),
 ]
 _RULES = {"config": _MODEL, "adapter_config": _MODEL, "tokenizer_config": _TOKENIZER, "generation_config": _GENERATION}
 
 
-def faults(file: str, content: dict[str, Any]) -> Iterator[str]:
+def faults(file: str, content: dict[str, Any]) -> Iterator[Message]:
     """What is wrong in a configuration file, at any depth: the field, its value and what it must be.
 
     Args:
@@ -48,7 +50,7 @@ def faults(file: str, content: dict[str, Any]) -> Iterator[str]:
         for pattern, is_right, wanted in rules:
             # null is the library's default; lists and objects hold a value for each layer.
             if not isinstance(value, dict | list | None) and pattern.fullmatch(name) and not is_right(value):
-                yield f"has {name}={repr(value)[:50]}, which must be {wanted}"
+                yield say("model_file_value", name=name, value=repr(value)[:50], wanted=say(f"wanted.{wanted}"))
 
 
 def _fields(value: Any) -> Iterator[tuple[str, Any]]:

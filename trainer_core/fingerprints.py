@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer_core import adapters
 from trainer_core.errors import ReferenceMismatch
+from trainer_core.wording import say
 
 _STRETCH = 1024
 Tensors = Iterable[tuple[str, Tensor]]
@@ -63,12 +64,9 @@ def check_covered(model: nn.Module, adapter: str | None) -> None:
     missing = sorted(name for one, name in trains.items() if one not in covered)
     still = sorted(name for name, tensor in model.named_parameters() if id(tensor) in covered and not tensor.requires_grad)
     if missing:
-        raise ReferenceMismatch(
-            f"{len(missing)} of the tensors that train are in no fingerprint, starting with {missing[0]}: nothing could "
-            "prove later which model answers"
-        )
+        raise ReferenceMismatch(say("tensors_uncovered", n=len(missing), first=missing[0]))
     if still and adapter:
-        raise ReferenceMismatch(f"{len(still)} tensors of the adapter do not train, starting with {still[0]}")
+        raise ReferenceMismatch(say("adapter_tensors_still", n=len(still), first=still[0]))
 
 
 def is_quantized(tensor: Tensor) -> bool:
@@ -136,7 +134,7 @@ class Remembered:
             if before and any(is_quantized(tensor) for _, tensor in found):
                 # Nothing trains these, and no file holds them as they are packed.
                 name = next((now[0] for now, then in zip(sums, before[0], strict=False) if now != then), sums[-1][0])
-                raise ReferenceMismatch(f"a model with 4-bit weights changed in memory after it was loaded: {name}")
+                raise ReferenceMismatch(say("weights_4bit_changed", tensor=name))
             self._known.pop(key, None)
             self._known[key] = sums, (take or fingerprint)(found)
         return self._known[key][1]

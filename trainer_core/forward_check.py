@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from trainer_core.acceleration import causal_of
-from trainer_core.errors import Detail, ForwardMismatch, ModelRefused
+from trainer_core.errors import ForwardMismatch, ModelRefused
 from trainer_core.loading import is_of_the_machine, reason_of
 from trainer_core.models import Precision
 from trainer_core.own_head import layers_of
 from trainer_core.row_rules import Row
 from trainer_core.scoring import score
+from trainer_core.wording import rounded, say
 
 # Nats per token that ways of computing may always differ by: rounding.
 _LEAST, _LEAST_IN_HALF = 1e-4, 0.02
@@ -97,11 +98,8 @@ def check(
         except Exception as error:
             if is_of_the_machine(error):
                 raise
-            kind = type(causal_of(model)).__name__
-            raise ModelRefused(
-                f"the {name} cannot be computed: its type {kind} fails with {reason_of(error)}",
-                [Detail("model_name", f"{kind} cannot be computed")],
-            ) from error
+            facts = {"type": type(causal_of(model)).__name__, "problem": reason_of(error)}
+            raise ModelRefused.at("model_name", say("model_fails", kind=say(f"kind.{name}"), **facts)) from error
         finally:
             model.train(was_training)
             trainer.savings.restore(counts)
@@ -118,10 +116,8 @@ def _check_model(
 ) -> None:
     causal = causal_of(model)
     if layers_of(causal) is causal:
-        raise ModelRefused(
-            f"the {name} cannot be computed: {type(causal).__name__} does not keep its layers apart from its output layer",
-            [Detail("model_name", "has no layers of their own")],
-        )
+        sentence = say("model_layers_unknown", kind=say(f"kind.{name}"), type=type(causal).__name__)
+        raise ModelRefused.at("model_name", sentence)
     device = next(causal.parameters()).device
     tokens = torch.tensor([float(len(answer)) for answer in row.answers])
 
@@ -143,13 +139,16 @@ def _check_model(
         rounds = causal.dtype != torch.float32 or (autocast and is_half)
         limit = max(_TIMES_SPREAD * spread, _LEAST_IN_HALF if rounds else _LEAST)
         if not difference <= limit:
-            kind = type(causal).__name__
-            raise ForwardMismatch(
-                f"the log-probabilities of {way} differ from the plain forward pass of the {name} ({kind}) by "
-                f"{difference:.3g} nats per token in {trainer.row_names.long(row.number)}, and rounding explains only "
-                f"{limit:.2g}",
-                [Detail("model_name", f"the log-probabilities of {way} are not those of its own forward pass")],
+            sentence = say(
+                "forward_differs",
+                way=say(f"way.{way}"),
+                kind=say(f"kind.{name}"),
+                type=type(causal).__name__,
+                difference=rounded(difference),
+                limit=rounded(limit),
+                row=trainer.row_names.long(row.number),
             )
+            raise ForwardMismatch.at("model_name", sentence)
 
     def in_loss() -> Tensor | None:
         found = trainer.answer_log_probs(model, Batch.of(row.prompt, row.answers, device))
@@ -159,7 +158,7 @@ def _check_model(
         scores = score(model, None, [row.prompt], {str(i): [ids] for i, ids in enumerate(row.answers)})
         return torch.cat([of_answer.logps for of_answer in scores.values()])
 
-    compare("the loss", in_loss, autocast=True)
+    compare("loss", in_loss, autocast=True)
     compare("metrics", in_metrics, autocast=False)
 
 

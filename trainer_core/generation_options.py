@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer_core.errors import DataInvalid, Detail, SpecInvalid
+from trainer_core.wording import say
 
 # A comparison sets these itself, or they would change what a row of its answer means, or bring code or another model.
 _NOT_OPTIONS = {
@@ -17,6 +18,14 @@ _NOT_OPTIONS = {
     *("adapter_names", "num_return_sequences", "max_length", "max_new_tokens", "streamer", "return_dict_in_generate"),
     *("output_logits", "generation_config", "assistant_model", "custom_generate", "trust_remote_code"),
 }
+# What an option must be, by the type of pydantic's error.
+_LIMITS = {
+    "greater_than": ("gt", "above"),
+    "greater_than_equal": ("ge", "at_least"),
+    "less_than": ("lt", "below"),
+    "less_than_equal": ("le", "at_most"),
+}
+_TYPES = {"int_type": "whole", "int_from_float": "whole", "bool_type": "bool"}
 # Logits divided by less overflow.
 _LEAST_TEMPERATURE = 1e-6
 
@@ -59,27 +68,35 @@ class _Options(BaseModel):
 def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options, without those that are None. Raises `SpecInvalid`, which names the invalid option and the reason."""
     if refused := _NOT_OPTIONS & options.keys():
-        names = ", ".join(sorted(refused))
-        raise SpecInvalid(f"a comparison takes no {names}", [Detail(name, "is not an option") for name in sorted(refused)])
+        names = sorted(refused)
+        details = [Detail(name, say("option_refused", name=name)) for name in names]
+        raise SpecInvalid(say("options_refused", names=names) if len(names) > 1 else details[0].reason, details)
     # Numbers of numpy and torch are numbers too.
     plain = {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in options.items() if v is not None}
     try:
         _Options.model_validate(plain)
     except ValidationError as error:
-        found = [Detail(str(one["loc"][0]), one["msg"].lower()) for one in error.errors(include_url=False)]
-        reasons = "; ".join(f"{one.field} is {plain[one.field]!r}: {one.reason}" for one in found)
-        raise SpecInvalid(reasons, found) from error
+        found = [_wrong(one, plain) for one in error.errors(include_url=False)]
+        reasons = [one.reason for one in found]
+        raise SpecInvalid(say("option_values", reasons=reasons) if len(found) > 1 else reasons[0], found) from error
     if 0 < plain.get("temperature", 0.0) < _LEAST_TEMPERATURE:
-        raise SpecInvalid(
-            f"temperature is {plain['temperature']:g}; it must be 0, which is greedy, or at least {_LEAST_TEMPERATURE:g}",
-            [Detail("temperature", f"must be 0 or at least {_LEAST_TEMPERATURE:g}")],
-        )
+        found = {"value": plain["temperature"], "least": _LEAST_TEMPERATURE}
+        raise SpecInvalid.at("temperature", say("temperature_too_small", **found))
     if plain.get("do_sample") is False and plain.get("temperature"):
-        raise SpecInvalid(
-            f"do_sample=False answers greedily and temperature={plain['temperature']} samples; leave one of them out",
-            [Detail("do_sample", "contradicts temperature")],
-        )
+        raise SpecInvalid.at("do_sample", say("temperature_contradicted", temperature=plain["temperature"]))
     return plain
+
+
+def _wrong(error: Any, options: Mapping[str, Any]) -> Detail:
+    """What an option must be, from pydantic's error."""
+    name = str(error["loc"][0])
+    kind, limits = error["type"], error.get("ctx", {})
+    if kind in _LIMITS:
+        key, code = _LIMITS[kind]
+        wanted = say(f"wanted.{code}", limit=limits[key])
+    else:
+        wanted = say(f"wanted.{_TYPES.get(kind, 'number')}")
+    return Detail(name, say("option_value", name=name, value=repr(options[name])[:50], wanted=wanted))
 
 
 def length_of(max_length: int | None, options: dict[str, Any]) -> int:
@@ -92,10 +109,7 @@ def length_of(max_length: int | None, options: dict[str, Any]) -> int:
     if other is None:
         return DEFAULT_LENGTH if max_length is None else max_length
     if max_length is not None and not isinstance(max_length, DefaultLength):
-        raise SpecInvalid(
-            "max_length and max_new_tokens both say how many new tokens an answer may have; leave one of them out",
-            [Detail("max_new_tokens", "says the same as max_length")],
-        )
+        raise SpecInvalid.at("max_new_tokens", say("length_twice"))
     return other
 
 
@@ -116,26 +130,16 @@ def fitting(asked: int, prompt_tokens: int, longest: int | None) -> int:
     except TypeError:
         count = 0
     if count < 1:
-        raise SpecInvalid(
-            f"max_length is {asked!r}; it counts new tokens and must be a whole number of at least 1",
-            [Detail("max_length", "must be a whole number of at least 1")],
-        )
+        raise SpecInvalid.at("max_length", say("length_not_whole", value=repr(asked)))
     if not longest or prompt_tokens + count <= longest:
         return int(count)
     room = longest - prompt_tokens
     if room < 1:
-        raise DataInvalid(
-            f"the prompt has {prompt_tokens} tokens, but the model reads at most {longest}, prompt and answer together; "
-            "shorten the prompt",
-            [Detail("prompt", "leaves no room for an answer")],
-        )
+        raise DataInvalid.at("prompt", say("prompt_fills_model", tokens=prompt_tokens, longest=longest))
     if isinstance(count, DefaultLength):
         return room
-    raise DataInvalid(
-        f"the prompt has {prompt_tokens} tokens and max_length asks for {count} more, but the model reads at most "
-        f"{longest}; set max_length to {room} or less, or leave it out",
-        [Detail("max_length", f"must be at most {room} with this prompt")],
-    )
+    counts = {"tokens": prompt_tokens, "asked": int(count), "longest": longest, "room": room}
+    raise DataInvalid.at("max_length", say("length_too_long", **counts))
 
 
 def _whole(value: Any) -> int:

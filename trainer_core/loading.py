@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from trainer_core import model_files
-from trainer_core.errors import Detail, ModelNotFound, ModelRefused, TafdilError
+from trainer_core.errors import ModelNotFound, ModelRefused, TafdilError
+from trainer_core.wording import Message, say
 
 _REASON_CHARACTERS = 500
 _KINDS = {"adapter_name": "adapter", "resume_from_checkpoint": "checkpoint"}
@@ -39,16 +40,17 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
         reason = reason_of(error)
         if "DefaultCPUAllocator" in reason:
             raise MemoryError(reason) from error
-        what = _KINDS.get(self._field, "model")
+        kind_name = say(f"kind.{_KINDS.get(self._field, 'model')}")
+        if error.args and isinstance(error.args[0], Message):
+            sentence = say("load_refused", kind=kind_name, name=self._path, reason=error.args[0])
+            raise ModelRefused.at(self._field, sentence) from error
         # peft raises a ValueError for this.
         is_absent = isinstance(error, OSError) or "Can't find" in reason
         if is_absent and not Path(self._path).is_dir():
-            raise ModelNotFound(
-                f"found no {what} {self._path!r}: {reason}", [Detail(self._field, "is not found")]
-            ) from error
-        raise ModelRefused(
-            f"the {what} {self._path!r} cannot be loaded: {reason}", [Detail(self._field, "cannot be loaded")]
-        ) from error
+            sentence = say("load_not_found", kind=kind_name, name=self._path, problem=reason)
+            raise ModelNotFound.at(self._field, sentence) from error
+        sentence = say("load_failed", kind=kind_name, name=self._path, problem=reason)
+        raise ModelRefused.at(self._field, sentence) from error
 
 
 def is_of_the_machine(error: Exception) -> bool:

@@ -6,10 +6,11 @@ from peft import PeftConfig
 from torch import nn
 
 from trainer_core.config import TrainingSettings
-from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.errors import SpecInvalid
 from trainer_core.loading import loading
 from trainer_core.observer import Observer
 from trainer_core.reference import TRAINED_ADAPTER
+from trainer_core.wording import say
 
 
 def check(settings: TrainingSettings, adapter_path: str | None) -> None:
@@ -21,31 +22,20 @@ def check(settings: TrainingSettings, adapter_path: str | None) -> None:
     if adapter_path is None:
         return
     found = _config(adapter_path)
-    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rank-stabilised LoRA")):
+    for name, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA")):
         if getattr(settings, name) and not getattr(found, name, False):
-            raise SpecInvalid(
-                f"{name} is true, but the adapter {settings.adapter_name!r} was not made with {what}, and cannot become it; "
-                f"leave {name} out, or merge the adapter and train a new one",
-                [Detail(name, "the adapter was made without it")],
-            )
+            sentence = say("adapter_without_kind", field=name, adapter=settings.adapter_name, kind=what)
+            raise SpecInvalid.at(name, sentence)
     if settings.lora_dropout and getattr(found, "target_parameters", None):
-        raise SpecInvalid(
-            f"lora_dropout does not work with the adapter {settings.adapter_name!r}: it has target_parameters, which peft "
-            "trains without dropout; set lora_dropout to 0",
-            [Detail("lora_dropout", "the adapter has target_parameters")],
-        )
+        raise SpecInvalid.at("lora_dropout", say("adapter_no_dropout", adapter=settings.adapter_name))
 
 
 def warn(settings: TrainingSettings, adapter_path: str | None, observer: Observer) -> None:
     """Warns if the adapter was trained with dropout, and this run trains it with less or none, or with more."""
     own = getattr(_config(adapter_path), "lora_dropout", 0.0) if adapter_path else 0.0
     if own and own != settings.lora_dropout:
-        used = f"{settings.lora_dropout:g}" if settings.lora_dropout else "none"
-        observer.warning(
-            "adapter_dropout",
-            f"the adapter {settings.adapter_name!r} was trained with lora_dropout {own:g}; this run uses {used}. Set "
-            f"lora_dropout to {own:g} to train it as before.",
-        )
+        shares = {"before": own, "now": settings.lora_dropout}
+        observer.warning("adapter_dropout", say("adapter_dropout", adapter=settings.adapter_name, **shares))
 
 
 def set_dropout(policy: Any, share: float) -> None:

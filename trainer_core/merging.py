@@ -14,6 +14,7 @@ from trainer_core.models import Locate, answering_dtype, dtype_name, load_model,
 from trainer_core.proof import Claim, Sources, Witness
 from trainer_core.reference import TRAINED_ADAPTER
 from trainer_core.renderers import load_saved_renderer
+from trainer_core.wording import say
 
 _PROMPT = "ما عاصمة مصر؟"
 # A base that trained in 4 bit is merged whole.
@@ -42,7 +43,7 @@ def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str
     """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
-        raise ModelNotFound(f"no trained model in {directory.name}: its metadata file is missing")
+        raise ModelNotFound(say("trained_model_missing", directory=directory.name))
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     path, claim = locate(metadata["model_name"]), Claim.of(metadata)
     # As exact as what trained, and as what comparisons answer with.

@@ -16,7 +16,8 @@ from typing import Any
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 
 from trainer_core import config_values
-from trainer_core.errors import Detail, ModelRefused
+from trainer_core.errors import ModelRefused
+from trainer_core.wording import Message, say
 
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"
@@ -48,8 +49,8 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
         needs_weights: whether an adapter without weights in safetensors is refused, as one that brings a pickle.
     """
 
-    def refuse(file: str, reason: str) -> ModelRefused:
-        return ModelRefused(f"the model {path!r} is refused: its {file} {reason}", [Detail(field, f"{file} {reason}")])
+    def refuse(file: str, reason: Message) -> ModelRefused:
+        return ModelRefused.at(field, say("model_file_refused", model=path, file=file, reason=reason))
 
     folder = _folder(path)
     if folder is None:
@@ -58,16 +59,16 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
     for file in sorted(folder.glob("*config*.json")):
         content = _read(file, refuse)
         if not isinstance(content, dict):
-            raise refuse(file.name, "is not a JSON object")
+            raise refuse(file.name, say("model_file_not_object"))
         for reason in chain(_faults(content), config_values.faults(file.name, content)):
             raise refuse(file.name, reason)
     if (folder / _INDEX).is_file():
         index = _read(folder / _INDEX, refuse)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(shards, dict) or not all(_is_weights(shard) for shard in shards.values()):
-            raise refuse(_INDEX, "must name safetensors files beside it, and no others")
+            raise refuse(_INDEX, say("model_file_index"))
     if needs_weights and is_adapter(path) and not (folder / ADAPTER_WEIGHTS).is_file():
-        raise refuse(_ADAPTER_CONFIG, "has no safetensors weights beside it")
+        raise refuse(_ADAPTER_CONFIG, say("model_file_no_weights"))
 
 
 def weight_files(path: str, name: str = WEIGHTS) -> list[Path]:
@@ -119,10 +120,10 @@ def _read(file: Path, refuse: Any) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise refuse(file.name, "is not JSON") from error
+        raise refuse(file.name, say("model_file_not_json")) from error
 
 
-def _faults(value: Any) -> Iterator[str]:
+def _faults(value: Any) -> Iterator[Message]:
     """What a configuration says that it may not, at any depth."""
     if isinstance(value, list):
         for item in value:
@@ -131,13 +132,13 @@ def _faults(value: Any) -> Iterator[str]:
         return
     for name, inner in value.items():
         if name in _CODE and inner:
-            yield f"has {name}, which may run code"
+            yield say("model_file_code", name=name)
         elif name in _ATTENTION and not (isinstance(inner, str | None) and inner in _KNOWN_ATTENTION):
-            yield f"has {name}={inner!r}, which is none that is known"
+            yield say("model_file_attention", name=name, value=repr(inner)[:50])
         elif _COUNTS.fullmatch(name) and isinstance(inner, int | float) and inner > _MOST_MODULES:
-            yield f"has {name}={inner}, above the limit of {_MOST_MODULES}"
+            yield say("model_file_count", name=name, value=inner, limit=_MOST_MODULES)
         elif name in _FILES and not (isinstance(inner, list) and all(_is_plain(file) for file in inner)):
-            yield f"has {name} outside of the model"
+            yield say("model_file_outside", name=name)
         else:
             yield from _faults(inner)
 

@@ -22,9 +22,10 @@ from transformers import (
 
 from trainer_core import adapters, model_files, weight_headers
 from trainer_core.config import TrainingSettings
-from trainer_core.errors import Detail, ModelRefused, SpecInvalid
+from trainer_core.errors import ModelRefused, SpecInvalid
 from trainer_core.loading import loading
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER
+from trainer_core.wording import say
 
 Precision = Literal["bf16", "fp16", "fp32"]
 Locate = Callable[[str], str]
@@ -65,7 +66,7 @@ def resolve_precision(settings: TrainingSettings) -> Precision:
     if asked == "auto":
         return "bf16" if has_gpu and torch.cuda.is_bf16_supported() else "fp32"
     if asked == "fp16" and not has_gpu:
-        raise SpecInvalid("fp16 needs a GPU, and there is none here; use precision fp32, bf16 or auto")
+        raise SpecInvalid.at("precision", say("fp16_needs_gpu"))
     return asked
 
 
@@ -97,7 +98,7 @@ def load_tokenizer(path: str) -> Any:
     with loading(path):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if tokenizer.eos_token_id is None:
-        raise ModelRefused(f"the tokenizer of {path} has no end token")
+        raise ModelRefused.at("model_name", say("tokenizer_no_end", model=path))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -157,10 +158,7 @@ def _keep_packing(model: Any) -> Any:
 def refuse_adapter(path: str, field: str) -> None:
     """Raises `ModelRefused` when a model is named that is an adapter."""
     if model_files.is_adapter(path):
-        raise ModelRefused(
-            f"{path!r} is a LoRA adapter: name it as adapter_name, and its base as {field}",
-            [Detail(field, "is an adapter, not a model")],
-        )
+        raise ModelRefused.at(field, say("model_is_adapter", name=path, field=field))
 
 
 def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None, precision: Precision) -> Any:
@@ -203,7 +201,8 @@ def _adapted(settings: TrainingSettings, model: Any, adapter_path: str | None) -
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        raise SpecInvalid(f"lora_target_modules={targets!r} does not fit the model: {error}") from error
+        sentence = say("targets_unfit", targets=targets, problem=str(error))
+        raise SpecInvalid.at("lora_target_modules", sentence) from error
 
 
 @torch.no_grad()

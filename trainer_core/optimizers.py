@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from trainer_core.config import Optimizer, TrainingSettings
-from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.errors import SpecInvalid
+from trainer_core.wording import say
 
 # bitsandbytes keeps the state of smaller weights in 32 bit.
 _SIDE = 128
@@ -18,22 +19,15 @@ def check(settings: TrainingSettings) -> None:
     is_paged = optimizer != "adamw_8bit"
     has_gpu = torch.cuda.is_available()
     if is_paged and not has_gpu:
-        instead = "adamw_8bit or adamw_torch_fused" if "8bit" in optimizer else "adamw_torch_fused"
-        raise SpecInvalid(
-            f"optim {optimizer!r} pages its state between a GPU and the host, and there is no GPU here; set optim to "
-            f"{instead}",
-            [Detail("optim", f"{optimizer!r} needs a GPU")],
-        )
+        instead = ["adamw_8bit", "adamw_torch_fused"] if "8bit" in optimizer else ["adamw_torch_fused"]
+        raise SpecInvalid.at("optim", say("optim_needs_gpu", optim=optimizer, instead=instead))
     try:
-        works, reason = _try(optimizer, "cuda" if has_gpu else "cpu"), "it leaves a weight unchanged"
+        works = _try(optimizer, "cuda" if has_gpu else "cpu")
     except Exception as error:  # a missing package, library or kernel raises one of many things
-        works, reason = False, f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}"
+        raise SpecInvalid.at("optim", say("optim_broken", optim=optimizer, problem=problem)) from error
     if not works:
-        raise SpecInvalid(
-            f"optim {optimizer!r} is bitsandbytes', which does not work here ({reason}); set optim to adamw_torch_fused or "
-            "adafactor, or install bitsandbytes for this device: pip install 'tafdil[quant]'",
-            [Detail("optim", f"{optimizer!r} does not work on this machine")],
-        )
+        raise SpecInvalid.at("optim", say("optim_does_nothing", optim=optimizer))
 
 
 def _try(optimizer: Optimizer, device: str) -> bool:

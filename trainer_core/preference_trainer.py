@@ -33,6 +33,7 @@ from trainer_core.samples import answer, sample_metrics
 from trainer_core.schedule import WARM_UP
 from trainer_core.scoring import Scores, score
 from trainer_core.training_arguments import adopted, arguments_of
+from trainer_core.wording import rounded, say
 
 # Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
@@ -143,10 +144,8 @@ class PreferenceTrainer(BaseTrainer):
         tokens = max(answers.tokens.max().item() for answers in scores)
         # NaN compares as false.
         if not difference <= _AGREEMENT[self.precision] * max(1.0, tokens / 10):
-            raise ReferenceMismatch(
-                f"before the first step the reference {self.reference_name!r} must answer as the model does, but "
-                f"log-probabilities differ by {difference:.4g} nats"
-            )
+            found = {"reference": self.reference_name, "difference": rounded(difference)}
+            raise ReferenceMismatch(say("reference_unlike_model", **found))
 
     @property
     def _starts_elsewhere(self) -> bool:
@@ -155,13 +154,13 @@ class PreferenceTrainer(BaseTrainer):
         return is_other_model or self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
 
     def check_reference_kept(self) -> None:
-        changed = f"the reference {self.reference_name!r} changed while the model trained"
+        name = self.reference_name
         try:
             now = self.reference_proof()
         except ReferenceMismatch as error:
-            raise ReferenceMismatch(f"{changed}: {error}") from error
+            raise ReferenceMismatch(say("reference_changed_because", reference=name, reason=error.message)) from error
         if now != self._reference_proof:
-            raise ReferenceMismatch(changed)
+            raise ReferenceMismatch(say("reference_changed", reference=name))
 
     def reference_proof(self) -> dict[str, Any] | None:
         """Of the reference; where no copy is held, of the policy before training, when that is the same."""

@@ -25,6 +25,7 @@ from trainer_core.models import Locate, refuse_adapter
 from trainer_core.observer import Observer
 from trainer_core.row_rules import Row
 from trainer_core.rows import pair_places
+from trainer_core.wording import say
 
 # The packages that each of `report_to` can use, and what installs one of them.
 _REPORTERS = {
@@ -61,10 +62,7 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
     for field in ("model", "reference", "adapter"):
         place = getattr(places, field)
         if place and Path(place).is_dir() and Path(place).samefile(config.output_dir):
-            raise SpecInvalid(
-                f"output_dir is the directory of the {field} that training starts from; name another",
-                [Detail("output_dir", f"holds the {field}")],
-            )
+            raise SpecInvalid.at("output_dir", say("output_is_source", kind=say(f"kind.{field}")))
     if config.load_in_4bit or config.reference_in_4bit:
         _check_widths(places.model)
     return places
@@ -82,18 +80,13 @@ def check_models(config: PreferenceConfig, locate: Locate) -> Places:
         reference = _model_config(places.reference, "ref_model_name")
         ours, theirs = _vocabulary(model, places.model), _vocabulary(reference, places.reference)
         if ours != theirs:
-            raise ModelRefused(
-                f"the reference {config.ref_model_name!r} has a vocabulary of {theirs} tokens, the model "
-                f"{config.model_name!r} one of {ours}; they must be the same",
-                [Detail("ref_model_name", "has another vocabulary")],
-            )
+            names = {"reference": config.ref_model_name, "model": config.model_name}
+            raise ModelRefused.at("ref_model_name", say("reference_vocabulary", theirs=theirs, ours=ours, **names))
         _checked_skeleton(reference, places.reference, "ref_model_name")
     longest = getattr(model, "max_position_embeddings", None)
     if longest and config.max_length > longest:
-        raise SpecInvalid(
-            f"max_length is {config.max_length}, but {config.model_name!r} reads at most {longest} tokens",
-            [Detail("max_length", f"must be at most {longest}")],
-        )
+        found = {"value": config.max_length, "limit": longest}
+        raise SpecInvalid.at("max_length", say("max_length_too_long", model=config.model_name, **found))
     skeleton = _checked_skeleton(model, places.model, "model_name")
     if places.adapter:
         _check_adapter(places.adapter, skeleton, places.model)
@@ -109,38 +102,27 @@ def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Ob
         metric = config.early_stopping_metric
         compares_pairs = metric in config.metrics_of_pairs
         if config.early_stopping_patience and compares_pairs and not pair_places(rows):
-            raise SpecInvalid(
-                f"early_stopping_metric {metric} compares the two answers of a pair, but the validation rows are single "
-                "answers with a label; validate on pairs, or stop by another metric",
-                [Detail("early_stopping_metric", "needs pairs as validation data")],
-            )
+            raise SpecInvalid.at("early_stopping_metric", say("stopping_metric_needs_pairs", metric=metric))
         return
     if config.early_stopping_patience:
-        raise SpecInvalid(
-            "early_stopping_patience needs validation data: a file of it, a validation part, or validation_split",
-            [Detail("early_stopping_patience", "needs validation data")],
-        )
+        raise SpecInvalid.at("early_stopping_patience", say("stopping_needs_validation"))
     if config.sample_prompts:
-        observer.warning(
-            "no_samples", "sample_prompts are answered at each evaluation, but without validation data there is none"
-        )
+        observer.warning("no_samples", say("no_samples"))
 
 
 def warn_of_clamp(config: TrainingSettings, observer: Observer) -> None:
     """Says so when the cap lowers the learning rate."""
     if config.effective_learning_rate < config.learning_rate:
-        observer.warning(
-            "learning_rate_clamped",
-            f"learning_rate {config.learning_rate:g} is above learning_rate_cap {config.learning_rate_cap:g}; training uses "
-            f"{config.effective_learning_rate:g}. Set learning_rate_cap to null to lift the cap.",
-        )
+        rates = {"cap": config.learning_rate_cap, "used": config.effective_learning_rate}
+        observer.warning("learning_rate_clamped", say("learning_rate_clamped", asked=config.learning_rate, **rates))
 
 
 def check_tokenizer(tokenizer: Any, path: str) -> None:
     """Raises `ModelRefused` when the tokenizer knows more tokens than the model."""
     vocabulary = _vocabulary(_model_config(path, "model_name"), path)
     if len(tokenizer) > vocabulary:
-        raise ModelRefused(f"the tokenizer of {path!r} has {len(tokenizer)} tokens, the model only {vocabulary}")
+        counts = {"tokens": len(tokenizer), "vocabulary": vocabulary}
+        raise ModelRefused.at("model_name", say("tokenizer_too_large", model=path, **counts))
 
 
 def _check_processes() -> None:
@@ -148,31 +130,25 @@ def _check_processes() -> None:
     for name in _WORLD_SIZES:
         value = os.environ.get(name, "")
         if value.strip() not in ("", "0", "1"):
-            raise SpecInvalid(
-                f"a run uses one process, but {name} is {value}; start it with python, not with torchrun, accelerate "
-                f"launch or mpirun, or unset {name}"
-            )
+            raise SpecInvalid(say("several_processes", name=name, value=value))
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         count = torch.distributed.get_world_size()
         if count > 1:
-            raise SpecInvalid(f"a run uses one process, but torch.distributed has {count} processes; start it with python")
+            raise SpecInvalid(say("several_torch_processes", count=count))
 
 
 def _check_devices() -> None:
     """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
     count = torch.cuda.device_count()
     if count > 1:
-        raise SpecInvalid(f"a run uses one GPU, but {count} are visible; set CUDA_VISIBLE_DEVICES to one of them")
+        raise SpecInvalid(say("several_gpus", count=count))
 
 
 def _check_reporters(config: TrainingSettings) -> None:
     for name in config.report_to:
         packages, advice = _REPORTERS[name]
         if not any(find_spec(package) for package in packages):
-            raise NotInstalled(
-                f"report_to names {name}, whose package is not installed where the training runs; pip install {advice}",
-                [Detail("report_to", f"{name} is not installed")],
-            )
+            raise NotInstalled.at("report_to", say("reporter_not_installed", name=name, package=advice))
 
 
 def _check_output_dir(output_dir: str) -> None:
@@ -181,9 +157,8 @@ def _check_output_dir(output_dir: str) -> None:
         with tempfile.TemporaryFile(dir=output_dir):
             pass
     except OSError as error:
-        raise SpecInvalid(
-            f"output_dir {output_dir!r} cannot be written: {error.strerror}", [Detail("output_dir", "cannot be written")]
-        ) from error
+        sentence = say("output_unwritable", directory=output_dir, problem=str(error.strerror))
+        raise SpecInvalid.at("output_dir", sentence) from error
 
 
 def _check_4bit() -> None:
@@ -197,21 +172,13 @@ def _check_4bit() -> None:
         given = torch.ones(2, 64, device=device, requires_grad=True)
         layer(given).sum().backward()
         works = given.grad is not None and bool(torch.isfinite(given.grad).all())
-        reason = "its result is not finite"
     except ModuleNotFoundError as error:
-        raise NotInstalled(
-            f"4-bit weights need a package that is not installed where the training runs ({error.name}); pip install "
-            "'tafdil[quant]', or set load_in_4bit and ref_load_in_4bit to false",
-            [Detail("load_in_4bit", f"{error.name} is not installed")],
-        ) from error
+        raise NotInstalled.at("load_in_4bit", say("quantization_not_installed", package=str(error.name))) from error
     except Exception as error:
-        works, reason = False, f"{type(error).__name__}: {error}"
+        problem = f"{type(error).__name__}: {error}"
+        raise SpecInvalid.at("load_in_4bit", say("quantization_broken", problem=problem)) from error
     if not works:
-        raise SpecInvalid(
-            f"4-bit weights do not work here ({reason}); set load_in_4bit and ref_load_in_4bit to false, or install a build "
-            "of bitsandbytes for this device",
-            [Detail("load_in_4bit", "does not work on this machine")],
-        )
+        raise SpecInvalid.at("load_in_4bit", say("quantization_not_finite"))
 
 
 def _model_config(path: str, field: str) -> Any:
@@ -219,14 +186,14 @@ def _model_config(path: str, field: str) -> Any:
     with loading(path, field):
         found = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if Path(path).is_dir() and not model_files.weight_files(path):
-        raise ModelRefused(f"the model {path!r} has no safetensors weights", [Detail(field, "has no safetensors weights")])
+        raise ModelRefused.at(field, say("model_no_weights", model=path))
     return found
 
 
 def _vocabulary(config: Any, path: str) -> int:
     found = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(found, int):
-        raise ModelRefused(f"the config.json of the model {path!r} has no vocab_size; use a language model")
+        raise ModelRefused(say("model_no_vocabulary", model=path))
     return found
 
 
@@ -246,51 +213,33 @@ def _checked_skeleton(config: Any, path: str, field: str) -> Any:
 def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
     with loading(path, "adapter_name", needs_weights=False):
         found = PeftConfig.from_pretrained(path)
-    if str(getattr(found.peft_type, "value", found.peft_type)) != "LORA":
-        raise ModelRefused(f"the adapter {path!r} is {found.peft_type}, not LoRA", [Detail("adapter_name", "is not LoRA")])
+
+    def refused(code: str, **values: Any) -> ModelRefused:
+        return ModelRefused.at("adapter_name", say(code, adapter=path, **values))
+
+    kind = str(getattr(found.peft_type, "value", found.peft_type))
+    if kind != "LORA":
+        raise refused("adapter_not_lora", type=kind)
     for name in ("modules_to_save", "trainable_token_indices"):
         if getattr(found, name, None):
-            raise ModelRefused(
-                f"the adapter {path!r} has {name}: whole weights that train with it, which no reference could leave out",
-                [Detail("adapter_name", f"has {name}")],
-            )
+            raise refused("adapter_whole_weights", name=name)
     if getattr(found, "layer_replication", None):
-        raise ModelRefused(
-            f"the adapter {path!r} has layer_replication: it repeats layers of the base, which the reference could not undo",
-            [Detail("adapter_name", "has layer_replication")],
-        )
+        raise refused("adapter_replicates_layers")
     if getattr(found, "alora_invocation_tokens", None):
-        raise ModelRefused(
-            f"the adapter {path!r} has alora_invocation_tokens: it is on for a part of a row only, which rows that share a "
-            "prompt cannot follow",
-            [Detail("adapter_name", "has alora_invocation_tokens")],
-        )
+        raise refused("adapter_alora")
     alpha = getattr(found, "lora_alpha", None)
     if not (isinstance(alpha, int | float) and math.isfinite(alpha) and alpha > 0):
-        raise ModelRefused(
-            f"the adapter {path!r} has lora_alpha={alpha}: it scales the adapter and must be a number above 0",
-            [Detail("adapter_name", f"has lora_alpha={alpha}")],
-        )
+        raise refused("adapter_alpha", value=repr(alpha))
     drawn = getattr(found, "init_lora_weights", True)
     if isinstance(drawn, str) and drawn not in _PLAIN_STARTS:
-        raise ModelRefused(
-            f"the adapter {path!r} has init_lora_weights={drawn!r}: it belongs to a base whose own weights that method "
-            "changed. Convert it to a plain LoRA adapter with peft, or merge it into its base",
-            [Detail("adapter_name", f"has init_lora_weights={drawn!r}")],
-        )
+        raise refused("adapter_moved_base", value=drawn)
     if getattr(found, "bias", "none") != "none":
-        raise ModelRefused(f"the adapter {path!r} trains biases", [Detail("adapter_name", "trains biases")])
+        raise refused("adapter_trains_biases")
     targets: Any = getattr(found, "target_modules", None) or ()
     if not isinstance(targets, str | list | tuple | set):
-        raise ModelRefused(
-            f"the adapter {path!r} has target_modules={targets!r}, which is neither a name nor a list of names",
-            [Detail("adapter_name", "has target_modules of another type")],
-        )
+        raise refused("adapter_targets_type", value=repr(targets))
     if not isinstance(targets, str) and any(str(target).split(".")[-1] == "lm_head" for target in targets):
-        raise ModelRefused(
-            f"the adapter {path!r} adapts lm_head, which the fused loss would ignore",
-            [Detail("adapter_name", "adapts lm_head")],
-        )
+        raise refused("adapter_adapts_head")
     model_files.check(path, "adapter_name")
     adapters.check_file(path, skeleton, base_path)
 
@@ -304,14 +253,13 @@ def _check_targets(config: TrainingSettings, skeleton: Any) -> None:
     unknown = [target for target in targets if not _named(target, fitting)]
     if unknown:
         modules = [name for name, _ in skeleton.named_modules()]
-        other = "is in the model but is neither a linear nor an embedding layer"
-        reasons = {target: other if _named(target, modules) else "is not in the model" for target in unknown}
-        known = ", ".join(sorted({name.split(".")[-1] for name in fitting} - {"lm_head"}))
-        raise SpecInvalid(
-            f"lora_target_modules: {'; '.join(f'{name!r} {reason}' for name, reason in reasons.items())}. The layers that "
-            f"can have an adapter are {known}",
-            [Detail("lora_target_modules", f"{name} {reason}") for name, reason in reasons.items()],
-        )
+        reasons = [
+            say("target_wrong_layer" if _named(target, modules) else "target_not_in_model", target=target)
+            for target in unknown
+        ]
+        known = sorted({name.split(".")[-1] for name in fitting} - {"lm_head"})
+        details = [Detail("lora_target_modules", reason) for reason in reasons]
+        raise SpecInvalid(say("targets_unknown", reasons=reasons, known=known), details)
 
 
 def _named(target: str, names: Iterable[str]) -> bool:
@@ -326,10 +274,8 @@ def _check_widths(path: str) -> None:
     layers = _linear_layers(_skeleton(_model_config(path, "model_name"), path, "model_name"))
     odd = [name for name, layer in layers.items() if layer.in_features % _BLOCK]
     if odd:
-        raise SpecInvalid(
-            f"4-bit weights on a CPU need layers whose width divides by {_BLOCK}; {odd[0]} of {path!r} has another",
-            [Detail("load_in_4bit", "does not fit this model on a CPU")],
-        )
+        layer = {"block": _BLOCK, "layer": odd[0], "width": layers[odd[0]].in_features}
+        raise SpecInvalid.at("load_in_4bit", say("width_not_in_blocks", model=path, **layer))
 
 
 def _linear_layers(skeleton: Any) -> dict[str, nn.Linear]:

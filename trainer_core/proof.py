@@ -28,6 +28,7 @@ from trainer_core.models import weights_dtype
 from trainer_core.reference import FrozenView, model_of
 from trainer_core.stored_weights import fingerprint_of_files, in_dtype
 from trainer_core.tokens import Renderer
+from trainer_core.wording import is_known, say
 
 VERSION = 1
 Covers = Literal["function", "tensors only"]
@@ -37,21 +38,6 @@ _NOT_CONFIG = {"architectures", "dtype", "torch_dtype", "use_cache", "quantizati
 _NAMED = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
 # What a comparison sets itself, and what changes no answer.
 _NOT_GENERATION = {"do_sample", "temperature", "max_length", "max_new_tokens", "return_dict_in_generate", "use_cache"}
-_WORDS = {
-    "base_sha256": "the weights of its base",
-    "adapter_sha256": "the weights of its adapter",
-    "scaling": "the scaling of its adapter (lora_alpha, r, use_rslora and the patterns in adapter_config.json)",
-    "variants": "the kind of its adapter (such as use_dora or alora_invocation_tokens in adapter_config.json)",
-    "load_in_4bit": "whether its base is held in 4 bit",
-    "config": "its configuration (config.json)",
-    "generation": "its generation settings (generation_config.json)",
-    "template_sha256": "the chat template with its options (chat_template.jinja)",
-    "tokenizer_sha256": "the tokenizer (tokenizer.json)",
-    "special_tokens_in_text": "the treatment of control tokens in text",
-    "stop_ids": "the tokens that end an answer",
-    "beta": "beta",
-    "function_sha256": "the hash of the proof",
-}
 
 
 @dataclass(frozen=True)
@@ -97,10 +83,7 @@ class Claim:
             )
         if not isinstance(proof, dict) or proof.get("version") != VERSION:
             version = proof.get("version") if isinstance(proof, dict) else proof
-            raise ModelRefused(
-                f"the metadata's proof has version {version!r}, which this version of tafdil does not know; use a later one",
-                [Detail("proof", f"has version {version!r}")],
-            )
+            raise ModelRefused.at("proof", say("proof_version", version=repr(version)))
         return cls(
             metadata["weights_sha256"],
             metadata["reference_sha256"],
@@ -185,11 +168,11 @@ class Witness:
     def _compare(self, found: Mapping[str, Any], weights: str, claimed: str | None, side: str) -> None:
         if claimed is None or weights == claimed:
             return
-        told = f"their fingerprint is {weights[:12]}…, the metadata says {claimed[:12]}…"
+        reasons = [say("proof_fingerprints", now=weights[:12], then=claimed[:12])]
         if proof := self.claim.proof if side == "trained" else (self.claim.proof or {}).get("reference"):
             names = [name for name in ("base_sha256", "adapter_sha256") if proof.get(name) != found.get(name)]
-            told = "; ".join(f"{_WORDS[name]} differ" for name in names) or told
-        raise ReferenceMismatch(f"the {side} model's weights are not those that its training ended with: {told}")
+            reasons = [say("proof_weights_differ", what=_words(name)) for name in names] or reasons
+        raise ReferenceMismatch(say("weights_not_trained", kind=say(f"kind.{side}"), reasons=reasons))
 
 
 def base_fingerprint(
@@ -209,7 +192,7 @@ def base_fingerprint(
     def take(live: list[tuple[str, torch.Tensor]]) -> str:
         if source is None:
             return fingerprint((name, in_dtype(tensor, dtype)) for name, tensor in live)
-        return fingerprint_of_files(live, source, f"the {side} model", dtype=dtype)
+        return fingerprint_of_files(live, source, say(f"kind.{side}"), dtype=dtype)
 
     return remembered.fingerprint(f"{side} of {source} in {dtype}", base_tensors(model), take)
 
@@ -310,11 +293,12 @@ def check_proof(claim: Claim, found: Mapping[str, Any], *, ignore: frozenset[str
     if not different and claim.proof.get("function_sha256") != sealed:
         different = [("function_sha256", claim.proof.get("function_sha256"), sealed)]
     if different:
-        told = [f"{_words(name)} is {_short(now)}, the metadata says {_short(then)}" for name, then, now in different]
-        raise ReferenceMismatch(
-            f"the trained model is not the one that its training ended with: {'; '.join(dict.fromkeys(told))}",
-            [Detail(name, f"is {_short(now)}, not {_short(then)}") for name, then, now in different],
-        )
+        reasons = [
+            say("proof_field_differs", what=_words(name), now=_short(now), then=_short(then))
+            for name, then, now in different
+        ]
+        details = [Detail(name, reason) for (name, _, _), reason in zip(different, reasons, strict=True)]
+        raise ReferenceMismatch(say("model_not_trained", reasons=list(dict.fromkeys(reasons))), details)
 
 
 def _differences(claimed: Mapping[str, Any], found: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -336,8 +320,9 @@ def _differences(claimed: Mapping[str, Any], found: Mapping[str, Any], prefix: s
 
 def _words(name: str) -> str:
     own, _, setting = name.removeprefix("reference.").partition(".")
-    words = f"{_WORDS.get(own, own)} has {setting}, which" if setting else _WORDS.get(own, own)
-    return f"of its reference, {words}" if name.startswith("reference.") else words
+    words: str = say(f"proof.{own}") if is_known(f"proof.{own}") else own
+    words = say("proof_setting", what=words, setting=setting) if setting else words
+    return say("proof_of_reference", what=words) if name.startswith("reference.") else words
 
 
 def _short(value: Any) -> str:

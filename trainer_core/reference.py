@@ -16,6 +16,7 @@ from trainer_core import adapters, model_files, stored_weights
 from trainer_core.acceleration import causal_of
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fingerprints import adapter_tensors, base_tensors
+from trainer_core.wording import say
 
 TRAINED_ADAPTER = "default"
 REFERENCE_ADAPTER = "ref"
@@ -116,12 +117,10 @@ def check_adapter(policy: Any, adapter: str | None, side: str) -> None:
             continue
         active: set[str] = set() if layer.disable_adapters else set(layer.active_adapters)
         if layer.merged:
-            raise ReferenceMismatch(f"the {side} side's adapter is merged into the base (layer {name})")
+            raise ReferenceMismatch(say("adapter_is_merged", kind=say(f"kind.{side}"), layer=name))
         if active != wanted:
-            raise ReferenceMismatch(
-                f"the {side} side would be answered with the adapter {sorted(active)} on in the place of {sorted(wanted)} "
-                f"(layer {name})"
-            )
+            sides = {"found": sorted(active), "wanted": sorted(wanted)}
+            raise ReferenceMismatch(say("adapters_on", kind=say(f"kind.{side}"), layer=name, **sides))
 
 
 def check_adapter_files(reference: Any, adapter_path: str | None) -> None:
@@ -136,4 +135,6 @@ def check_adapter_files(reference: Any, adapter_path: str | None) -> None:
     """
     if isinstance(reference, FrozenView) and reference.adapter and adapter_path:
         live = adapters.tensors(reference.policy, reference.adapter)
-        stored_weights.check(live, model_files.weight_files(adapter_path, model_files.ADAPTER_WEIGHTS), "the reference")
+        stored_weights.check(
+            live, model_files.weight_files(adapter_path, model_files.ADAPTER_WEIGHTS), say("kind.reference")
+        )

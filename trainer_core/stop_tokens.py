@@ -11,6 +11,7 @@ from typing import Any
 from transformers import AutoConfig, GenerationConfig
 
 from trainer_core.loading import loading
+from trainer_core.wording import say
 
 
 @dataclass(frozen=True)
@@ -72,5 +73,5 @@ def generation_end(path: str) -> tuple[int, ...]:
             named = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False), "eos_token_id", None)
         listed = named if isinstance(named, list) else [] if named is None else [named]
         if not all(type(token) is int for token in listed):
-            raise ValueError(f"eos_token_id of its generation configuration must be a token id or a list, not {named!r}")
+            raise ValueError(say("end_token_unreadable", value=repr(named)))
         return tuple(listed)

@@ -15,15 +15,16 @@ from safetensors import safe_open
 from torch import Tensor
 
 from trainer_core import model_files
-from trainer_core.errors import Detail, ModelRefused, ReferenceMismatch
+from trainer_core.errors import ModelRefused, ReferenceMismatch
 from trainer_core.fingerprints import add, is_quantized
+from trainer_core.wording import say
 
 # NF4 loses about a tenth of the weights' norm, and in the worst case a third; other weights differ by more than all of it.
 _PACKING_ERROR = 0.5
 
 
 def fingerprint_of_files(
-    live: Iterable[tuple[str, Tensor]], path: str, owner: str = "the model", *, dtype: torch.dtype | None = None
+    live: Iterable[tuple[str, Tensor]], path: str, owner: str | None = None, *, dtype: torch.dtype | None = None
 ) -> str:
     """SHA-256 (hex) of a model's weights in the dtype of its files, whatever dtype the model runs in.
 
@@ -34,13 +35,14 @@ def fingerprint_of_files(
         live: the model's weights by name. Each must equal what the files hold, cast to the dtype that it runs in; 4-bit
             weights must be near it.
         path: directory or hub name of the model.
-        owner: whose weights they are, for messages.
+        owner: whose weights they are, for messages; default "the model".
         dtype: the stored values are hashed as they are in this dtype; default their own.
 
     Raises:
         ReferenceMismatch: a weight in memory is not what its file holds.
         ModelRefused: a file holds NaN or infinity.
     """
+    owner = owner or say("kind.model")
     digest = hashlib.sha256()
     with _opened(model_files.weight_files(path)) as stored:
         usual = _usual_dtype(stored)
@@ -81,13 +83,10 @@ def _checked(name: str, live: Tensor, file: Path, held: Any, owner: str) -> Tens
     """What a file holds under a name."""
     weights: Tensor = held.get_tensor(name)
     if not torch.isfinite(weights if weights.element_size() > 1 else weights.float()).all():
-        raise ModelRefused(
-            f"the weights in {file.name} hold NaN or infinity in {name}; copy or save the model again",
-            [Detail("model_name", f"holds NaN or infinity in {name}")],
-        )
+        raise ModelRefused.at("model_name", say("weights_not_finite", file=file.name, tensor=name))
     is_same = _is_packed(weights, live) if is_quantized(live) else torch.equal(weights.to(live.dtype), live.detach().cpu())
     if not is_same:
-        raise ReferenceMismatch(f"{owner}'s weights are not those of its files: {name} is not what {file.name} holds")
+        raise ReferenceMismatch(say("weights_not_of_files", owner=owner, tensor=name, file=file.name))
     return weights
 
 

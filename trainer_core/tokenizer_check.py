@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from trainer_core.errors import Detail, ModelRefused
+from trainer_core.errors import ModelRefused
 from trainer_core.row_rules import Row
+from trainer_core.wording import Message, say
 
 _TEXTS = 400
 _LETTERS = 2000
 _SHOWN = 12
 
 
-def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
+def check(tokenizer: Any, rows: Sequence[Row], model: str) -> Message | None:
     """Encodes and decodes texts of the first rows.
 
     Returns:
@@ -29,7 +30,7 @@ def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
     texts = [text[:_LETTERS] for row in rows[:_TEXTS] for text in _texts(row)][:_TEXTS]
     encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
     letters = lost = lost_for_good = 0
-    first = ""
+    first: dict[str, str] = {}
     for text, ids in zip(texts, encoded, strict=True):
         before = _letters(text)
         after = _letters(tokenizer.decode(ids, skip_special_tokens=True))
@@ -39,16 +40,12 @@ def check(tokenizer: Any, rows: Sequence[Row], model: str) -> str | None:
         lost_for_good += (Counter(before.casefold()) - Counter(after.casefold())).total()
         if missing and not first:
             place = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
-            first = f"{before[place : place + _SHOWN]!r} comes back as {after[place : place + _SHOWN]!r}"
+            first = {"before": before[place : place + _SHOWN], "after": after[place : place + _SHOWN]}
     if letters and (lost_for_good > letters / 2 or not any(map(len, encoded))):
-        share = lost_for_good / letters
-        reason = f"its tokenizer loses {share:.0%} of the text: {first}"
-        raise ModelRefused(
-            f"the model {model!r} cannot be trained on these rows: {reason}. Its tokenizer files may not match "
-            "its configuration; copy the model again, or use another one",
-            [Detail("model_name", reason)],
-        )
-    return f"the tokenizer of {model!r} loses {lost / letters:.2%} of the text: {first}" if lost else None
+        percent = round(100 * lost_for_good / letters)
+        raise ModelRefused.at("model_name", say("tokenizer_ruins_text", model=model, percent=percent, **first))
+    percent = round(100 * lost / letters, 2) if lost else 0
+    return say("tokenizer_loses_text", model=model, percent=percent, **first) if lost else None
 
 
 def _texts(row: Row) -> list[str]:

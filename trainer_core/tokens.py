@@ -16,10 +16,10 @@ from trainer_core.errors import DataInvalid, SpecInvalid
 from trainer_core.row_rules import is_text, text_of, turns_of
 from trainer_core.stop_tokens import StopTokens
 from trainer_core.versions import encode_marked_chat, mark_control_tokens
+from trainer_core.wording import say
 
 Messages = list[dict[str, Any]]
 
-_HALF_A_CHARACTER = "the text holds half of a surrogate pair: a character that was cut in two"
 # Fields of a message that a template reads as keywords, not as users' text.
 _NOT_TEXT = ("role", "type")
 _PROBE = "a"
@@ -77,22 +77,20 @@ class Renderer:
         self.special_tokens_in_text = special_tokens_in_text
         has_template = bool(tokenizer.chat_template)
         if apply_chat_template is True and not has_template:
-            raise DataInvalid("apply_chat_template is true, but the tokenizer has no chat template")
+            raise DataInvalid.at("apply_chat_template", say("template_missing"))
         self.uses_template = has_template if apply_chat_template == "auto" else apply_chat_template
         self.system_prompt, self.chat_template_kwargs = system_prompt, dict(chat_template_kwargs or {})
         if not self.uses_template:
             for name, value in (("system_prompt", system_prompt), ("chat_template_kwargs", chat_template_kwargs)):
                 if value:
-                    raise SpecInvalid(f"{name} needs a chat template, but this run does not use one; remove {name}")
+                    raise SpecInvalid.at(name, say("template_option_unused", option=name))
         if not is_text(system_prompt or ""):
-            raise SpecInvalid(f"system_prompt: {_HALF_A_CHARACTER}")
+            raise SpecInvalid.at("system_prompt", say("system_prompt_half_character"))
         if special_tokens_in_text != "allow" and (
             found := self.control_tokens(system_prompt or "", [self.chat_template_kwargs])
         ):
-            raise SpecInvalid(
-                f"system_prompt or chat_template_kwargs contains the control token {found[0]}; remove it, or set "
-                "special_tokens_in_text to allow"
-            )
+            name = "system_prompt" if found[0] in (system_prompt or "") else "chat_template_kwargs"
+            raise SpecInvalid.at(name, say("option_control_token", option=name, token=found[0]))
         self.template = ChatTemplate(tokenizer, system_prompt, chat_template_kwargs, model) if self.uses_template else None
         self._kept_end, self.end_ids = self._find_end()
         self.start_ids = self._find_start() if adds_start else ()
@@ -175,7 +173,7 @@ class Renderer:
         before = self.prompt_text(prompt)
         found = [before, *(self._answer_text(prompt, before, answer) for answer in answers)]
         if not all(map(is_text, found)):
-            raise DataInvalid(_HALF_A_CHARACTER)
+            raise DataInvalid(say("text_half_character"))
         return Texts(found, self._plain_ids(found) if controls else None)
 
     def encode_texts(self, rows: Sequence[Texts]) -> list[Encoded]:
@@ -254,13 +252,10 @@ class Renderer:
     def _refuse(self, controls: list[str], *values: str | Messages) -> None:
         """Raises `DataInvalid` if users' control tokens must not, or cannot, become plain text."""
         if controls and self.special_tokens_in_text == "refuse":
-            raise DataInvalid(
-                f"the text contains the control token {controls[0]}, which special_tokens_in_text=refuse forbids; remove "
-                "it, or set special_tokens_in_text to split"
-            )
+            raise DataInvalid(say("text_control_token", token=controls[0]))
         for name in (name for value in values for name in _names(value)):
             if found := self._controls.search(name):
-                raise DataInvalid(f"a field name contains the control token {found[0]}; rename the field")
+                raise DataInvalid(say("name_control_token", token=found[0]))
 
     def _marked(self, value: Any) -> Any:
         """The value, with the control tokens in users' text marked."""
@@ -275,10 +270,7 @@ class Renderer:
         try:
             return [encode_marked_chat(self.tokenizer, text) for text in texts]
         except ValueError as error:
-            raise DataInvalid(
-                f"the text contains a control token that this tokenizer also makes from plain text ({error}); remove it "
-                "from the text, or set special_tokens_in_text to allow"
-            ) from error
+            raise DataInvalid(say("text_unsplittable_token", problem=str(error))) from error
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -6,6 +6,7 @@ from typing import Any
 from torch.nn.attention.varlen import varlen_attn
 
 from trainer_core.errors import SpecInvalid
+from trainer_core.wording import say
 
 __all__ = ["GROUPED_QUERIES", "encode_marked_chat", "mark_control_tokens", "varlen_attn"]
 
@@ -19,10 +20,7 @@ except ImportError:
 
     def mark_control_tokens(obj: Any, control_tokens_re: Any) -> Any:
         """Raises `SpecInvalid`: this transformers cannot tell users' control tokens from the template's."""
-        raise SpecInvalid(
-            "the rows contain control tokens, and to encode them as text needs transformers 5.23 or newer; install it, "
-            "remove the tokens from the rows, or set special_tokens_in_text to allow"
-        )
+        raise SpecInvalid.at("special_tokens_in_text", say("control_tokens_need_transformers"))
 
     def encode_marked_chat(tokenizer: Any, chat: str) -> list[int]:
         """Never reached: `mark_control_tokens` comes first."""

@@ -10,8 +10,9 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from trainer_core import model_files
-from trainer_core.errors import Detail, ModelRefused
+from trainer_core.errors import ModelRefused
 from trainer_core.loading import loading
+from trainer_core.wording import say
 
 Shape = tuple[int, ...]
 
@@ -19,10 +20,7 @@ Shape = tuple[int, ...]
 def lacks(path: str, missing: Iterable[str], field: str = "model_name") -> ModelRefused:
     """The error for weights that the files lack: transformers would initialise them at random."""
     names = sorted(missing)
-    return ModelRefused(
-        f"the files of the model {path!r} lack {len(names)} weights, the first is {names[0]}; copy the model again",
-        [Detail(field, f"lacks {names[0]}")],
-    )
+    return ModelRefused.at(field, say("model_lacks_weights", model=path, n=len(names), first=names[0]))
 
 
 def shapes(files: Iterable[Path]) -> dict[str, Shape]:
@@ -34,7 +32,7 @@ def shapes(files: Iterable[Path]) -> dict[str, Shape]:
                 for name in stored.keys():  # noqa: SIM118  # not a dict
                     found[name] = tuple(stored.get_slice(name).get_shape())
         except SafetensorError as error:
-            raise ValueError(f"{file.name} is not a complete safetensors file ({error}); copy it again") from error
+            raise ValueError(say("weights_file_broken", file=file.name, problem=str(error))) from error
     return found
 
 
@@ -67,12 +65,8 @@ def check_names(model: Any, found: dict[str, Shape], path: str, field: str) -> N
     others = sorted(name for name, shape in wanted.items() if found.get(name, shape) != shape)
     if others:
         first = others[0]
-        raise ModelRefused(
-            f"the weights of the model {path!r} do not fit its config.json: {first} has the shape {found[first]}, but the "
-            f"configuration asks for {wanted[first]} (mismatched weights: {len(others)}); use the config.json that belongs "
-            "to these weights",
-            [Detail(field, f"has another shape for {first}")],
-        )
+        shapes_of = {"found": str(found[first]), "wanted": str(wanted[first])}
+        raise ModelRefused.at(field, say("weights_wrong_shape", model=path, n=len(others), first=first, **shapes_of))
 
 
 def _renamed(found: dict[str, Shape], skeleton: Any, renamings: list[Any]) -> dict[str, Shape]:

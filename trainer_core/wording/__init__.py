@@ -12,6 +12,7 @@ To add a sentence, add it to a catalogue in both languages and call `say` with i
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -70,6 +71,11 @@ def said(message: str) -> dict[str, Any]:
     return found
 
 
+def rounded(value: float, digits: int = 3) -> float:
+    """A number with so many significant digits, as a value of a sentence."""
+    return float(f"{value:.{digits}g}")
+
+
 @cache
 def catalogue(language: Language) -> dict[str, Text]:
     """Every text of a language by code."""
@@ -125,4 +131,7 @@ def _shown(value: Any, language: Language) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Message):
         return value.as_dict()
-    return [_plain(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in cast("list[Any]", value)]
+    # JSON has no NaN and no infinity.
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
