@@ -15,7 +15,6 @@ from trainer_core.effect import RowsFrom, Verdict
 from trainer_core.row_signal import DROPPED, NOTED
 from tests.wording import LATIN
 from trainer_core.wording import catalogue
-from worker.warm_start import ColdReason
 
 STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
 OWN = [
@@ -34,8 +33,6 @@ FAMILIES: dict[str, type[StrEnum]] = {
     "phase": Phase,
     "requested": Request,
     "artifact": ArtifactKind,
-    "event": Cause,
-    "start": ColdReason,
 }
 
 
@@ -87,6 +84,8 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
 def test_whatever_the_service_says_by_name_has_words() -> None:
     for family, names in FAMILIES.items():
         assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
+    ends = set(Cause) - {Cause.CLAIM, Cause.RESUME}
+    assert {f"outcome.{cause.value}" for cause in ends} <= set(WORDS["en"])
     effects = {f"{family}.{verdict}" for family in ("effect", "effect_text", "forecast") for verdict in get_args(Verdict)}
     assert {f"unit.{name}" for name in get_args(UnitName)} <= set(WORDS["en"])
     assert effects | {f"measured.{name}" for name in get_args(RowsFrom)} <= set(WORDS["en"])
@@ -100,13 +99,6 @@ def test_no_sentence_of_the_service_is_repeated() -> None:
 
 def test_whatever_is_found_in_rows_has_words() -> None:
     assert {f"finding.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
-
-
-def test_every_kind_of_event_that_a_training_reports_has_words() -> None:
-    reporter = (STATIC.parents[2] / "worker" / "reporter.py").read_text(encoding="utf-8").split('"""')[1]
-    kinds = set(re.findall(r"`(\w+)`", reporter)) - {"type", "progress", "alive", "finished", "stopped"}
-    assert {"samples", "checkpoint", "first_step"} <= kinds
-    assert {f"event.{kind}" for kind in kinds} <= set(WORDS["en"])
 
 
 def test_nothing_comes_from_elsewhere_and_no_markup_is_made_of_text() -> None:

@@ -77,7 +77,7 @@ export const Table = ({ caption, columns, rows, keyOf }) => html`
     <tbody>
       ${rows.map(
         (row) => html`<tr key=${keyOf(row)}>
-          ${columns.map(([heading, cell]) => html`<td data-label=${heading}>${cell(row)}</td>`)}
+          ${columns.map(([heading, cell]) => html`<td data-label=${heading}><div>${cell(row)}</div></td>`)}
         </tr>`,
       )}
     </tbody>

@@ -7,27 +7,35 @@ import { html } from "./vendor/preact-htm.js";
 import { current, has, number, pieces, t } from "./language.js";
 import { Code, Prose, Quotation, User } from "./text.js";
 
-/** Values that are the words of a library or of a process. */
-const QUOTED = new Set(["problem", "cause", "output"]);
+/** The value that is the words of a library or of a process, and how long it may be within a sentence. */
+const QUOTED = "problem";
+const SHORT = 40;
 
 const placesOf = (code, n) => pieces(code, n).filter((_, at) => at % 2);
 
 /** Whether a catalogue has a sentence, and a stored one has all its values. */
 const isKnown = (code, params = {}) => Boolean(code) && has(code) && placesOf(code, params.n).every((name) => name in params);
 
-/** A sentence by its code and values. */
-export const Worded = ({ code, params = {} }) =>
-  pieces(code, params.n).map((piece, at) =>
-    at % 2 ? html`<${Value} name=${piece} of=${params[piece]} />` : html`<${Prose} text=${piece} />`,
-  );
+/** A sentence by its code and values, and below it the long words of a library. */
+export function Worded({ code, params = {} }) {
+  const parts = pieces(code, params.n);
+  const quoted = parts.includes(QUOTED) && String(params[QUOTED]);
+  const isName = (at) => parts[at - 1]?.endsWith("`") && parts[at + 1]?.startsWith("`");
+  const shown = parts.map((piece, at) => {
+    if (at % 2 && piece === QUOTED) return quoted.length > SHORT ? "…" : html`<${Quotation} text=${quoted} isInline=${true} />`;
+    if (at % 2) return html`<${Value} of=${params[piece]} isName=${isName(at)} />`;
+    return html`<${Prose} text=${piece.slice(isName(at - 1) ? 1 : 0, isName(at + 1) ? -1 : undefined)} />`;
+  });
+  return html`${shown}${quoted.length > SHORT && html`<${Quotation} text=${quoted} />`}`;
+}
 
-/** A value within a sentence: a number, another sentence, a list of them, the words of a library, or text of a user. */
-function Value({ name, of: value }) {
+/** A value within a sentence: a number, another sentence, a list of them, or text of a user. */
+function Value({ of: value, isName }) {
   if (typeof value === "number") return html`<span class="number" dir="ltr">${number(value)}</span>`;
-  if (Array.isArray(value)) return value.map((each, at) => [at > 0 && t("list.mark"), html`<${Value} name=${name} of=${each} />`]);
+  if (Array.isArray(value)) return value.map((each, at) => [at > 0 && t("list.mark"), html`<${Value} of=${each} isName=${isName} />`]);
   if (typeof value === "boolean" || value === null) return html`<${Code} text=${String(value)} />`;
   if (typeof value === "object") return html`<${Said} code=${value.code} params=${value.params} english=${value.code} />`;
-  return QUOTED.has(name) ? html`<${Quotation} text=${value} />` : html`<${User} text=${value} />`;
+  return isName ? html`<${Code} text=${value} />` : html`<${User} text=${value} />`;
 }
 
 /** A sentence in the reader's language, or else its English. */

@@ -18,10 +18,10 @@ import {
   Time,
 } from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
-import { ErrorBox, Warnings } from "../wording.js";
+import { ErrorBox, Said, Warnings } from "../wording.js";
 import { DataReport } from "./data_report.js";
 import { EffectBox } from "./effect.js";
-import { Events, Reason } from "./events.js";
+import { Events } from "./events.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
 import { useCurves } from "./overlay.js";
@@ -213,7 +213,7 @@ function Attempts({ job }) {
           t("attempt.outcome"),
           (each) =>
             each.outcome
-              ? html`${t(`event.${each.outcome}`)} <${Reason} of=${each} />`
+              ? html`${t(`outcome.${each.outcome}`)} <${Said} code=${each.reason_code} params=${each.reason_params} english=${each.reason} />`
               : "–",
         ],
         [
