@@ -13,6 +13,7 @@ from jobs.access import Access
 from jobs.artifact_service import ArtifactService
 from jobs.dataset_service import DatasetService
 from jobs.service import JobService
+from jobs.spec import ID
 
 
 def get_service(request: Request) -> JobService:
@@ -68,4 +69,4 @@ Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]
 Datasets = Annotated[DatasetService, Depends(get_datasets)]
 # The largest integer that every database keeps.
 MOST = 2**31 - 1
-Id = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="An id that the service gave.")]
+Id = Annotated[str, Path(pattern=ID, description="An id that the service gave.")]

@@ -11,10 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from jobs.errors import DatabaseError, RateLimited, Unauthorized
+from jobs.errors import DatabaseError, NotFound, RateLimited, Unauthorized
 from jobs.spec import invalid
 from trainer_core.disk import is_disk_full
 from trainer_core.errors import CODES, TafdilError, error_dict
+from trainer_core.wording import Message, say
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
         if is_disk_full(error):
             return _disk_full(error)
         log.error("database error", exc_info=error)
-        return error_response(error_dict("internal", "the database is unavailable; nothing was changed"), 503)
+        return error_response(error_dict("internal", say("database_unavailable")), 503)
     response = error_response(error.as_dict())
     if isinstance(error, RateLimited):
         response.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
@@ -74,7 +75,12 @@ def install(app: FastAPI) -> None:
         if methods and request.method not in methods:
             # `GET /v1/jobs/validate` is not a job of that name.
             return _not_allowed(request, methods)
-        return error_response(invalid(cast("RequestValidationError", error).errors()).as_dict())
+        found = cast("RequestValidationError", error).errors()
+        for item in found:
+            # What is no id at all names nothing either.
+            if item["loc"][0] == "path":
+                return error_response(_nothing_at(request, str(item["loc"][1]), str(item["input"])).as_dict())
+        return error_response(invalid(found).as_dict())
 
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
@@ -84,9 +90,11 @@ def install(app: FastAPI) -> None:
             return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
             # Its word for a body that is not JSON.
-            return error_response(error_dict("spec_invalid", "the body is not valid JSON in UTF-8"))
+            return error_response(error_dict("spec_invalid", say("body_not_json")))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
-        response = error_response(error_dict(code, str(cast("HTTPException", error).detail)), status)
+        is_absent = status == 404
+        message = _no_path(request) if is_absent else say("http_refused", status=status)
+        response = error_response(error_dict(code, message), status)
         response.headers.update(cast("HTTPException", error).headers or {})
         return response
 
@@ -101,12 +109,22 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
-        return error_response(error_dict("internal", "an unexpected error; the server's log has the details"))
+        return error_response(error_dict("internal", say("unexpected")))
+
+
+def _nothing_at(request: Request, parameter: str, value: str) -> NotFound:
+    """That a path names nothing, by its parameter with the id."""
+    kind, _, is_id = parameter.rpartition("_")
+    return NotFound(say(f"not_found.{kind}", id=value[:100]) if is_id == "id" else _no_path(request))
+
+
+def _no_path(request: Request) -> Message:
+    return say("not_found.path", path=request.url.path[:200])
 
 
 def _disk_full(error: Exception) -> JSONResponse:
     log.error("the disk is full", exc_info=error)
-    return error_response(error_dict("disk_full", "the disk of the service is full; nothing was stored"))
+    return error_response(error_dict("disk_full", say("service_disk_full")))
 
 
 def methods_of(request: Request) -> set[str]:
@@ -120,9 +138,10 @@ def methods_of(request: Request) -> set[str]:
 
 
 def _not_allowed(request: Request, methods: set[str]) -> JSONResponse:
-    allowed = ", ".join(sorted(methods))
-    response = error_response(error_dict("method_not_allowed", f"this path takes {allowed}, not {request.method}"))
-    response.headers["Allow"] = allowed
+    allowed = sorted(methods)
+    message = say("method_not_taken", methods=allowed, method=request.method)
+    response = error_response(error_dict("method_not_allowed", message))
+    response.headers["Allow"] = ", ".join(allowed)
     return response
 
 

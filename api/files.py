@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from api.errors import error_response
 from trainer_core.errors import error_dict
+from trainer_core.wording import say
 
 _CHUNK_BYTES = 2**20
 # One range; several at once are answered with the whole file, as RFC 9110 allows.
@@ -47,7 +48,7 @@ def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: di
     first, last = span
     if first >= size or last < first:
         file.close()
-        response = error_response(error_dict("spec_invalid", f"the file has {size} bytes, and no such range"), 416)
+        response = error_response(error_dict("spec_invalid", say("range_outside", size=size)), 416)
         response.headers.update({**shared, "Content-Range": f"bytes */{size}"})
         return response
     part = {"Content-Range": f"bytes {first}-{last}/{size}", "Content-Length": str(last - first + 1)}

@@ -21,6 +21,7 @@ from jobs.access import Scope as KeyScope
 from jobs.errors import DatabaseError, Forbidden, RateLimited, Unauthorized
 from jobs.settings import Settings
 from trainer_core.errors import TafdilError
+from trainer_core.wording import say
 
 SESSION_COOKIE = "tafdil_session"
 # Open without a key: whether the service lives, the dashboard's own files (which hold no data), and how a browser signs in.
@@ -64,9 +65,7 @@ class Gate:
         """A page of another site can point a name of its own at this address; its requests then carry that name."""
         host = _PORT.sub("", headers.get("host", "")).lower()
         if host not in self._hosts and "*" not in self._hosts:
-            raise Forbidden(
-                f"the service does not answer to the name {host[:100]!r}; add it to TAFDIL_ALLOWED_HOSTS to reach it so"
-            )
+            raise Forbidden(say("host_unknown", host=host[:100]))
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
         """What changes something comes from our own pages or from programs, never from another site's page."""
@@ -78,7 +77,7 @@ class Gate:
         except ValueError:
             place = ""
         if place != headers.get("host", "").lower():
-            raise Forbidden(f"requests from pages of {origin[:100]!r} are not accepted")
+            raise Forbidden(say("origin_refused", origin=origin[:100]))
 
     async def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
         """Who calls; None on an open path without a valid key."""
@@ -88,7 +87,7 @@ class Gate:
         key = _key_of(headers)
         try:
             if key is None:
-                raise Unauthorized("this service needs an API key: send the header Authorization: Bearer <key>")
+                raise Unauthorized(say("key_needed"))
             return await run_in_threadpool(access.authenticate, key)
         except Unauthorized:
             if is_open(scope["path"]):
@@ -98,14 +97,14 @@ class Gate:
     def _check_scope(self, caller: Caller, scope: Scope) -> None:
         needed = needed_scope(scope["method"], scope["path"])
         if not caller.may(needed):
-            raise Forbidden(f"this key has no {needed.value} scope; it has {', '.join(sorted(caller.scopes))}")
+            raise Forbidden(say("key_no_scope", scope=needed.value, scopes=sorted(caller.scopes)))
 
     def _check_rate(self, caller: Caller) -> None:
         if caller is LOCAL or self._limiter.hit(self._rate, caller.key_id):
             return
         # The window slides: a share of it frees a request again.
         raise RateLimited(
-            f"more than {self._rate.amount} requests in a minute with this key",
+            say("too_many_requests", most=self._rate.amount),
             retry_after_s=max(1.0, 60 / self._rate.amount),
         )
 

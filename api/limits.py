@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import error_response
 from jobs.errors import ClientTooSlow, RateLimited
 from trainer_core.errors import error_dict
+from trainer_core.wording import say
 
 UPLOAD_PATHS = frozenset({"/v1/datasets", "/v1/datasets/check"})
 
@@ -44,7 +45,7 @@ class BodyLimit:
             try:
                 message = await asyncio.wait_for(receive(), self._timeout_s)
             except TimeoutError as error:
-                raise ClientTooSlow(f"nothing arrived for {self._timeout_s:g} s; the upload was given up") from error
+                raise ClientTooSlow(say("upload_stalled", seconds=self._timeout_s)) from error
             is_complete = not message.get("more_body", False)
             return message
 
@@ -65,10 +66,10 @@ class BodyLimit:
                     messages.append(await receive())
                     size += len(messages[-1].get("body", b""))
                     if size > self._max_bytes:
-                        await self._refuse(scope, receive, send, "too_large", f"larger than {self._max_bytes:,} bytes")
+                        await self._refuse(scope, receive, send, "too_large", say("body_too_large", most=self._max_bytes))
                         return
         except TimeoutError:
-            await self._refuse(scope, receive, send, "timeout", f"not complete after {self._timeout_s:g} s")
+            await self._refuse(scope, receive, send, "timeout", say("body_too_slow", seconds=self._timeout_s))
             return
 
         async def replay() -> Message:
@@ -76,8 +77,8 @@ class BodyLimit:
 
         await self._app(scope, replay, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, code: str, what: str) -> None:
-        response = error_response(error_dict(code, f"the body is {what}"))
+    async def _refuse(self, scope: Scope, receive: Receive, send: Send, code: str, why: str) -> None:
+        response = error_response(error_dict(code, why))
         # What is still on its way is not read, so the connection cannot be used again.
         response.headers["connection"] = "close"
         await response(scope, receive, send)
@@ -93,7 +94,7 @@ class StreamLimit:
     def check(self, key_id: str) -> None:
         """Raises `RateLimited` when the key holds as many as it may."""
         if self._open[key_id] >= self._most:
-            raise RateLimited(f"this key holds {self._most} event streams open; close some", retry_after_s=5)
+            raise RateLimited(say("too_many_streams", most=self._most), retry_after_s=5)
 
     def opened(self, key_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
         """The events, counted while they are read. Raises `RateLimited`."""

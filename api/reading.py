@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 from fastapi import Depends, Query
 from pydantic import StringConstraints, ValidationError
 
-from jobs.spec import PlainText, invalid
-from trainer_core.errors import Detail, SpecInvalid
+from jobs.spec import COLUMN_MAP, PlainText, invalid
+from trainer_core.errors import SpecInvalid
 from trainer_core.reading_options import ReadingOptions
+from trainer_core.wording import say
 
-_Pair = Annotated[PlainText, StringConstraints(pattern=r"^[^:]{1,200}:[\s\S]{1,200}$")]
+_Pair = Annotated[PlainText, StringConstraints(pattern=COLUMN_MAP)]
 _Name = Annotated[PlainText, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -40,8 +41,7 @@ def reading_options(
     for pair in pairs:
         field, _, column = pair.partition(":")
         if field in columns:
-            reason = f"duplicate field {field}; map each field once"
-            raise SpecInvalid(f"map: {reason}", [Detail("map", reason)])
+            raise SpecInvalid.at("map", say("map_twice", field=field))
         columns[field] = column
     try:
         return ReadingOptions(

@@ -16,6 +16,7 @@ from jobs.errors import NotFound, Unauthorized
 from jobs.records import KeyRecord
 from jobs.repository import keys
 from jobs.settings import Settings
+from trainer_core.wording import say
 
 DEFAULT_TENANT = "default"
 HIGHEST_PRIORITY = 100
@@ -71,7 +72,7 @@ class Access:
         """Who the key belongs to. Raises `Unauthorized` when it is unknown, revoked or expired."""
         if not (key.isascii() and key.isprintable()):
             # No key of ours, and nothing for a database to look up.
-            raise Unauthorized("the API key is not valid: unknown, revoked or expired")
+            raise Unauthorized(say("key_invalid"))
         sha256 = _sha256(key)
         if self._admin_sha256 and hmac.compare_digest(sha256, self._admin_sha256):
             return _ADMIN
@@ -84,7 +85,7 @@ class Access:
                         keys.note_use(session, record.id)
                 scopes = frozenset(Scope(scope) for scope in record.scopes)
                 return Caller(record.tenant, scopes, record.max_priority, record.id)
-        raise Unauthorized("the API key is not valid: unknown, revoked or expired")
+        raise Unauthorized(say("key_invalid"))
 
     def create(
         self,
@@ -122,7 +123,7 @@ class Access:
             keys.revoke(session, key_id)
             record = keys.get(session, key_id)
         if record is None:
-            raise NotFound(f"there is no key {key_id}")
+            raise NotFound(say("not_found.key", id=key_id))
         return record
 
 

@@ -11,10 +11,11 @@ from jobs.artifacts import ArtifactKind
 from jobs.errors import NotFound, StateConflict
 from jobs.records import ArtifactRecord, JobRecord, TaskRecord
 from jobs.repository import artifacts, kept_jobs, tasks
-from jobs.spec import Sent
+from jobs.spec import REPOSITORY, Sent
 from jobs.states import JobState, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
+from trainer_core.wording import say
 
 
 class PushRequest(Sent):
@@ -23,7 +24,7 @@ class PushRequest(Sent):
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$",
+        pattern=REPOSITORY,
         description="The repository, without the account; tenants other than `default` get the job's id added.",
     )
     kind: Literal["model", "merged"] = Field("model", description="The trained files as they are, or the merged weights.")
@@ -86,7 +87,7 @@ class ArtifactService(TenantService):
         with self.database.reading() as session:
             self._must_be_over(session, job_id)
             if (task := tasks.running_for(session, job_id)) is not None:
-                raise StateConflict(f"a {task.kind} of job {job_id} is being done; delete the job when it is over")
+                raise StateConflict(say("job_busy", id=job_id, task=say(f"task.{task.kind}")))
             files = list(artifacts.of_job(session, job_id))
         Storage(self.settings).delete_job(job_id)
         with self.database.transaction() as session:
@@ -98,7 +99,7 @@ class ArtifactService(TenantService):
         with self.database.reading() as session:
             job = self._with_model(session, job_id)
         if not job.resolved_spec.get("use_lora", True):
-            raise StateConflict(f"job {job_id} trained all weights: its model is whole as it is")
+            raise StateConflict(say("job_already_whole", id=job_id))
         return self.ask(TaskKind.MERGE, {}, job_id)
 
     def push(self, job_id: str, request: PushRequest) -> TaskRecord:
@@ -107,19 +108,21 @@ class ArtifactService(TenantService):
             self._with_model(session, job_id)
             kinds = {file.kind for file in artifacts.of_job(session, job_id)}
         if request.kind not in kinds:
-            merge_first = "; ask for a merge first" if request.kind == "merged" else ""
-            raise NotFound(f"job {job_id} has no files of the kind {request.kind}{merge_first}")
+            is_merge = request.kind == "merged"
+            raise NotFound(
+                say("job_no_merged", id=job_id) if is_merge else say("job_no_files", id=job_id, kind=request.kind)
+            )
         return self.ask(TaskKind.PUSH, request.model_dump(), job_id)
 
     def _with_model(self, session: Session, job_id: str) -> JobRecord:
         job = self.own_job(session, job_id)
         if job.state != JobState.SUCCEEDED:
-            raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job has a model")
+            raise StateConflict(say("job_no_model", id=job_id, state=say(f"job_state.{job.state}")))
         return job
 
     def _must_be_over(self, session: Session, job_id: str) -> None:
         job = self.own_job(session, job_id)
         if not JobState(job.state).is_final:
-            raise StateConflict(f"job {job_id} is {job.state}; cancel it before you delete what it has")
+            raise StateConflict(say("job_not_over", id=job_id, state=say(f"job_state.{job.state}")))
         if (other := kept_jobs.open_starter_from(session, self.tenant, job_id)) is not None:
-            raise StateConflict(f"job {other} starts from a checkpoint of job {job_id}, and is not over")
+            raise StateConflict(say("job_starts_another", other=other, id=job_id))

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from jobs.errors import TooLarge
 from trainer_core.errors import Detail
+from trainer_core.wording import say
 
 # Spreadsheets run a cell that begins with one of these as a formula.
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -43,7 +44,7 @@ class BrokenRows:
         text = json.dumps([line, said, cells]) + "\n"
         self._size_bytes += len(text)
         if self._size_bytes > self._most_bytes:
-            raise TooLarge(f"the skipped rows are larger than {self._most_bytes:,} bytes")
+            raise TooLarge(say("skipped_rows_too_large", most=self._most_bytes))
         self._file.write(text)
         self.count += 1
 

@@ -18,6 +18,7 @@ from trainer_core.config import SETTINGS_OF, Method, default_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.row_rules import LABELLED, PAIRS, Kind
 from trainer_core.rows import peek_rows, require_kind
+from trainer_core.wording import say
 
 _DEFAULTS = [SETTINGS_OF[default_for(kind)].title for kind in (LABELLED, PAIRS)]
 
@@ -78,7 +79,7 @@ class DatasetService(TenantService):
         with self.database.transaction() as session:
             user = kept_jobs.open_user_of(session, self.tenant, dataset_id)
             if user is not None:
-                raise StateConflict(f"dataset {dataset_id} is used by job {user}, which is not over")
+                raise StateConflict(say("dataset_in_use", id=dataset_id, job=user))
             datasets.delete(session, dataset_id)
         for ending in ("rows", "broken.csv"):
             (self.settings.datasets_dir / f"{dataset_id}.{ending}").unlink(missing_ok=True)
@@ -88,13 +89,11 @@ class DatasetService(TenantService):
         """The rows that the upload of a dataset skipped, as CSV. Raises `NotFound` if there are none."""
         record = self.dataset(dataset_id)
         if not (record.reading or {}).get("skipped_rows"):
-            raise NotFound(f"dataset {dataset_id} has no skipped rows")
+            raise NotFound(say("dataset_no_skipped", id=dataset_id))
         try:
             return (self.settings.datasets_dir / f"{dataset_id}.broken.csv").open("rb")
         except FileNotFoundError as error:
-            raise NotFound(
-                f"the file with the skipped rows of dataset {dataset_id} is missing from the data directory"
-            ) from error
+            raise NotFound(say("dataset_skipped_gone", id=dataset_id)) from error
 
     def begin_upload(self, name: str | None, options: ReadingOptions = AS_IT_IS) -> DatasetUpload:
         """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""

@@ -5,11 +5,12 @@ Clients send ids and relative names. Every path that is opened is made here, and
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jobs.errors import NotFound
 from jobs.settings import SHIPPED_MODELS_DIR, Settings
-from trainer_core.errors import DataInvalid, Detail, ModelNotFound
+from trainer_core.errors import DataInvalid, ModelNotFound
+from trainer_core.wording import say
 
 SHIPPED_DATA_DIR = SHIPPED_MODELS_DIR.parent / "data"
 # Models that shipped with earlier versions, and what took their places: other weights.
@@ -25,28 +26,28 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
         DataInvalid: it is outside of the directory, missing, not a file, or empty.
     """
 
-    def refuse(reason: str) -> DataInvalid:
-        return DataInvalid(f"{field} {relative!r} {reason}", [Detail(field, reason)])
+    def refuse(code: str) -> DataInvalid:
+        return DataInvalid.at(field, say(code, path=relative))
 
     root = settings.data_dir.resolve()
     try:
         path = (root / relative).resolve()
     except (ValueError, OSError) as error:
-        raise refuse("is not a usable path") from error
+        raise refuse("path_unusable") from error
     if Path(relative).is_absolute() or "\\" in relative or not path.is_relative_to(root):
-        raise refuse("must be a relative path inside the data directory")
+        raise refuse("path_outside")
     # What uploads and runs left belongs to their tenants; a path would get around that.
     inside = path.relative_to(root).parts
     if (inside and inside[0] in _OWN_DIRS) or path.name.startswith("tafdil.sqlite3"):
-        raise refuse("belongs to the service; put data elsewhere below the data directory")
+        raise refuse("path_of_service")
     try:
         is_empty = path.is_file() and path.stat().st_size == 0
     except OSError as error:
-        raise refuse("is not a usable path") from error
+        raise refuse("path_unusable") from error
     if not path.is_file():
-        raise refuse("does not exist below the data directory")
+        raise refuse("path_missing")
     if is_empty:
-        raise refuse("is empty")
+        raise refuse("path_empty")
     return path
 
 
@@ -54,7 +55,7 @@ def dataset_file(settings: Settings, dataset_id: str) -> Path:
     """The file of an uploaded dataset. Raises `NotFound` when it was removed from disk."""
     path = settings.datasets_dir / f"{dataset_id}.rows"
     if not path.is_file():
-        raise NotFound(f"the file of dataset {dataset_id} is gone from the data directory")
+        raise NotFound(say("dataset_file_gone", id=dataset_id))
     return path
 
 
@@ -73,20 +74,15 @@ def find_model(settings: Settings, name: str, field: str = "model_name") -> str:
         if folder.is_relative_to(root.resolve()) and is_there:
             return str(folder)
     if name in _REPLACED:
-        raise ModelNotFound(
-            f"{name!r} shipped with an earlier version; {_REPLACED[name]!r} took its place and has other weights. Submit "
-            "the job again with that model. To resume or compare one on the old model, put that below the models directory.",
-            [Detail(field, f"was replaced by {_REPLACED[name]}")],
-        )
+        raise ModelNotFound.at(field, say("model_replaced", name=name, new=_REPLACED[name]))
     if settings.allow_hub:
         if Path(name).exists():
             # transformers would take what is here for the model, and not ask the hub.
-            raise ModelNotFound(f"{name!r} is also a file where the service runs, which would be taken for the model")
+            raise ModelNotFound.at(field, say("model_is_a_file", name=name))
         return name
-    known = ", ".join(available_models(settings)) or "none"
-    raise ModelNotFound(
-        f"there is no model {name!r} below the models directory, and the hub is not allowed; models here: {known}",
-        [Detail(field, "is not below the models directory")],
+    known = available_models(settings)
+    raise ModelNotFound.at(
+        field, say("model_not_here", name=name, models=known) if known else say("model_none_here", name=name)
     )
 
 
@@ -130,8 +126,7 @@ def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
     twice = next((each for index, each in enumerate(mix) if each["path"] in [one["path"] for one in mix[:index]]), None)
     if twice:
         # The spec names the file in two ways.
-        reason = f"lists the file of {twice['name']!r} twice: list each dataset once"
-        raise DataInvalid(f"the mix {reason}", [Detail("datasets", reason)])
+        raise DataInvalid.at("datasets", say("mix_file_twice", name=twice["name"]))
     return {
         **{
             f"{field}_path": place(spec[f"{field}_id"], spec[f"{field}_path"], f"{field}_path")
@@ -156,13 +151,17 @@ def without_places(settings: Settings, error: dict[str, Any]) -> dict[str, Any]:
     """An error as a client may see it: where this machine keeps models and data is no client's business."""
     roots = [*settings.model_dirs, settings.runs_dir, settings.data_dir]
 
-    def shown(text: str) -> str:
-        for root in roots:
-            text = text.replace(f"{root.resolve()}/", "").replace(f"{root}/", "")
-        return text
+    def shown(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: shown(each) for name, each in cast("dict[str, Any]", value).items()}
+        if isinstance(value, list | tuple):
+            return [shown(each) for each in cast("list[Any]", value)]
+        if isinstance(value, str):
+            for root in roots:
+                value = value.replace(f"{root.resolve()}/", "").replace(f"{root}/", "")
+        return value
 
-    details = [{name: shown(v) if isinstance(v, str) else v for name, v in each.items()} for each in error["details"]]
-    return {**error, "message": shown(error["message"]), "details": details}
+    return {name: shown(value) for name, value in error.items()}
 
 
 def install_samples(settings: Settings) -> None:

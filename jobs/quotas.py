@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 from jobs.errors import RateLimited, TooLarge
 from jobs.repository import attempts, datasets, kept_jobs, turns
 from jobs.settings import Settings
+from trainer_core.wording import say
 
 _HOUR_S = 3600
 _MONTH_S = 30 * 24 * _HOUR_S
@@ -22,9 +23,9 @@ def check_job(session: Session, settings: Settings, tenant: str) -> None:
         return
     turns.take(session, tenant)
     if most is not None and kept_jobs.count_open(session, tenant) >= most:
-        raise RateLimited(f"you have {most} jobs that are not over, and may not have more", retry_after_s=_ASK_AGAIN_S)
+        raise RateLimited(say("quota_jobs", n=most), retry_after_s=_ASK_AGAIN_S)
     if hours is not None and attempts.trained_s(session, tenant, _MONTH_S) >= hours * _HOUR_S:
-        raise RateLimited(f"your {hours:g} hours of training in 30 days are used up", retry_after_s=_HOUR_S)
+        raise RateLimited(say("quota_hours", hours=hours), retry_after_s=_HOUR_S)
 
 
 def check_upload(session: Session, settings: Settings, tenant: str, size_bytes: int) -> None:
@@ -34,4 +35,4 @@ def check_upload(session: Session, settings: Settings, tenant: str, size_bytes: 
         return
     turns.take(session, tenant)
     if datasets.total_bytes(session, tenant) + size_bytes > most:
-        raise TooLarge(f"your datasets together may hold {most:,} bytes; delete some first")
+        raise TooLarge(say("quota_bytes", most=most))

@@ -108,6 +108,8 @@ class AttemptRecord(Record):
     outcome: Mapped[str | None] = mapped_column(String(16))
     """The `Cause` that ended it."""
     reason: Mapped[str | None] = mapped_column(Text)
+    reason_said: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The code and the values of `reason`; NULL for attempts of earlier versions."""
     first_step: Mapped[int | None] = mapped_column(Integer)
     """Steps that were done when it began to train: those of the checkpoint it started from."""
     last_step: Mapped[int | None] = mapped_column(Integer)

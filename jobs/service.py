@@ -21,9 +21,9 @@ from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 from trainer_core.config import SETTINGS_OF
-from trainer_core.errors import Detail
 from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
+from trainer_core.wording import Message, say
 
 # A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
@@ -131,11 +131,11 @@ class JobService(TenantService):
             return known
         old = self.job(job_id)
         if not JobState(old.state).is_final:
-            raise StateConflict(f"job {job_id} is {old.state}; only a job that is over can be run again")
+            raise StateConflict(say("job_not_rerun", id=job_id, state=say(f"job_state.{old.state}")))
         self._check_priority(old.priority)
         start_from = (old.id if old.checkpoint_step else old.start_from) if from_checkpoint else None
         if from_checkpoint and start_from is None:
-            raise StateConflict(f"job {job_id} has saved no checkpoint; rerun it without from_checkpoint")
+            raise StateConflict(say("job_no_checkpoint", id=job_id))
         same = ("name", "method", "model_name", "dataset_id", "priority", "gpu_class", "spec", "resolved_spec")
         fields = {name: getattr(old, name) for name in same}
         new = {"rerun_of": old.id, "start_from": start_from}
@@ -144,10 +144,7 @@ class JobService(TenantService):
     def _check_priority(self, priority: int) -> None:
         most = self.caller.max_priority
         if priority > most:
-            raise Forbidden(
-                f"this key may ask for a priority of {most} at most, not {priority}",
-                [Detail("priority", f"must be at most {most}")],
-            )
+            raise Forbidden.at("priority", say("priority_too_high", most=most, priority=priority))
 
     def _known(self, key: "_Key") -> JobRecord | None:
         """The job that was stored with the key. Raises `IdempotencyConflict`."""
@@ -156,7 +153,7 @@ class JobService(TenantService):
         with self.database.reading() as session:
             job = jobs.by_key(session, self.tenant, key.text)
         if job is not None and job.request_sha256 != key.request_sha256:
-            raise IdempotencyConflict(f"the Idempotency-Key {key.text!r} came before with another request (job {job.id})")
+            raise IdempotencyConflict(say("idempotency_key_used", key=key.text, id=job.id))
         return job
 
     def _store(self, fields: dict[str, Any], key: "_Key", data: dict[str, Any] | None = None) -> JobRecord:
@@ -198,7 +195,7 @@ class JobService(TenantService):
         if dataset_id:
             record = datasets.owned(session, self.tenant, dataset_id)
             if record is None:
-                raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
+                raise NotFound.at(field.replace("_path", "_id"), say("not_found.dataset", id=dataset_id))
             name = own_name or record.name or dataset_id[:8]
             with naming(name if mixed else None):
                 require_kind(spec.method, cast("Kind", record.kind), field.replace("_path", "_id"))
@@ -297,7 +294,7 @@ class JobService(TenantService):
         wanted = [number for number in range(1, job.attempt + 1) if attempt in (None, number)]
         found = [number for number in wanted if storage.has(job_id, _log_name(number))]
         if attempt and not found:
-            raise NotFound(f"job {job_id} has no log of attempt {attempt}")
+            raise NotFound(say("job_no_log", id=job_id, attempt=attempt))
         return found
 
     def log(self, job_id: str, attempt: int, last_bytes: int | None = None) -> BinaryIO:
@@ -353,7 +350,7 @@ class JobService(TenantService):
             session.expire_all()
             job = self.own_job(session, job_id)
             if not changed:
-                raise StateConflict(f"job {job_id} is {_standing(job)}; it cannot be {action}")
+                raise StateConflict(say(f"job_cannot.{action}", id=job_id, standing=_standing(job)))
         self.queue.nudge(job_id)
         return job
 
@@ -364,7 +361,7 @@ class JobService(TenantService):
         with self.database.reading() as session:
             job = self.own_job(session, job_id)
             if job.state != JobState.SUCCEEDED:
-                raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
+                raise StateConflict(say("job_not_comparable", id=job_id, state=say(f"job_state.{job.state}")))
         return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
@@ -410,8 +407,8 @@ def _log_name(attempt: int) -> str:
     return f"attempt-{attempt}/log.txt"
 
 
-def _standing(job: JobRecord) -> str:
+def _standing(job: JobRecord) -> Message:
     """A job's state in words, for a person whose action does not apply to it."""
     if job.requested:
-        return "being paused already" if job.requested == Request.PAUSE else "being cancelled already"
-    return f"{job.state} already" if JobState(job.state).is_final else job.state
+        return say("job_already.pause" if job.requested == Request.PAUSE else "job_already.cancel")
+    return say(f"job_already.{job.state}" if JobState(job.state).is_final else f"job_state.{job.state}")

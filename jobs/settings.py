@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 # The small model that ships; looked for after the user's own models. A path, not an import: jobs knows no other room.
 SHIPPED_MODELS_DIR = Path(__file__).resolve().parent.parent / "tafdil" / "shipped" / "models"
-GpuClass = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+GPU_CLASS = r"^[a-z0-9][a-z0-9._-]{0,31}$"
+GpuClass = Annotated[str, Field(pattern=GPU_CLASS)]
 
 
 class Settings(BaseSettings):

@@ -14,25 +14,48 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
-from jobs.settings import GpuClass
+from jobs.settings import GPU_CLASS, GpuClass
+from trainer_core import validation
 from trainer_core.config import CONFIG_OF, METHODS, SETTINGS, Method, PreferenceConfig, TrainingSettings
-from trainer_core.errors import Detail, SpecInvalid
+from trainer_core.errors import SpecInvalid
 from trainer_core.mix_options import MOST_DATASETS, Take, check_mix
+from trainer_core.validation import FieldError
+from trainer_core.wording import Message, say
 
-_ID = r"^[0-9a-f]{32}$"
+ID = r"^[0-9a-f]{32}$"
 # One or two names of letters, digits, dots, dashes and underscores, none of which starts with a dot: never a path.
 _MODEL = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
+TENANT = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$"
+IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
+EVENT_TYPE = r"^[a-z_]{1,32}$"
+COLUMN_MAP = r"^[^:]{1,200}:[\s\S]{1,200}$"
+# What is valid, in words: the codes of their sentences.
+PATTERNS = {
+    ID: "pattern.id",
+    _MODEL: "pattern.model_name",
+    TENANT: "pattern.tenant",
+    REPOSITORY: "pattern.repository",
+    GPU_CLASS: "pattern.gpu_class",
+    IDEMPOTENCY_KEY: "pattern.idempotency_key",
+    EVENT_TYPE: "pattern.event_type",
+    COLUMN_MAP: "pattern.map",
+}
+_SOURCES = ("dataset_id", "dataset_path", "datasets")
 
 
 def _storable(text: str) -> str:
     if "\x00" in text:
-        raise ValueError("must not contain a NUL character, which databases cannot store")
+        raise ValueError(say("text_nul"))
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise ValueError("must not contain an unpaired surrogate: a character was cut in half")
+        raise ValueError(say("text_half"))
     return text
 
 
@@ -77,7 +100,7 @@ class MixedDataset(Sent, Take):
         max_length=200,
         description="The name in messages, reports and the model card. Defaults to the dataset's own name or its path.",
     )
-    dataset_id: str | None = Field(None, pattern=_ID, description="An uploaded dataset.")
+    dataset_id: str | None = Field(None, pattern=ID, description="An uploaded dataset.")
     dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="A file, relative to the data directory."
     )
@@ -85,7 +108,7 @@ class MixedDataset(Sent, Take):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.dataset_id is None) == (self.dataset_path is None):
-            raise ValueError("set exactly one of dataset_id and dataset_path")
+            raise ValueError(say("set_one_of", fields=["dataset_id", "dataset_path"]))
         return self
 
 
@@ -110,21 +133,31 @@ class _JobFields(Sent):
         None,
         description="Only workers of this class (`TAFDIL_GPU_CLASS`) run the job, e.g. `a100`; `null` allows any worker.",
     )
-    dataset_id: str | None = Field(None, pattern=_ID, description="Training data: an uploaded dataset.")
+    dataset_id: str | None = Field(None, pattern=ID, description="Training data: an uploaded dataset.")
     dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Training data: a file, relative to the data directory."
     )
     datasets: list[MixedDataset] | None = Field(
         None,
+        validate_default=True,
         min_length=1,
         max_length=MOST_DATASETS,
         description="Training data: several datasets, each with optional `rows` or `weight`. Their validation parts are "
         "combined.",
     )
-    eval_dataset_id: str | None = Field(None, pattern=_ID, description="Validation data: an uploaded dataset.")
+    eval_dataset_id: str | None = Field(None, pattern=ID, description="Validation data: an uploaded dataset.")
     eval_dataset_path: str | None = Field(
         None, min_length=1, max_length=500, description="Validation data: a file, relative to the data directory."
     )
+
+    @field_validator("datasets")
+    @classmethod
+    def _some_data(cls, datasets: list[MixedDataset] | None, info: ValidationInfo) -> list[MixedDataset] | None:
+        # Not with the checks of several fields below, which are not made where a field is wrong: reported with those.
+        others = [info.data.get(name, "invalid") for name in _SOURCES if name != "datasets"]
+        if datasets is None and not any(others):
+            raise PydanticCustomError("data_missing", "no training data")
+        return datasets
 
     @model_validator(mode="after")
     def _all_storable(self) -> Self:
@@ -135,19 +168,21 @@ class _JobFields(Sent):
                 try:
                     _storable(text if isinstance(text, str) else "")
                 except ValueError as error:
-                    raise ValueError(f"{name} {error}") from error
+                    raise FieldError(name, error.args[0]) from error
         return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        if sum(source is not None for source in (self.dataset_id, self.dataset_path, self.datasets)) != 1:
-            raise ValueError("set exactly one of dataset_id, dataset_path and datasets")
+        given = [name for name in _SOURCES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise FieldError(given[1], say("set_one_of", fields=list(_SOURCES)))
         check_mix(self.datasets or [], [each.dataset_id or str(each.dataset_path) for each in self.datasets or []])
         if self.eval_dataset_id is not None and self.eval_dataset_path is not None:
-            raise ValueError("set at most one of eval_dataset_id and eval_dataset_path")
+            fields = ["eval_dataset_id", "eval_dataset_path"]
+            raise FieldError("eval_dataset_path", say("set_one_at_most", fields=fields))
         validation = getattr(self, "validation_split", None)
         if validation is not None and (self.eval_dataset_id or self.eval_dataset_path):
-            raise ValueError("validation_split cannot be combined with an evaluation dataset")
+            raise FieldError("validation_split", say("eval_and_split"))
         return self
 
 
@@ -197,7 +232,7 @@ else:
 JOB_SPEC: TypeAdapter[AnyJobSpec] = TypeAdapter(JobSpec)
 _TAGS = {"body", "query", "path", "header", *METHODS}
 _ALTERNATIVES = (
-    ("dataset_id", "dataset_path", "datasets"),
+    _SOURCES,
     ("eval_dataset_id", "eval_dataset_path", "validation_split"),
     ("warmup_ratio", "warmup_steps"),
 )
@@ -231,26 +266,48 @@ def read_spec(sent: dict[str, Any]) -> AnyJobSpec:
 
 def invalid(found: Sequence[Any]) -> SpecInvalid:
     """Pydantic's errors in the product's words."""
-    details = [_detail(item) for item in found]
-    first = details[0]
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return SpecInvalid(f"{first.field}: {first.reason}{more}" if first.field else f"{first.reason}{more}", details)
+    items = [_placed(item) for item in found]
+    # A body that is not an object has no fields that could be wrong besides.
+    whole = next((reason for item in items if (reason := _of_body(item))), None)
+    if whole:
+        return SpecInvalid.at("", whole)
+    details = validation.details(items, PATTERNS)
+    first, more = details[0], len(details) - 1
+    if not first.field:
+        return SpecInvalid(first.reason, details)
+    if more:
+        message = say("request_invalid_more", field=first.field, reason=first.reason, n=more)
+    else:
+        message = say("request_invalid", field=first.field, reason=first.reason)
+    return SpecInvalid(message, details)
 
 
-def _detail(item: dict[str, Any]) -> Detail:
-    places = list(item["loc"])
+def _placed(item: dict[str, Any]) -> dict[str, Any]:
+    """An error at its place in the body, the query, the path or the headers, with what is particular to requests said."""
+    places, method = list(item["loc"]), None
     while places and places[0] in _TAGS:
+        method = places[0] if places[0] in METHODS else method
         places.pop(0)
-    field = ".".join(str(place) for place in places)
-    if item["type"] == "json_invalid":
-        return Detail("", f"the body is not valid JSON: {item.get('ctx', {}).get('error', item['msg'])}")
-    if not field and item["type"].endswith(("model_type", "attributes_type", "missing")):
-        return Detail("", "the body must be a JSON object, sent with the header Content-Type: application/json")
-    if item["type"] == "extra_forbidden":
-        return Detail(field, "is not a field of this method's spec")
+    reason = None
     if item["type"].startswith("union_tag"):
-        return Detail("method", f"must be one of {', '.join(METHODS)}")
-    return Detail(field, str(item["msg"]).removeprefix("Value error, "))
+        places, reason = ["method"], say("method_unknown", methods=list(METHODS))
+    elif item["type"] == "data_missing":
+        places, reason = ["dataset_id"], say("data_missing")
+    elif item["type"] == "extra_forbidden" and method:
+        reason = say("value.not_a_field_of", method=SPECS[method].title)
+    elif item["type"] == "string_pattern_mismatch" and places == ["cursor"]:
+        reason = say("pattern.cursor")
+    said = {"type": "value_error", "ctx": {"error": ValueError(reason)}} if reason else {}
+    return {**item, **said, "loc": tuple(places)}
+
+
+def _of_body(item: dict[str, Any]) -> Message | None:
+    """What is wrong with a body as a whole, if that is what an error says."""
+    if item["type"] == "json_invalid":
+        (position,) = item["loc"] or (None,)
+        return say("body_not_json_at", position=position) if isinstance(position, int) else say("body_not_json")
+    is_whole = not item["loc"] and item["type"].endswith(("model_type", "attributes_type", "dict_type", "missing"))
+    return say("body_not_object") if is_whole else None
 
 
 def library_config(spec: dict[str, Any], places: dict[str, Any]) -> PreferenceConfig:

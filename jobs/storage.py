@@ -18,6 +18,7 @@ from jobs.errors import NotFound
 from jobs.places import run_dir
 from jobs.records import ArtifactRecord
 from jobs.settings import Settings
+from trainer_core.wording import Message, say
 
 
 class Storage:
@@ -58,7 +59,7 @@ class Storage:
             with suppress(FileNotFoundError):
                 found = self._store.open(self._place(job_id, name), "rb")
                 return cast("BinaryIO", found), int(found.size)
-        raise NotFound(f"the file {name} of job {job_id} is gone from where the service keeps files")
+        raise NotFound(self._gone(job_id, name))
 
     def fetch(self, job_id: str, files: Collection[ArtifactRecord]) -> None:
         """Makes files of a job local. Raises `NotFound` when one is nowhere."""
@@ -67,14 +68,14 @@ class Storage:
             if path.is_file():
                 continue
             if self._store is None:
-                raise NotFound(f"the file {file.name} of job {job_id} is gone from the data directory")
+                raise NotFound(self._gone(job_id, file.name))
             path.parent.mkdir(parents=True, exist_ok=True)
             # Of this process alone: another one may fetch the same.
             part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
             try:
                 self._store.get_file(self._place(job_id, file.name), str(part))
             except FileNotFoundError as error:
-                raise NotFound(f"the file {file.name} of job {job_id} is gone from the store") from error
+                raise NotFound(self._gone(job_id, file.name)) from error
             part.replace(path)
 
     def delete(self, job_id: str, names: Collection[str]) -> None:
@@ -100,8 +101,11 @@ class Storage:
         """Where a file is on this machine. Raises `NotFound` for a name or a link that leads out of the job's directory."""
         path = run_dir(self._settings, job_id) / name
         if not leads_inside(run_dir(self._settings, job_id), path):
-            raise NotFound(f"job {job_id} has no file {name!r}")
+            raise NotFound(say("file_unknown", id=job_id, name=name))
         return path
+
+    def _gone(self, job_id: str, name: str) -> Message:
+        return say("file_gone" if self._store is None else "file_gone_everywhere", id=job_id, name=name)
 
     def _place(self, job_id: str, name: str) -> str:
         return f"{self._root}/{job_id}/{name}".rstrip("/")

@@ -14,6 +14,7 @@ from jobs.records import JobRecord, TaskRecord
 from jobs.repository import jobs, tasks
 from jobs.settings import Settings
 from jobs.states import TaskKind
+from trainer_core.wording import say
 
 Found = TypeVar("Found")
 
@@ -56,5 +57,5 @@ class TenantService:
 def found(record: Found | None, kind: str, subject_id: str) -> Found:
     """The record. Raises `NotFound` for None."""
     if record is None:
-        raise NotFound(f"there is no {kind} {subject_id}")
+        raise NotFound(say(f"not_found.{kind}", id=subject_id))
     return record

@@ -19,6 +19,7 @@ from trainer_core.errors import DataInvalid
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.row_conversion import RowsTooLarge, convert
 from trainer_core.rows import OnBroken, OnRow, RowChecker, RowReport
+from trainer_core.wording import say
 
 # At most this many columns of a file are shown.
 _NAMED_COLUMNS = 200
@@ -48,7 +49,7 @@ class _Arriving:
     def _take(self, data: bytes) -> None:
         self._size_bytes += len(data)
         if self._size_bytes > self._settings.max_upload_bytes:
-            raise TooLarge(f"the dataset is larger than {self._settings.max_upload_bytes:,} bytes")
+            raise TooLarge(say("dataset_too_large", most=self._settings.max_upload_bytes))
         self._file.write(data)
 
     def abort(self) -> None:
@@ -143,7 +144,7 @@ class DatasetUpload(_Arriving):
         except RowsTooLarge:
             size_bytes = most + 1
         if size_bytes > most:
-            raise TooLarge(f"the dataset's rows are larger than {most:,} bytes")
+            raise TooLarge(say("dataset_rows_too_large", most=most))
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())

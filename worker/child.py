@@ -29,6 +29,7 @@ from trainer_core import effect
 from trainer_core.disk import is_disk_full
 from trainer_core.effect import Verdict
 from trainer_core.observer import Observer, Phase
+from trainer_core.wording import Message, said, say
 from worker.failures import EXIT_SUPERVISOR_SILENT, GPU_VARIABLE
 from worker.parent_death import die_with_parent
 
@@ -174,7 +175,7 @@ class Reporter(Observer):
 
     def warning(self, code: str, message: str) -> None:
         print(f"warning: {message}", flush=True)  # standard output is the job's log
-        self._reports.send("warning", code=code, message=message)
+        self._reports.send("warning", code=code, **said(message))
 
     def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
         print(f"effect: {effect.describe(verdict, evidence)}", flush=True)
@@ -216,7 +217,7 @@ def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans:
     wanted = os.environ.get(GPU_VARIABLE)
     if wanted and not torch.cuda.is_available():
         # Days on a CPU in the place of hours are no service.
-        raise RuntimeError(f"no CUDA-capable device for torch, although the GPU {wanted} is there")
+        raise RuntimeError(say("gpu_unseen", gpu=wanted))
 
     places = plan["places"]
     config = library_config(plan["spec"], places)
@@ -227,7 +228,7 @@ def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans:
     if checkpoint:
         reports.send("checkpoint_loaded", step=verified_step(checkpoint), job_id=checkpoint.parents[2].name)
     elif plan["start_from"]:
-        reports.send("warning", code="checkpoint_gone", message="the checkpoint to start from is gone; training starts anew")
+        reporter.warning("checkpoint_gone", say("checkpoint_gone"))
     trainer.train(resume_from_checkpoint=checkpoint)
     paths = {name: places[f"{name}_path"] for name in ("dataset", "eval_dataset")}
     data: dict[str, Any] = {f"{name}_sha256": sha256(Path(path)) for name, path in paths.items() if path}
@@ -281,14 +282,19 @@ def describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, TafdilError):
         return error.as_dict()
     if type(error).__name__ == "OutOfMemoryError":
-        return error_dict("oom_gpu", str(error).splitlines()[0])
+        return error_dict("oom_gpu", say("gpu_out_of_memory", problem=_first_line(error)))
     if isinstance(error, MemoryError):
-        return error_dict("oom_host", "the training ran out of memory")
+        return error_dict("oom_host", say("run_out_of_memory"))
     if is_disk_full(error):
-        return error_dict("disk_full", "the disk is full")
+        return error_dict("disk_full", say("worker_disk_full"))
     if any(text in str(error) for text in _GPU_LOST):
-        return error_dict("gpu_lost", str(error).splitlines()[0])
-    return error_dict("internal", f"{type(error).__name__}: {error}")
+        known = error.args[0] if isinstance(error.args[0], Message) else None
+        return error_dict("gpu_lost", known or say("gpu_failed", problem=_first_line(error)))
+    return error_dict("internal", say("run_broke", kind=type(error).__name__, problem=str(error)))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = train) -> int:

@@ -25,6 +25,7 @@ from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.checkpoints import link
 from trainer_core.errors import ModelNotFound
+from trainer_core.wording import say
 from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, leave_gpus_alone, model_directory, run_next
 
@@ -42,7 +43,7 @@ def _answer(desk: Desk) -> dict[str, Any]:
     with desk.database.reading() as session:
         job = jobs.get(session, str(desk.task.job_id))
     if job is None or job.artifact_path is None:
-        raise ModelNotFound(f"job {desk.task.job_id} has no trained model")
+        raise ModelNotFound(say("job_not_trained", id=desk.task.job_id))
     return _merge(desk, job) if desk.task.kind == TaskKind.MERGE else _push(desk, job)
 
 
@@ -59,7 +60,7 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
         storage.publish(job.id, files)
         with desk.database.transaction() as session:
             if not tasks.is_held(session, desk.task):
-                raise StateConflict("another worker does this merge by now")
+                raise StateConflict(say("merge_taken_over"))
             earlier = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MERGED]
             artifacts.remove(session, job.id, [file.id for file in earlier])
             artifacts.add(session, job.tenant, job.id, files)
@@ -76,13 +77,13 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
 def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
     settings, request = desk.settings, desk.task.request
     if settings.hub_token is None or settings.hub_namespace is None:
-        raise Forbidden("no hub is configured: set TAFDIL_HUB_TOKEN and TAFDIL_HUB_NAMESPACE for the exports worker")
+        raise Forbidden(say("hub_not_set_up"))
     with desk.database.reading() as session:
         found = [file for file in artifacts.of_job(session, job.id) if file.kind == request["kind"]]
     Storage(settings).fetch(job.id, found)
     files = [file.name for file in found]
     if not files:
-        raise NotFound(f"job {job.id} has no files of the kind {request['kind']}")
+        raise NotFound(say("job_no_files", id=job.id, kind=request["kind"]))
     root = run_dir(settings, job.id)
     folder = root / os.path.commonpath([os.path.dirname(name) for name in files])
     names = [(root / name).relative_to(folder).as_posix() for name in files]
@@ -156,5 +157,5 @@ def push(
         )
     except HfHubHTTPError as error:
         status = error.response.status_code
-        raise Forbidden(f"the hub refused {repository} with HTTP {status}; check the token and the namespace") from error
+        raise Forbidden(say("hub_refused", repository=repository, status=status)) from error
     return {"repository": repository, "url": commit.commit_url, "files": len(names)}

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from trainer_core.wording import Message, say
+
 # Failures that the training process itself reports and that another attempt, on a healthy device, may not meet.
 LOSSES = frozenset({"gpu_lost"})
 GPU_VARIABLE = "TAFDIL_TRAINS_ON"
@@ -60,10 +62,10 @@ class OomWatch:
         return self._count() > self._looks[0][1]
 
 
-def told_by_exit(exit_code: int) -> str:
+def told_by_exit(exit_code: int) -> Message:
     """An exit code in words."""
     if exit_code == EXIT_SUPERVISOR_SILENT:
-        return "its supervisor stopped answering"
+        return say("supervisor_silent")
     if exit_code < 0:
-        return f"the training process was killed by {signal.Signals(-exit_code).name}"
-    return f"the training process ended with exit code {exit_code} and no result"
+        return say("run_killed", signal=signal.Signals(-exit_code).name)
+    return say("run_exited", exit_code=exit_code)

@@ -13,6 +13,7 @@ from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
 from trainer_core.errors import ModelNotFound, TafdilError
 from trainer_core.generation_options import DefaultLength
+from trainer_core.wording import say
 from worker import gpu
 from worker.celery_app import app, trace_as
 from worker.task_runner import Desk, model_directory, run_next, stay_offline
@@ -97,7 +98,7 @@ def _answer(desk: Desk) -> dict[str, Any]:
     with desk.database.reading() as session:
         job = jobs.get(session, job_id)
     if job is None or job.artifact_path is None:
-        raise ModelNotFound(f"job {job_id} has no trained model")
+        raise ModelNotFound(say("job_not_trained", id=job_id))
     directory = model_directory(desk, job)
     warm = _warm_pairs(desk.settings)
     sampling = {"top_p": request["top_p"]} if request["temperature"] > 0 else {}

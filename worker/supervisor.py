@@ -28,6 +28,7 @@ from jobs.states import Cause, Phase, Request
 from jobs.storage import Storage
 from trainer_core.disk import is_disk_full
 from trainer_core.errors import TafdilError, error_dict
+from trainer_core.wording import restored, say
 from worker import gpu, publisher
 from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, told_by_exit
 from worker.gpu import Gpu, GpuLock
@@ -191,8 +192,12 @@ class Attempt:
             if isinstance(error, FileNotFoundError | PermissionError):
                 # This worker cannot start a training; another one may.
                 raise
-            code = "disk_full" if is_disk_full(error) else "internal"
-            known = error.as_dict() if isinstance(error, TafdilError) else error_dict(code, str(error))
+            if isinstance(error, TafdilError):
+                known = error.as_dict()
+            elif is_disk_full(error):
+                known = error_dict("disk_full", say("worker_disk_full"))
+            else:
+                known = error_dict("internal", say("run_not_started", problem=str(error)))
             self._reporter.close(self._gives_up)
             self._fail(known, {}, attempt_dir(self._settings, self._job.id, self._job.attempt))
             return
@@ -318,7 +323,7 @@ class Attempt:
             log.warning("job %s attempt %d is not the job's any more", self._job.id, self._job.attempt)
             tracing.note({"tafdil.outcome": "fenced"})
         elif last.get("type") == "finished" and self._not_stored:
-            message = f"the artifact store did not take the trained model, which lies on its worker: {self._not_stored}"
+            message = say("store_refused", problem=self._not_stored)
             self._fail(error_dict("internal", message), report, folder)
         elif last.get("type") == "finished":
             artifact = (folder / "output").relative_to(self._settings.runs_dir.resolve())
@@ -327,21 +332,20 @@ class Attempt:
             self._finish(Cause.FINISH, report, values)
         elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
             # The process and its group are gone by now, and what they held with them.
-            error = error_dict("cancelled", "cancelled while running")
-            self._finish(Cause.CANCEL, report, {"error": error}, saved, reason="cancelled on request")
+            error = error_dict("cancelled", say("cancelled_running"))
+            self._finish(Cause.CANCEL, report, {"error": error}, saved, reason=say("cancelled_on_request"))
         elif last.get("type") == "failed" and last["error"]["code"] not in LOSSES:
             self._fail(last["error"], report, folder)
         elif left_on_request and requested is Request.PAUSE:
-            self._finish(Cause.PAUSE, report, {}, saved, reason="paused on request")
+            self._finish(Cause.PAUSE, report, {}, saved, reason=say("paused_on_request"))
         elif left_on_request:
-            self._finish(Cause.PREEMPT, report, {}, saved, reason="the worker was shut down")
+            self._finish(Cause.PREEMPT, report, {}, saved, reason=say("worker_shut_down"))
         elif was_oom_killed and exit_code < 0:
-            message = "the machine or its memory limit had no memory left, and the kernel ended the training"
-            self._fail(error_dict("oom_host", message), report, folder)
+            self._fail(error_dict("oom_host", say("host_killed_run")), report, folder)
         elif self._is_hung:
-            self._lose(f"hung: no sign of life while {self._reporter.phase}", report)
+            self._lose(say("run_hung", phase=say(f"run_phase.{self._reporter.phase}")), report)
         elif last.get("type") == "failed":
-            self._lose(without_places(self._settings, last["error"])["message"], report)
+            self._lose(restored(without_places(self._settings, last["error"])), report)
         else:
             self._lose(told_by_exit(exit_code), report)
 
@@ -395,9 +399,9 @@ class Attempt:
     def _fail(self, error: dict[str, Any], report: dict[str, Any], folder: Path) -> None:
         tracing.fail(error["code"])
         error = without_places(self._settings, error)
-        told = {"error": {name: error[name] for name in ("code", "message")}}
+        told = {"error": {name: error[name] for name in ("code", "message", "message_code", "params") if name in error}}
         values = {"error": {**error, "log_tail": _tail(folder / "log.txt")}}
-        self._finish(Cause.FAIL, report, values, told, reason=error["message"])
+        self._finish(Cause.FAIL, report, values, told, reason=restored(error))
 
     def _finish(
         self,

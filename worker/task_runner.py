@@ -23,6 +23,7 @@ from jobs.settings import Settings, get_settings
 from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.errors import ModelNotFound, TafdilError, error_dict
+from trainer_core.wording import say
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +83,7 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
                 error = known.as_dict()
             except Exception as unknown:
                 log.exception("task %s (%s) failed", task.id, task.kind)
-                error = error_dict("internal", f"{type(unknown).__name__}: {unknown}")
+                error = error_dict("internal", say("task_broke", kind=type(unknown).__name__, problem=str(unknown)))
             if error:
                 tracing.fail(error["code"])
         shown = without_places(settings, error) if error else None
@@ -101,9 +102,9 @@ def model_directory(desk: Desk, job: JobRecord) -> Path:
     try:
         Storage(desk.settings).fetch(job.id, files)
     except NotFound as error:
-        raise ModelNotFound(f"the trained model of job {job.id} is gone: {error.message}") from error
+        raise ModelNotFound(say("model_gone_because", id=job.id, problem=error.message)) from error
     if not directory.is_dir():
-        raise ModelNotFound(f"the trained model of job {job.id} is gone from the data directory")
+        raise ModelNotFound(say("model_gone", id=job.id))
     return directory
 
 

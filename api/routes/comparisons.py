@@ -12,6 +12,7 @@ from api.schemas import Comparison, ComparisonPage
 from api.sse import comparison_events
 from api.waiting import WaitS, answered, reply
 from jobs.service import ComparisonRequest
+from jobs.spec import ID
 
 router = APIRouter(prefix="/jobs/{job_id}", tags=["comparisons"])
 
@@ -62,7 +63,7 @@ def list_comparisons(
     job_id: Id,
     service: Service,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+    cursor: Annotated[str | None, Query(pattern=ID, description="`next_cursor` of a page.")] = None,
 ) -> ComparisonPage:
     """What was asked of the job's model, and its answers, newest first."""
     found = service.comparisons(job_id, limit + 1, cursor)

@@ -13,8 +13,9 @@ from api.errors import responses
 from api.files import table_response
 from api.metrics import UploadMetrics
 from api.reading import Options
-from jobs.spec import PlainText
+from jobs.spec import ID, PlainText
 from trainer_core.errors import DataInvalid, TafdilError
+from trainer_core.wording import say
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -89,7 +90,7 @@ async def check(request: Request, datasets: Datasets, options: Options) -> Datas
 
 def _refuse_forms(request: Request) -> None:
     if request.headers.get("content-type", "").startswith("multipart/"):
-        raise DataInvalid("send the file itself as the body, not as a form: curl --data-binary @rows.jsonl")
+        raise DataInvalid(say("body_is_form"))
 
 
 def _metrics(request: Request) -> UploadMetrics:
@@ -110,7 +111,7 @@ def _counted(request: Request) -> Generator[None]:
 def list_datasets(
     datasets: Datasets,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+    cursor: Annotated[str | None, Query(pattern=ID, description="`next_cursor` of a page.")] = None,
 ) -> DatasetPage:
     """Datasets, newest first."""
     found = datasets.datasets(limit + 1, cursor)

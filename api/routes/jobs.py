@@ -15,20 +15,20 @@ from api.sse import job_events
 from jobs.curves import as_csv
 from jobs.records import JobRecord
 from jobs.service import JobService
-from jobs.spec import JobSpec, example
+from jobs.spec import EVENT_TYPE, ID, IDEMPOTENCY_KEY, JobSpec, example
 from jobs.states import JobState
 from trainer_core.config import SETTINGS, Method
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 EXAMPLES = {each.method_name: {"summary": f"{each.title} on the sample data", "value": example(each)} for each in SETTINGS}
-EventType = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
+EventType = Annotated[str, StringConstraints(pattern=EVENT_TYPE)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
         min_length=1,
         max_length=255,
-        pattern=r"^[\x21-\x7e]+$",
+        pattern=IDEMPOTENCY_KEY,
         description="Chosen by the client, unique to this request: sent again with it, the request makes no second job.",
     ),
 ]
@@ -58,7 +58,7 @@ def list_jobs(
     state: JobState | None = None,
     method: Method | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern=r"^[0-9a-f]{32}$", description="`next_cursor` of a page.")] = None,
+    cursor: Annotated[str | None, Query(pattern=ID, description="`next_cursor` of a page.")] = None,
 ) -> JobPage:
     """Jobs, newest first."""
     jobs = service.jobs(limit + 1, cursor, state, method)

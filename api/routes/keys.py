@@ -10,11 +10,9 @@ from api.errors import responses
 from api.gate import SESSION_COOKIE
 from api.schemas import Key, KeyList, NewKey
 from jobs.access import LOCAL, Caller, Scope
-from jobs.spec import PlainText, Sent
+from jobs.spec import TENANT, PlainText, Sent
 
 router = APIRouter(tags=["keys"])
-
-TENANT_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 
 
 class KeyRequest(Sent):
@@ -22,7 +20,7 @@ class KeyRequest(Sent):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tenant": "research", "scopes": ["write"]}]})
 
-    tenant: str = Field("default", pattern=TENANT_PATTERN, description="Whose jobs and datasets it reaches, and no others.")
+    tenant: str = Field("default", pattern=TENANT, description="Whose jobs and datasets it reaches, and no others.")
     # Not strict: JSON has words where Python has the enumeration.
     scopes: list[Annotated[Scope, Strict(False)]] = Field(
         [Scope.WRITE], min_length=1, max_length=8, description="What it may do; `write` reads too."

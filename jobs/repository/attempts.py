@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.database import db_now
 from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord
 from jobs.states import Cause
+from trainer_core.wording import Message
 
 
 def of_job(session: Session, job_id: str) -> Sequence[AttemptRecord]:
@@ -29,9 +30,14 @@ def closed(session: Session, job_id: str, number: int, *, cause: Cause, now: flo
     session.execute(
         update(AttemptRecord)
         .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number, AttemptRecord.ended_at.is_(None))
-        .values(ended_at=now, outcome=cause.value, reason=reason)
+        .values(ended_at=now, outcome=cause.value, reason=reason, reason_said=as_stored(reason))
         .execution_options(synchronize_session=False)
     )
+
+
+def as_stored(reason: str | None) -> dict[str, Any] | None:
+    """The code and the values of a reason; None if it is no `Message`."""
+    return reason.as_dict() if isinstance(reason, Message) else None
 
 
 def outcome(session: Session, job_id: str, number: int) -> str | None:

@@ -14,6 +14,7 @@ from jobs.records import EventRecord, JobRecord
 from jobs.repository import attempts
 from jobs.states import REPLACES, TRANSITIONS, Cause, JobState, Request
 from trainer_core.errors import error_dict
+from trainer_core.wording import say
 
 # Columns of an attempt that is over.
 _RELEASED: dict[str, Any] = {
@@ -312,8 +313,8 @@ def finish(
     if cause in (Cause.PREEMPT, Cause.PAUSE):
         asked = session.scalar(select(JobRecord.requested).where(fence.condition()).with_for_update())
         if asked in (Request.CANCEL, Request.CANCEL_SAVING):
-            cause, reason = Cause.CANCEL, "cancelled on request"
-            values = {**(values or {}), "error": error_dict("cancelled", "cancelled while running")}
+            cause, reason = Cause.CANCEL, say("cancelled_on_request")
+            values = {**(values or {}), "error": error_dict("cancelled", say("cancelled_running"))}
         elif asked == Request.PAUSE:
             cause = Cause.PAUSE
     unpublished = {"published_at": None} if cause is Cause.PREEMPT else {}
@@ -324,7 +325,7 @@ def finish(
 def cancel_idle(session: Session, job_id: str) -> bool:
     """Cancels a job that no worker has."""
     where = and_(JobRecord.id == job_id, JobRecord.state.in_((JobState.QUEUED, JobState.PAUSED)))
-    error = error_dict("cancelled", "cancelled while no worker had it")
+    error = error_dict("cancelled", say("cancelled_idle"))
     return _transition(session, Cause.CANCEL, where, {"error": error}) is not None
 
 
@@ -372,7 +373,7 @@ def reap(session: Session, max_losses: int) -> list[str]:
             job,
             and_(JobRecord.id == job.id, JobRecord.attempt == job.attempt, expired),
             max_losses,
-            "its lease ran out",
+            say("lease_expired"),
         )
     ]
 
@@ -398,17 +399,18 @@ def _lose(session: Session, job: JobRecord, where: ColumnElement[bool], max_loss
     losses = job.losses + 1
     if job.requested in (Request.CANCEL, Request.CANCEL_SAVING):
         cause = Cause.CANCEL
-        values |= {"error": error_dict("cancelled", f"cancelled; its worker was lost ({reason})")}
+        values |= {"error": error_dict("cancelled", say("cancelled_lost", reason=reason))}
     elif job.requested == Request.PAUSE:
         cause = Cause.PAUSE
     elif losses >= max_losses:
         cause = Cause.FAIL
-        message = f"{losses} attempts were lost without a checkpoint beyond step {job.checkpoint_step}; the last: {reason}"
+        message = say("job_poisoned", n=losses, step=job.checkpoint_step, reason=reason)
         values |= {"error": error_dict("poisoned", message)}
     else:
         cause = Cause.LOSE
         values |= {"published_at": None}
-    return _transition(session, cause, where, values, {"reason": reason}, reason=reason) is not None
+    data = {"reason": reason, "reason_said": attempts.as_stored(reason)}
+    return _transition(session, cause, where, values, data, reason=reason) is not None
 
 
 def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequence[JobRecord]:

@@ -11,6 +11,7 @@ from jobs.database import db_now
 from jobs.records import TaskRecord
 from jobs.states import TaskKind, TaskState
 from trainer_core.errors import error_dict
+from trainer_core.wording import say
 
 _FINAL = (TaskState.SUCCEEDED, TaskState.FAILED)
 
@@ -126,7 +127,7 @@ def poison(session: Session, max_losses: int) -> list[str]:
         .where(lost, TaskRecord.attempt >= max_losses)
         .values(
             state=TaskState.FAILED,
-            error=error_dict("poisoned", f"its worker was lost {max_losses} times"),
+            error=error_dict("poisoned", say("task_poisoned", n=max_losses)),
             lease_token=None,
             lease_expires_at=None,
             finished_at=db_now(),

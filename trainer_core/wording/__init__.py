@@ -15,6 +15,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -74,6 +75,15 @@ def said(message: str) -> dict[str, Any]:
 def rounded(value: float, digits: int = 3) -> float:
     """A number with so many significant digits, as a value of a sentence."""
     return float(f"{value:.{digits}g}")
+
+
+def restored(stored: Mapping[str, Any]) -> str:
+    """The sentence whose form `said` gave: again a `Message`, unless it had no code or the catalogues no longer have it."""
+    code, params = stored.get("message_code"), stored.get("params")
+    if isinstance(params, dict) and is_known(code):
+        with suppress(KeyError):
+            return Message(cast("str", code), cast("dict[str, Any]", params))
+    return str(stored["message"])
 
 
 @cache
