@@ -21,7 +21,7 @@ from trainer_core.checkpoints import carry, clear, has_no_room, newest_in, verif
 from trainer_core.config import LibraryPaths, PreferenceConfig
 from trainer_core.data_loader import PreferenceData
 from trainer_core.effect import Effect
-from trainer_core.errors import Detail, DiskFull, SpecInvalid, Stopped, TafdilError
+from trainer_core.errors import DiskFull, SpecInvalid, Stopped, TafdilError
 from trainer_core.estimates import Load, Size, planned_steps, steps_an_epoch
 from trainer_core.fingerprints import Remembered, side_fingerprint
 from trainer_core.loading import reason_of
@@ -30,6 +30,7 @@ from trainer_core.observer import Observer
 from trainer_core.proof import base_fingerprint, function_of, side_of_proof
 from trainer_core.reference import TRAINED_ADAPTER
 from trainer_core.renderers import load_renderer, renderer_metadata
+from trainer_core.wording import say
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
@@ -179,7 +180,7 @@ class BaseTrainer(ABC):
         metrics = self._run(Path(checkpoint) if checkpoint else None)
         if self._watcher.stopped:
             self._completed_at = None
-            raise Stopped(f"stopped at step {trainer.state.global_step} after saving a checkpoint")
+            raise Stopped(say("stopped_at", step=trainer.state.global_step))
         self.check_reference_kept()
         if self.data_loader.validation and not self._evaluated_now():
             trainer.evaluate()
@@ -201,7 +202,7 @@ class BaseTrainer(ABC):
             raise
         except Exception as error:
             # No failure to measure a trained model may cost the model.
-            self.observer.warning("effect_not_measured", f"the effect could not be measured: {reason_of(error)}")
+            self.observer.warning("effect_not_measured", say("effect_not_measured", problem=reason_of(error)))
             return
         self.observer.effect(self.effect.verdict, self.effect.as_dict())
 
@@ -229,23 +230,20 @@ class BaseTrainer(ABC):
     def _clear_earlier(self) -> None:
         removed = clear(Path(self.config.output_dir))
         if removed:
-            self.observer.warning(
-                "output_replaced",
-                f"output_dir held an earlier training, which this one replaces: {', '.join(removed[:5])} and so on "
-                f"({len(removed)} in all). To go on from it instead, pass resume_from_checkpoint.",
-            )
+            names = [*removed[:5], *(["…"] if len(removed) > 5 else [])]
+            self.observer.warning("output_replaced", say("output_replaced", names=names))
 
     def _verified_state(self, checkpoint: Path) -> TrainerState:
         """A checkpoint's state. Raises `SpecInvalid` when it is not whole, or of another training."""
 
-        def refuse(reason: str) -> SpecInvalid:
-            return SpecInvalid(f"{checkpoint.name} {reason}", [Detail("resume_from_checkpoint", reason)])
+        def refuse(code: str, **values: Any) -> SpecInvalid:
+            return SpecInvalid.at("resume_from_checkpoint", say(code, checkpoint=checkpoint.name, **values))
 
         if verified_step(checkpoint) is None:
-            raise refuse("is missing, or not as it was written; checkpoints.newest_verified finds the newest whole one")
+            raise refuse("checkpoint_not_whole")
         identity = self.trainer.read_identity(checkpoint)
         if not isinstance(identity, dict):
-            raise refuse("does not say which run it belongs to")
+            raise refuse("checkpoint_anonymous")
         is_earlier = "warm-up" not in identity
         identity = run_identity.complete(identity, self.config)
         if is_earlier:
@@ -256,11 +254,8 @@ class BaseTrainer(ABC):
             if identity.get(name) == value or (is_earlier and name not in identity):
                 continue
             if is_earlier and name == "data plan":
-                raise refuse(
-                    "was written by an earlier version, which split or encoded these rows differently; run the job again "
-                    "from the start"
-                )
-            raise refuse(f"belongs to a training with another {name}: {identity.get(name)}, here {value}")
+                raise refuse("checkpoint_of_older")
+            raise refuse("checkpoint_of_other", what=run_identity.words(name), then=str(identity.get(name)), now=str(value))
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _steps(self) -> tuple[int, int]:
@@ -272,11 +267,7 @@ class BaseTrainer(ABC):
         """Optimizer steps that the config asks for, which may have changed since the checkpoint."""
         planned, _ = self._steps()
         if planned != state.max_steps:
-            self.observer.warning(
-                "length_changed",
-                f"the checkpoint's training was planned for {state.max_steps} steps, this one for {planned}: the learning "
-                "rate follows the new plan from here on",
-            )
+            self.observer.warning("length_changed", say("length_changed", before=state.max_steps, now=planned))
         return planned
 
     def _evaluated_now(self) -> bool:
@@ -297,15 +288,10 @@ class BaseTrainer(ABC):
         checkpoint = Path(self.config.output_dir) / f"checkpoint-{best}"
         if verified_step(checkpoint) == best:
             self.trainer._load_from_checkpoint(str(checkpoint))
-            self.observer.warning(
-                "best_model_taken",
-                f"{name} was best at step {best} of {state.global_step} trained (of {state.max_steps} planned): that step's "
-                "model is the result",
-            )
+            steps = {"best": best, "last": state.global_step, "planned": state.max_steps}
+            self.observer.warning("best_model_taken", say("best_model_taken", metric=name, **steps))
         else:
-            self.observer.warning(
-                "best_model_lost", f"{name} was best at step {best}, whose checkpoint is gone: the last model is the result"
-            )
+            self.observer.warning("best_model_lost", say("best_model_lost", metric=name, best=best))
 
     def save_model(self, output_dir: str | None = None) -> None:
         """Writes weights, tokenizer, configuration, `<method>_metadata.json` and a model card, `README.md`.
@@ -326,7 +312,7 @@ class BaseTrainer(ABC):
             self._write(folder)
         except Exception as error:
             if has_no_room(error, folder):
-                raise DiskFull("the disk is full: the trained model could not be written; checkpoints are kept") from error
+                raise DiskFull(say("disk_full_model")) from error
             raise
 
     def _write(self, folder: Path) -> None:

@@ -12,6 +12,7 @@ from trainer_core.config import TrainingSettings
 from trainer_core.errors import NonfiniteLoss
 from trainer_core.guards import History, signs
 from trainer_core.observer import Observer
+from trainer_core.wording import say
 
 # Bookkeeping of transformers that is no metric of a training.
 _NOT_METRICS = {"epoch", "step", "total_flos", "num_tokens", "train_runtime", "eval_runtime", "num_input_tokens_seen"}
@@ -61,7 +62,8 @@ class ObserverCallback(TrainerCallback):
         # Under fp16 the gradient scaler skips steps whose gradient overflows; that is how it finds its scale.
         for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
             if not math.isfinite(logged.get(name, 0.0)):
-                raise NonfiniteLoss(f"{name} became {logged[name]} at step {state.global_step}")
+                found = {"value": str(logged[name]), "step": state.global_step}
+                raise NonfiniteLoss(say("metric_not_finite", name=name, **found))
         values = metric_values(logged, self._nullable)
         if values:
             self._observer.metrics(state.global_step, values)

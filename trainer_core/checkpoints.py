@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trainer_core.disk import is_disk_full
-from trainer_core.errors import Detail, DiskFull, SpecInvalid
+from trainer_core.errors import DiskFull, SpecInvalid
+from trainer_core.wording import say
 
 MANIFEST = "manifest.json"
 STAGING_PREFIX = ".staging-"
@@ -33,9 +34,7 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
         RuntimeError: it lacks a file that resuming needs.
     """
     if lacking := _lacking(staged):
-        raise RuntimeError(
-            f"the checkpoint of step {step} was not published: it lacks {', '.join(lacking)}; resume from the previous one"
-        )
+        raise RuntimeError(say("checkpoint_incomplete", step=step, files=lacking))
     files = {name: _sha256(staged / name) for name in sorted(_names(staged))}
     (staged / MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
     for path in staged.rglob("*"):
@@ -75,12 +74,11 @@ def newest_in(run_dir: Path) -> Path:
     found = newest_verified([run_dir])
     if found is None:
         seen = sorted((path.name for path in run_dir.glob("checkpoint-*")), key=lambda name: _named_step(Path(name)))
-        damaged = f" ({', '.join(seen)} not as written)" if seen else ""
-        raise SpecInvalid(
-            f"there is no whole checkpoint in {str(run_dir)!r} to resume from{damaged}; leave resume_from_checkpoint out to "
-            "start from the first step",
-            [Detail("resume_from_checkpoint", "finds no whole checkpoint in output_dir")],
-        )
+        if seen:
+            sentence = say("checkpoint_none_whole", directory=str(run_dir), names=seen)
+        else:
+            sentence = say("checkpoint_none", directory=str(run_dir))
+        raise SpecInvalid.at("resume_from_checkpoint", sentence)
     return found
 
 
@@ -170,9 +168,7 @@ class StagedCheckpoints:
             self._write_checkpoint(model, trial, run_dir, step)
         except Exception as error:
             if has_no_room(error, run_dir):
-                raise DiskFull(
-                    f"the disk is full: the checkpoint of step {step} could not be written; the last one before it is kept"
-                ) from error
+                raise DiskFull(say("disk_full_checkpoint", step=step)) from error
             raise
 
 
@@ -187,7 +183,7 @@ def _lacking(checkpoint: Path) -> list[str]:
     lacking = [name for name in STATE_FILES if name not in found]
     weights = [name for name in WEIGHT_FILES if name in found]
     if not weights:
-        return ["its weights", *lacking]
+        return [say("checkpoint_weights"), *lacking]
     if weights == ["model.safetensors.index.json"]:
         index = json.loads((checkpoint / weights[0]).read_text(encoding="utf-8"))
         lacking += sorted(set(index["weight_map"].values()) - found)

@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from trainer_core import mixing, tokenizer_check
 from trainer_core.config import PreferenceConfig
-from trainer_core.errors import DataInvalid, DataOverlong, Detail
+from trainer_core.errors import DataInvalid, DataOverlong
 from trainer_core.file_cache import FileCache
 from trainer_core.methods import method_of
 from trainer_core.mixing import ReadRows
@@ -21,6 +21,7 @@ from trainer_core.row_rules import Row, comparable
 from trainer_core.row_signal import DROPPED
 from trainer_core.rows import MAX_ERRORS, check_rows
 from trainer_core.tokens import Renderer
+from trainer_core.wording import say
 
 # A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
 _FALLBACK_SHARE = 0.05
@@ -151,15 +152,16 @@ class PreferenceData:
         return encoded, report
 
     def _warn(self, part: str, rows: int, report: TokenReport) -> None:
-        if report.rows_cut or report.rows_dropped:
-            self._observer.warning(
-                "rows_overlong",
-                f"{part}: {report.prompts_cut} prompts and {report.completions_cut} answers were cut, "
-                f"{len(report.rows_dropped)} of {rows} rows dropped (max_prompt_length="
-                f"{self.config.max_prompt_length}, max_length={self.config.max_length})",
-            )
-        for code, message in report.findings.messages(self.config.special_tokens_in_text, report.names):
-            self._observer.warning(code, f"{part}: {message}")
+        which = say(f"part.{part}")
+        limits = {"prompt_limit": self.config.max_prompt_length, "limit": self.config.max_length}
+        if report.rows_cut:
+            counts = {"prompts": report.prompts_cut, "answers": report.completions_cut}
+            self._observer.warning("rows_overlong", say("rows_overlong_cut", part=which, **counts, **limits))
+        if report.rows_dropped:
+            counts = {"dropped": len(report.rows_dropped), "rows": rows}
+            self._observer.warning("rows_overlong", say("rows_overlong_dropped", part=which, **counts, **limits))
+        for code, message in report.findings.messages(which, self.config.special_tokens_in_text, report.names):
+            self._observer.warning(code, message)
 
     def _check_tokenizer(self, rows: list[Row]) -> None:
         loss = tokenizer_check.check(self.renderer.tokenizer, rows, self.config.model_name)
@@ -167,42 +169,33 @@ class PreferenceData:
             self._observer.warning("tokenizer_loses_text", loss)
         if self.renderer.stop.is_model_unaware:
             end = self.renderer.tokenizer.decode(list(self.renderer.stop.template))
-            self._observer.warning(
-                "base_model_with_template",
-                f"the chat template ends turns with {end}, but neither the tokenizer nor the generation configuration of "
-                f"{self.config.model_name!r} lists it as an end token. This is probably a base model that has never seen "
-                "the token. Answers still end there. Train the instruction-tuned model instead, or set apply_chat_template "
-                "to false to train on plain text.",
-            )
+            sentence = say("base_model_with_template", end=end, model=self.config.model_name)
+            self._observer.warning("base_model_with_template", sentence)
         if self.renderer.template and (unread := self.renderer.template.unread):
-            self._observer.warning(
-                "template_option_unread",
-                f"chat_template_kwargs: the model's chat template does not read {', '.join(unread)}; check the spelling",
-            )
+            self._observer.warning("template_option_unread", say("template_option_unread", names=unread))
 
     def _check_overlap(self, train: list[Row]) -> None:
         """Warns of prompts on both sides: a prompt that was trained on tests nothing."""
         seen = {comparable(row["prompt"]) for row in train}
         both = {prompt for row in self.validation or self.held_back if (prompt := comparable(row["prompt"])) in seen}
         if both:
-            self._observer.warning(
-                "validation_overlaps",
-                f"training and validation rows have prompts in common ({len(both)}): metrics measured on these say little "
-                "about new prompts",
-            )
+            self._observer.warning("validation_overlaps", say("validation_overlaps", n=len(both)))
 
     def _check_confidence(self, rows: list[Row]) -> None:
         if not self.config.weighs_confidence:
             return
         wrong = [
-            (row["row"], f"must be a number above 0 and at most 1, not {str(row['confidence'])[:40]}")
+            (row["row"], str(row["confidence"])[:40])
             for row in rows
             if row.get("confidence") is not None and not _is_share(row["confidence"])
         ]
         if wrong:
-            number, reason = wrong[0]
-            details = [self.names.detail("confidence", reason, number) for number, reason in wrong[:MAX_ERRORS]]
-            raise DataInvalid(f"{self.names.line(number)}: confidence: {reason}", details)
+            number, value = wrong[0]
+            details = [
+                self.names.detail("confidence", say("confidence_value", value=value), number)
+                for number, value in wrong[:MAX_ERRORS]
+            ]
+            raise DataInvalid(say("confidence_invalid", line=self.names.line(number), value=value), details)
 
     def _arranged(self, rows: list[Row]) -> list[Row]:
         return self._method.arrange(rows)
@@ -220,9 +213,7 @@ class PreferenceData:
             apart = self._drawn(keys, share)
         kept = [row for row, key in zip(rows, keys, strict=True) if key not in apart]
         if not kept:
-            raise DataInvalid(
-                "validation_split leaves no training row", [Detail("validation_split", "leaves no training row")]
-            )
+            raise DataInvalid.at("validation_split", say("split_leaves_none"))
         return kept, [row for row, key in zip(rows, keys, strict=True) if key in apart]
 
     def _smallest(self, keys: list[Any], share: float) -> set[Any]:
@@ -246,17 +237,19 @@ class PreferenceData:
 
 def _none_left(part: str, rows: list[Row], report: TokenReport) -> DataInvalid:
     """The error when no row is left, with the reasons."""
+    which = say(f"part.{part}")
     if not rows:
-        return DataInvalid(f"{part}: there are no rows")
+        return DataInvalid(say("no_rows", part=which))
     if not report.findings.dropped:
-        return DataOverlong("every row is longer than the limits, so none is left")
-    reasons = "; ".join(message for code, message in report.findings.messages("split", report.names) if code in DROPPED)
+        return DataOverlong(say("all_rows_overlong", part=which))
+    reasons = report.findings.reasons()
     if report.rows_dropped:
-        reasons += f"; rows longer than the limits: {len(report.rows_dropped)}"
+        overlong = say("count.rows", n=len(report.rows_dropped))
+        reasons.append(say("rows_because", rows=overlong, reason=say("dropped.overlong")))
     numbers = [(code, number) for code in DROPPED for number in report.findings.rows.get(code, [])]
-    details = [report.names.detail("row", DROPPED[code], number) for code, number in numbers[:MAX_ERRORS]]
+    details = [report.names.detail("row", say(f"dropped.{code}"), number) for code, number in numbers[:MAX_ERRORS]]
     error = DataOverlong if report.rows_cut else DataInvalid
-    return error(f"{part}: no usable row is left: {reasons}", details)
+    return error(say("no_rows_left", part=which, reasons=reasons), details)
 
 
 def _is_share(value: Any) -> bool:

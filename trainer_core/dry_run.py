@@ -21,6 +21,7 @@ from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row
 from trainer_core.rows import check_rows
 from trainer_core.tokens import Renderer
+from trainer_core.wording import said, say
 
 _SHOWN_ROWS = 1000
 _BUCKETS = 16
@@ -45,10 +46,10 @@ class _Notes(Observer):
     """Keeps warnings."""
 
     def __init__(self) -> None:
-        self.warnings: list[dict[str, str]] = []
+        self.warnings: list[dict[str, Any]] = []
 
     def warning(self, code: str, message: str) -> None:
-        self.warnings.append({"code": code, "message": message})
+        self.warnings.append({"code": code, **said(message)})
 
 
 def dry_run(
@@ -103,7 +104,7 @@ def dry_run(
             found = AutoConfig.from_pretrained(places.model, trust_remote_code=False)
         size = Size.of(found.to_dict())
     except KeyError as error:
-        notes.warning("no_estimate", f"the model's configuration has no {error}, so that nothing can be estimated")
+        notes.warning("no_estimate", say("no_estimate", field=str(error.args[0])))
         return {**result, "memory": None, "time": None}
     return {**result, **_estimated(config, size, load, machine)}
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, variance
 from typing import Any, Literal
 
+from trainer_core.wording import Message, rounded, say
+
 Verdict = Literal["changed", "hardly_changed", "collapsed"]
 RowsFrom = Literal["validation", "held_back", "training"]
 
@@ -216,29 +218,25 @@ def _signs(samples: Samples, bounds: Bounds) -> list[str]:
     return [name for name, has_passed in found.items() if has_passed]
 
 
-_SENTENCES: dict[Verdict, str] = {
-    "changed": "the run changed the model",
-    "hardly_changed": "the run hardly changed the model",
-    "collapsed": "the run broke the model",
-}
-
-
-def describe(verdict: Verdict, evidence: dict[str, Any]) -> str:
+def describe(verdict: Verdict, evidence: dict[str, Any]) -> Message:
     """The verdict in words, with the numbers that decided it. `evidence` comes from `Effect.as_dict`."""
-    reasons = ", ".join(_reason(name, evidence) for name in evidence["decided_by"])
-    return _SENTENCES[verdict] + (f": {reasons}" if reasons else "")
+    return say(f"effect.{verdict}", reasons=[_reason(name, evidence) for name in evidence["decided_by"]])
 
 
-def _reason(name: str, evidence: dict[str, Any]) -> str:
+def _reason(name: str, evidence: dict[str, Any]) -> Message:
     samples = evidence["samples"] or {}
     if name == "repetition":
-        return f"{samples[name]:.0%} of its sampled answers is repetition ({samples['repetition_before']:.0%} before)"
+        return say("effect_repetition", percent=_percent(samples[name]), before=_percent(samples["repetition_before"]))
     if name == "foreign_script":
-        return f"{samples[name]:.0%} of the letters in its sampled answers are in a foreign script"
-    if name == "length_ratio" and samples[name] == 0:
-        return "its sampled answers are empty"
+        return say("effect_foreign_script", percent=_percent(samples[name]))
     if name == "length_ratio":
-        return f"the length of its sampled answers is {samples[name]:.2g} times what was expected"
-    what = "the KL divergence from the model before the run" if name == "mean_kl" else "the shift of log-probabilities"
-    value = "not finite" if evidence[name] is None else f"{evidence[name]:.2g} nats per token"
-    return f"{what} is {value}"
+        ratio = rounded(samples[name], 2)
+        return say("effect_length_ratio", ratio=ratio) if ratio else say("effect_empty")
+    is_kl, value = name == "mean_kl", evidence[name]
+    if value is None:
+        return say("effect_kl_not_finite" if is_kl else "effect_shift_not_finite")
+    return say("effect_kl" if is_kl else "effect_shift", value=rounded(value, 2))
+
+
+def _percent(share: float) -> int:
+    return round(100 * share)

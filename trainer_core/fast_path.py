@@ -15,6 +15,7 @@ from trainer_core.observer import Observer
 from trainer_core.plan import batch_tokens
 from trainer_core.plan import fingerprint as fingerprint_of_plan
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 
 class FastPath:
@@ -70,11 +71,11 @@ class FastPath:
     def _decide(self, model: Any, rows: Sequence[Row], precision: Precision) -> memory.Decision:
         config = self._config
         if config.gradient_checkpointing != "auto":
-            return memory.Decision(config.gradient_checkpointing, "the config says so")
+            return memory.Decision(config.gradient_checkpointing, say("config_says"))
         try:
             shape = memory.Shape.of(model.config.to_dict())
         except KeyError as error:
-            return memory.Decision(True, f"the model's configuration has no {error}, so that nothing can be estimated")
+            return memory.Decision(True, say("no_estimate", field=str(error.args[0])))
         is_packed = config.plain_path_because is None and refusal(model) is None
         size = config.per_device_train_batch_size
         tokens = max(batch_tokens(rows[start : start + size], is_packed) for start in range(0, len(rows), size))
@@ -100,7 +101,7 @@ class FastPath:
             release(one)
             self._plain_because[name] = reason
             if self._config.acceleration != "off":
-                self._observer.warning("plain_path", f"the {name} takes TRL's own path, which is slower: {reason}")
+                self._observer.warning("plain_path", say("plain_path", kind=say(f"kind.{name}"), reason=reason))
 
     def ask_reference_once(self, trainer: Any, rows: int, precision: Precision) -> None:
         """Spares the reference's pass at each step where rows train more than once, or what it says is known.

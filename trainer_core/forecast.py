@@ -14,6 +14,7 @@ from trainer_core.config import TrainingSettings
 from trainer_core.effect import BOUNDS, HALF_BOUNDS, Verdict
 from trainer_core.observer import Observer
 from trainer_core.schedule import learning_rate_sum
+from trainer_core.wording import Message, rounded, say
 
 # By `use_lora`: sums below the first bound hardly change the shipped model, sums above the second break it, and so does a
 # single step above the third, times LoRA's scaling each.
@@ -91,44 +92,32 @@ def warn(settings: TrainingSettings, steps: int, steps_an_epoch: int, observer: 
         is_half: whether the run computes in bf16 or fp16.
     """
     found = forecast(settings, steps, is_half=is_half)
-    scaled = f" (times LoRA's scaling: {found.movement:.2g})" if settings.use_lora else ""
-    total = f"the learning rates of its {steps} steps add up to {found.learning_rate_sum:.2g}{scaled}"
+    total = say("forecast_total", steps=steps, sum=rounded(found.learning_rate_sum, 2))
+    if settings.use_lora:
+        total = say("forecast_total_scaled", **total.params, scaled=rounded(found.movement, 2))
     if found.effect == "hardly_changed":
-        observer.warning(
-            "hardly_changes",
-            f"this will hardly change the model: {total}, but about {found.hardly_below:g} is needed. "
-            + _more(settings, found, steps, steps_an_epoch),
-        )
+        ways = _more(settings, found, steps_an_epoch)
+        observer.warning("hardly_changes", say("hardly_changes", total=total, needed=found.hardly_below, ways=ways))
     elif found.effect == "collapsed":
         rate = _rounded(settings.effective_learning_rate * found.collapsed_above / found.movement, up=False)
-        observer.warning(
-            "may_collapse",
-            f"this will probably break the model: {total}, and the shipped model breaks above "
-            f"{found.collapsed_above:g}. Set learning_rate to {rate:g} or less, or train for fewer steps.",
-        )
+        observer.warning("may_collapse", say("may_collapse", total=total, limit=found.collapsed_above, rate=rate))
 
 
-def _more(settings: TrainingSettings, found: Forecast, steps: int, steps_an_epoch: int) -> str:
+def _more(settings: TrainingSettings, found: Forecast, steps_an_epoch: int) -> list[Message]:
     """The remedies: more steps, or a higher learning rate."""
-    ways: list[str] = []
+    ways: list[Message] = []
     most = _MOST_EPOCHS * steps_an_epoch
     needed = bisect_left(
         range(most + 1), found.hardly_below, key=lambda n: learning_rate_sum(settings, n) * found.lora_scaling
     )
     if needed <= most:
         epochs = math.ceil(needed / steps_an_epoch)
-        ways.append(
-            f"train for about {epochs} epoch{'s' if epochs > 1 else ''} at this rate"
-            if settings.max_steps is None
-            else f"set max_steps to {needed}"
-        )
+        ways.append(say("way_epochs", n=epochs) if settings.max_steps is None else say("way_steps", steps=needed))
     rate = _rounded(settings.effective_learning_rate * found.hardly_below / found.movement, up=True)
     if rate <= 1:
         cap = settings.learning_rate_cap
-        lifted = " and learning_rate_cap to null" if cap is not None and rate > cap else ""
-        ways.append(f"set learning_rate to {rate:g} or more{lifted}")
-    text = ", or ".join(ways) or "train for more steps"
-    return f"{text[0].upper()}{text[1:]}."
+        ways.append(say("way_rate_uncapped" if cap is not None and rate > cap else "way_rate", rate=rate))
+    return ways or [say("way_longer")]
 
 
 def _rounded(value: float, *, up: bool) -> float:

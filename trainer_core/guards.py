@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from trainer_core.wording import Message, say
+
 History = Sequence[dict[str, Any]]
 
 _MAX_NLL_RISE = 0.5
@@ -24,7 +26,7 @@ class Sign:
     """A warning: its code, and the numbers that show it."""
 
     code: str
-    message: str
+    message: Message
 
 
 def signs(history: History) -> Iterator[Sign]:
@@ -47,8 +49,7 @@ def _chosen_collapse(history: History) -> Iterator[Sign]:
         if last - first > _MAX_NLL_RISE:
             yield Sign(
                 "chosen_collapse",
-                f"at step {step} the chosen answers cost {last:.2f} nats per token, up from {first:.2f}: the model is "
-                "unlearning them. Lower learning_rate, raise beta, or use CPO with a larger cpo_alpha.",
+                say("chosen_collapse", step=step, last=round(last, 2), first=round(first, 2)),
             )
         return
     logged = _series(history, "logps/chosen")
@@ -58,8 +59,7 @@ def _chosen_collapse(history: History) -> Iterator[Sign]:
         if last < first - _MAX_LOGPS_FALL * abs(first):
             yield Sign(
                 "chosen_collapse",
-                f"by step {logged[-1][0]} the chosen answers' log-probability fell from {first:.1f} to {last:.1f} nats: the "
-                "model is unlearning them. Lower learning_rate, raise beta, or use CPO with a larger cpo_alpha.",
+                say("chosen_collapse_logged", step=logged[-1][0], first=round(first, 1), last=round(last, 1)),
             )
 
 
@@ -67,7 +67,7 @@ def _repetition(history: History) -> Iterator[Sign]:
     series = _series(history, "eval_sample_repetition")
     if series and series[-1][1] > _MAX_REPETITION and (len(series) == 1 or series[-1][1] > series[0][1]):
         step, share = series[-1]
-        yield Sign("repetition", f"at step {step}, {share:.0%} of what the samples say repeats what they said before")
+        yield Sign("repetition", say("repetition", step=step, percent=round(100 * share)))
 
 
 def _length_drift(history: History) -> Iterator[Sign]:
@@ -79,7 +79,7 @@ def _length_drift(history: History) -> Iterator[Sign]:
     if not 1 / _MAX_LENGTH_RATIO < ratio < _MAX_LENGTH_RATIO:
         yield Sign(
             "length_drift",
-            f"at step {step} the samples have {last:.0f} tokens, {first:.0f} before: the model may learn length alone",
+            say("length_drift", step=step, last=round(last), first=round(first)),
         )
 
 
@@ -87,11 +87,5 @@ def _no_gradient(history: History) -> Iterator[Sign]:
     """The model learns nothing: the loss is flat in every weight that trains."""
     last = _series(history, "grad_norm")[-_STILL_ENTRIES:]
     if len(last) == _STILL_ENTRIES and all(norm == 0 for _, norm in last):
-        steps = ", ".join(str(step) for step, _ in last)
-        yield Sign(
-            "no_gradient",
-            f"at step {last[-1][0]} the gradient is exactly 0, as at all of the logged steps {steps}: the model learns "
-            "nothing. In the dry run, look at the rows as the model sees them: answers that are equal after a cut "
-            "(max_length) give no gradient. With CPO's hinge loss, or a large beta, the loss may also be at its minimum: "
-            "lower beta.",
-        )
+        steps = [step for step, _ in last]
+        yield Sign("no_gradient", say("no_gradient", step=steps[-1], steps=steps))

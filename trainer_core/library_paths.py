@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from trainer_core.file_cache import FileCache
 from trainer_core.mix_options import MOST_DATASETS, MixSource, check_sources
+from trainer_core.wording import say
 
 
 class LibraryPaths(BaseModel):
@@ -35,7 +36,7 @@ class LibraryPaths(BaseModel):
     @model_validator(mode="after")
     def _one_source(self) -> Self:
         if (self.dataset_path is None) == (self.datasets is None):
-            raise ValueError("set exactly one of dataset_path and datasets")
+            raise ValueError(say("one_source"))
         check_sources(self.datasets or [])
         return self
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from trainer_core.wording import say
+
 # Share of the free memory that activations may take: estimates err, and allocators lose some.
 _USABLE = 0.8
 
@@ -69,9 +71,9 @@ class Decision:
 def decide(needed: int, free: int) -> Decision:
     """Keeps activations when `needed` bytes fit well into the `free` ones."""
     fits = needed <= _USABLE * free
-    comparison = f"activations are estimated at {_gib(needed)}, and {_gib(free)} are free"
-    return Decision(not fits, comparison if fits else f"{comparison}: they are computed again instead of kept")
+    sizes = {"needed": _gib(needed), "free": _gib(free)}
+    return Decision(not fits, say("activations_kept" if fits else "activations_recomputed", **sizes))
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+def _gib(size: int) -> float:
+    return round(size / 2**30, 1)

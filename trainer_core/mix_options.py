@@ -10,6 +10,8 @@ from pathlib import PurePath
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer_core.wording import say
+
 MOST_DATASETS = 100
 
 
@@ -39,7 +41,7 @@ class Take(BaseModel):
     @model_validator(mode="after")
     def _one_measure(self) -> "Take":
         if self.rows is not None and self.weight is not None:
-            raise ValueError("set rows or weight, not both")
+            raise ValueError(say("mix_two_measures"))
         return self
 
 
@@ -61,12 +63,10 @@ def check_mix(datasets: Sequence[Take], sources: Sequence[str]) -> None:
     """
     weighted = [dataset.weight is not None for dataset in datasets]
     if any(weighted) and not all(weighted):
-        raise ValueError(
-            f"dataset {weighted.index(False) + 1} has no weight, but others do: set a weight on all datasets or on none"
-        )
+        raise ValueError(say("mix_weight_missing", place=weighted.index(False) + 1))
     twice = next((source for source, count in Counter(sources).items() if count > 1), None)
     if twice is not None:
-        raise ValueError(f"{twice!r} is listed twice: list each dataset once")
+        raise ValueError(say("mix_listed_twice", source=twice))
 
 
 def check_sources(datasets: Sequence[MixSource]) -> None:

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from trainer_core.config import Method, PreferenceConfig
-from trainer_core.errors import DataInvalid, Detail
+from trainer_core.errors import DataInvalid
 from trainer_core.mix_options import Take
 from trainer_core.row_names import AS_NUMBERED, RowNames, naming, numbered, place_of
 from trainer_core.row_rules import Row
 from trainer_core.rows import Part, read_rows
+from trainer_core.wording import say
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,10 @@ def rows_of_each(datasets: Sequence[Take], sizes: Sequence[int], labels: Sequenc
             # Half a row up, in exact numbers.
             count = math.floor(scale * _exact(dataset.weight) + Fraction(1, 2))
         if count > size:
-            reason = f"asks for {count} rows from {labels[place]}, which has {size}"
-            raise DataInvalid(f"the mix {reason}: ask for at most {size}", [Detail(f"datasets.{place}.rows", reason)])
+            sentence = say("mix_too_few", count=count, dataset=labels[place], size=size)
+            raise DataInvalid.at(f"datasets.{place}.rows", sentence)
         if not count:
-            reason = f"takes no rows from {labels[place]}"
-            raise DataInvalid(
-                f"the mix {reason}: its weight is so small that its share is less than half a row. Raise the weight, or "
-                "remove the dataset",
-                [Detail(f"datasets.{place}.weight", reason)],
-            )
+            raise DataInvalid.at(f"datasets.{place}.weight", say("mix_takes_none", dataset=labels[place]))
         found.append(count)
     return found
 

@@ -317,10 +317,7 @@ class PreferenceTrainer(BaseTrainer):
             return self.data_loader.prepare(eval_dataset)
         rows = self.data_loader.validation or self.data_loader.held_back
         if not rows:
-            self.observer.warning(
-                "evaluated_on_training_rows",
-                "there is no validation data and too few rows to set some apart: evaluating on training rows",
-            )
+            self.observer.warning("evaluated_on_training_rows", say("evaluated_on_training_rows"))
         return rows or self.data_loader.train
 
     def evaluate_model(self, eval_dataset: Dataset | Iterable[Row] | None = None) -> dict[str, float | None]:

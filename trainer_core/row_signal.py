@@ -14,32 +14,19 @@ from typing import Any
 from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.row_rules import Row, comparable, text_of
 from trainer_core.tokens import Messages, Renderer
+from trainer_core.wording import Message, say
 
-# Why rows are dropped: there is nothing to learn from them.
-DROPPED = {
-    "answers_equal": "both answers have the same token ids",
-    "answer_empty": "an answer has no tokens besides control tokens",
-    "prompt_lost": "nothing is left of the prompt",
-}
+# Rows that are dropped, because there is nothing to learn from them.
+DROPPED = ("answers_equal", "answer_empty", "prompt_lost")
 # What is reported about rows that are still trained on.
-NOTED = {
-    "contradictory_rows": "these rows contradict others: the same prompt and answers with the opposite preference",
-    "invisible_text": "a prompt or answer contains only invisible characters",
-    "invisible_difference": "chosen and rejected differ only in invisible characters",
-    "special_tokens_in_text": "the text contains control tokens of the model",
-    "prompt_already_rendered": "a chat template has already been applied to the prompt",
-    "answer_is_messages": "an answer is a list of messages written as JSON text",
-}
-# What to do about them, where that is not obvious.
-_ADVICE = {
-    "answers_equal": "if they were cut, raise max_length; the template may also leave out what tells them apart",
-    "answer_empty": "if it was cut, raise max_length or lower max_prompt_length",
-    "prompt_lost": "raise max_prompt_length",
-    "contradictory_rows": "keep one row of each contradiction",
-    "prompt_already_rendered": "upload the plain text or a list of messages; to train on it as it is, set "
-    "apply_chat_template to false and special_tokens_in_text to allow",
-    "answer_is_messages": "upload the list itself instead of its JSON text",
-}
+NOTED = (
+    "contradictory_rows",
+    "invisible_text",
+    "invisible_difference",
+    "special_tokens_in_text",
+    "prompt_already_rendered",
+    "answer_is_messages",
+)
 _SHOWN_ROWS = 10
 # How text rendered by well-known templates begins.
 _TURNS = ("<|im_start|>", "<|start_header_id|>", "<start_of_turn>", "<|START_OF_TURN_TOKEN|>", "[INST]", "<|assistant|>")
@@ -80,25 +67,35 @@ class Findings:
             for code, numbers in self.rows.items()
         ]
 
-    def messages(self, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, str]]:
+    def messages(self, part: Message, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, Message]]:
         """(code, sentence) of each finding.
 
         Args:
+            part: which rows these are.
             mode: `special_tokens_in_text` of the run.
             names: the names of rows in messages.
         """
-        return [(code, self._message(code, numbers, mode, names)) for code, numbers in self.rows.items()]
+        return [(code, self._message(code, numbers, part, mode, names)) for code, numbers in self.rows.items()]
 
-    def _message(self, code: str, numbers: list[int], mode: str, names: RowNames) -> str:
-        what, advice = (DROPPED | NOTED)[code], _ADVICE.get(code)
+    def reasons(self) -> list[Message]:
+        """Why rows were dropped, with how many."""
+        return [
+            say("rows_because", rows=say("count.rows", n=len(self.rows[code])), reason=say(f"dropped.{code}"))
+            for code in DROPPED
+            if code in self.rows
+        ]
+
+    def _message(self, code: str, numbers: list[int], part: Message, mode: str, names: RowNames) -> Message:
+        shown = [str(names.short(number)) for number in numbers[:_SHOWN_ROWS]]
+        values: dict[str, Any] = {
+            "part": part,
+            "count": say("count.rows", n=len(numbers)),
+            "rows": shown + (["…"] if len(numbers) > _SHOWN_ROWS else []),
+        }
         if code == "special_tokens_in_text":
-            what += f" ({', '.join(list(self.tokens)[:3])})"
-            encoded = "control tokens" if mode == "allow" else "plain text"
-            advice = f"they are encoded as {encoded} (special_tokens_in_text={mode})"
-        first = ", ".join(str(names.short(number)) for number in numbers[:_SHOWN_ROWS])
-        first += ", …" if len(numbers) > _SHOWN_ROWS else ""
-        count = f"{len(numbers)} {'row' if len(numbers) == 1 else 'rows'} {'dropped ' if code in DROPPED else ''}({first})"
-        return f"{count}: {what}" + (f"; {advice}" if advice else "")
+            code = "special_tokens_in_text_control" if mode == "allow" else "special_tokens_in_text_plain"
+            values |= {"tokens": list(self.tokens)[:3], "mode": mode}
+        return say(code, **values)
 
 
 def loss_of_signal(

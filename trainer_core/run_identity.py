@@ -1,9 +1,11 @@
 """What must be the same for a run to resume from a checkpoint. Torch-free."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from trainer_core.config import PreferenceConfig, TrainingSettings
+from trainer_core.wording import is_known, say
 
 _OPTIONS = {
     "warm-up steps": "warmup_steps",
@@ -49,6 +51,12 @@ def complete(recorded: Mapping[str, Any], config: PreferenceConfig) -> dict[str,
     defaults = {name: TrainingSettings.model_fields[field].default for name, field in _OPTIONS.items()}
     defaults |= {name: type(config).model_fields[name].default for name in config.newer_fields}
     return {**_loss(config), **defaults, **recorded}
+
+
+def words(name: str) -> str:
+    """A name of an identity for people; a field of the loss is named as in the config."""
+    code = f"identity.{re.sub('[ -]', '_', name).lower()}"
+    return say(code) if is_known(code) else name
 
 
 def _loss(config: PreferenceConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from trainer_core.loading import reason_of
 from trainer_core.methods.base import PreferenceMethod
 from trainer_core.models import Precision
 from trainer_core.schedule import interval
+from trainer_core.wording import say
 
 # The tokenised rows need these as they are, and the config's device holds the model.
 _FIXED = {"remove_unused_columns", "label_names", "prediction_loss_only", "use_cpu"}
@@ -112,21 +113,16 @@ def adopted(
     _refuse_others({name: value for name, value in asked.items() if name in method_fields}, own)
     known = {one.name for one in fields(own) if one.init}
     if strange := sorted(asked.keys() - known):
-        raise SpecInvalid(
-            f"training_args sets {', '.join(strange)}, which {type(own).__name__} does not have",
-            [Detail(name, "is not an argument of this method") for name in strange],
-        )
+        details = [Detail(name, say("argument_unknown", name=name)) for name in strange]
+        raise SpecInvalid(say("arguments_unknown", names=strange, type=type(own).__name__), details)
     if any(name in asked for name in _HALVES):
         asked |= {name: found[name] for name in _HALVES}
     if own.eval_strategy == "no" and asked.get("eval_strategy", "no") != "no":
-        raise SpecInvalid(
-            "training_args sets eval_strategy, but there is no validation data",
-            [Detail("eval_strategy", "needs validation data")],
-        )
+        raise SpecInvalid.at("eval_strategy", say("arguments_evaluate"))
     try:
         return make(**asked)
     except (ValueError, TypeError) as error:
-        raise SpecInvalid(f"training_args cannot be used: {reason_of(error)}") from error
+        raise SpecInvalid(say("arguments_unusable", problem=reason_of(error))) from error
 
 
 def _refuse_others(asked: dict[str, Any], own: TrainingArguments) -> None:
@@ -134,7 +130,5 @@ def _refuse_others(asked: dict[str, Any], own: TrainingArguments) -> None:
     for name, value in asked.items():
         expected = getattr(own, name)
         if value != expected:
-            raise SpecInvalid(
-                f"training_args has {name}={value!r}, but the config makes it {expected!r}; set it in the config",
-                [Detail(name, "must be set in the config")],
-            )
+            values = {"value": repr(value), "expected": repr(expected)}
+            raise SpecInvalid.at(name, say("argument_contradicts", name=name, **values))

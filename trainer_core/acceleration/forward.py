@@ -14,6 +14,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from trainer_core.acceleration import attention
 from trainer_core.acceleration.head import score_tokens
 from trainer_core.acceleration.packing import Packed, pack, pack_behind
+from trainer_core.wording import Message, say
 
 # Models whose attention layers take what `attention.install` gives them: tested with these, on every path.
 MODEL_TYPES = ("qwen2", "qwen3")
@@ -64,36 +65,36 @@ class Behind:
     log_probs: Tensor | None = None
 
 
-def refusal(model: Any) -> str | None:
+def refusal(model: Any) -> Message | None:
     """Why a model takes the plain path; None when it need not."""
     causal = causal_of(model)
     return _refusal_of_layers(causal.config) or _refusal_of_head(causal)
 
 
-def _refusal_of_layers(config: Any) -> str | None:
+def _refusal_of_layers(config: Any) -> Message | None:
     kind = getattr(config, "model_type", "")
     if kind not in MODEL_TYPES:
-        return f"models of type {kind} are not among those that are known to allow it: {', '.join(MODEL_TYPES)}"
+        return say("plain_model_type", type=kind, known=list(MODEL_TYPES))
     others = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if others:
-        return f"the model has layers of {', '.join(sorted(others))}, whose masks do not allow it"
+        return say("plain_layer_types", types=sorted(others))
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if rope in _ROPE_BY_LENGTH:
-        return f"the model turns positions by the length of the batch (rope_type {rope})"
+        return say("plain_rope", type=rope)
     if getattr(config, "attention_dropout", 0):
-        return "the model drops attention weights at random (attention_dropout)"
+        return say("plain_attention_dropout")
     if config._attn_implementation != "sdpa":
-        return f"the model's attention is {config._attn_implementation}"
+        return say("plain_attention", type=str(config._attn_implementation))
     return None
 
 
-def _refusal_of_head(causal: Any) -> str | None:
+def _refusal_of_head(causal: Any) -> Message | None:
     head = causal.get_output_embeddings()
     path = next((name for name, module in causal.named_modules() if module is head), "?")
     if type(head) is not nn.Linear:
-        return f"the output layer {path} is a {type(head).__module__}.{type(head).__qualname__}, not a torch.nn.Linear"
+        return say("plain_head_type", layer=path, type=f"{type(head).__module__}.{type(head).__qualname__}")
     if not head.weight.is_floating_point():
-        return f"the output layer {path} holds its weights as {head.weight.dtype}"
+        return say("plain_head_dtype", layer=path, dtype=str(head.weight.dtype))
     return None
 
 
@@ -141,7 +142,7 @@ def accelerate(
         if not fused_lm_head:
             return original(*args, **kwargs)
         if more := _unknown(args, kwargs):
-            savings.refused_calls.add(f"TRL's call passes {more}, which the fast path does not know")
+            savings.refused_calls.add(say("plain_call", names=more))
             return original(*args, fused_lm_head=True, **kwargs)
         with context():
             return answer(kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"], behind)
@@ -150,12 +151,12 @@ def accelerate(
     causal._tafdil_savings = savings
 
 
-def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
     """What a call passes, or leaves out, that `_Answer` cannot do justice to; empty where it can."""
     # A LoRA model passes every option, most of them None.
     passed = {name for name, value in kwargs.items() if value is not None}
-    more = [*(["positional arguments"] if args else []), *sorted(passed - _KNOWN)]
-    return ", ".join(more + [f"no {name}" for name in _NEEDED if kwargs.get(name) is None])
+    more = [*(["*args"] if args else []), *sorted(passed - _KNOWN)]
+    return more + [f"{name}=None" for name in _NEEDED if kwargs.get(name) is None]
 
 
 def states_at(model: Any, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from trainer_core.config.units import Unit
 from trainer_core.row_rules import PAIRS, Kind
+from trainer_core.wording import Message, say
 
 Rows = Literal["labels", "pairs"]
 """What a method's loss is computed from: labelled single answers, or pairs of a chosen and a rejected answer."""
@@ -61,7 +62,7 @@ def _named_trackers(value: Any) -> Any:
     if value in ("none", ["none"]):
         return []
     if value in ("all", ["all"]):
-        raise ValueError("'all' would be what is installed where the training runs; name tensorboard, wandb or mlflow")
+        raise ValueError(say("tracker_all"))
     return [value] if isinstance(value, str) else value
 
 
@@ -70,7 +71,7 @@ def _named_modules(value: Any) -> Any:
     if not isinstance(value, str) or value == "all-linear":
         return value
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.]*", value):
-        raise ValueError(f"{value!r} is not the name of a module; name one, a list of them, or 'all-linear'")
+        raise ValueError(say("module_name_invalid", value=value))
     return [value]
 
 
@@ -88,9 +89,7 @@ def _one_reason(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     try:
         return check(value)
     except ValidationError as error:
-        raise ValueError(
-            'must be a number of steps (1 or more), a share of all steps (above 0 and below 1), or "epoch"'
-        ) from error
+        raise ValueError(say("interval_invalid")) from error
 
 
 Interval = Annotated[
@@ -400,12 +399,12 @@ class TrainingSettings(BaseModel):
         return self.lora_alpha / (math.sqrt(self.lora_r) if self.use_rslora else self.lora_r)
 
     @property
-    def plain_path_because(self) -> str | None:
+    def plain_path_because(self) -> Message | None:
         """Why the settings rule out acceleration; None if they do not."""
         if self.acceleration == "off":
-            return "acceleration is off"
+            return say("plain_off")
         if self.lora_dropout:
-            return "lora_dropout draws a mask for each row, and rows that share a prompt would share its mask"
+            return say("plain_dropout")
         return None
 
     @property
@@ -428,49 +427,45 @@ class TrainingSettings(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_prompt_length >= self.max_length:
-            raise ValueError(
-                f"max_prompt_length ({self.max_prompt_length}) must be below max_length ({self.max_length}), "
-                "or no token is left for the completion"
-            )
+            raise ValueError(say("prompt_length_too_long", prompt=self.max_prompt_length, whole=self.max_length))
         asked = {name for name, flag in (("bf16", self.bf16), ("fp16", self.fp16)) if flag}
         refused = {name for name, flag in (("bf16", self.bf16), ("fp16", self.fp16)) if flag is False}
         if len(asked) == 2:
-            raise ValueError("bf16 and fp16 cannot both be true")
+            raise ValueError(say("precision_both"))
         if (asked and self.precision not in ("auto", *asked)) or self.precision in refused:
-            raise ValueError(f"precision={self.precision!r} disagrees with bf16={self.bf16}, fp16={self.fp16}")
+            flags = {name: str(flag).lower() for name, flag in (("bf16", self.bf16), ("fp16", self.fp16))}
+            raise ValueError(say("precision_contradicts", precision=self.precision, **flags))
         targets = self.lora_target_modules
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
-            raise ValueError("lora_target_modules must not name lm_head: the fused loss would ignore its adapter")
+            raise ValueError(say("targets_name_head"))
         if taken := _TEMPLATE_INPUTS & self.chat_template_kwargs.keys():
-            raise ValueError(f"chat_template_kwargs must not set {', '.join(sorted(taken))}: Tafdil sets that itself")
+            raise ValueError(say("template_options_taken", names=sorted(taken)))
         if self.adapter_name and not self.use_lora:
-            raise ValueError("adapter_name needs use_lora=true: full fine-tuning trains no adapter")
+            raise ValueError(say("needs_lora", name="adapter_name"))
         if self.early_stopping_metric not in self.early_stopping_metrics:
-            known = ", ".join(self.early_stopping_metrics)
-            raise ValueError(f"early_stopping_metric must be one of {known}, not {self.early_stopping_metric!r}")
+            metrics = {"known": list(self.early_stopping_metrics), "value": self.early_stopping_metric}
+            raise ValueError(say("stopping_metric_unknown", **metrics))
         return self
 
     @model_validator(mode="after")
     def _optimizer_consistent(self) -> Self:
         for name in ("lora_dropout", "use_rslora", "use_dora"):
             if getattr(self, name) and not self.use_lora:
-                raise ValueError(f"{name} needs use_lora=true: full fine-tuning trains no adapter")
+                raise ValueError(say("needs_lora", name=name))
         if self.optim == "adafactor":
             for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise ValueError(f"{name} is AdamW's, and optim='adafactor' has none: leave it out")
+                    raise ValueError(say("option_of_adamw", name=name))
         has_floor = self.lr_scheduler_type == "cosine_with_min_lr"
         if has_floor and self.min_lr_rate is None:
-            raise ValueError("lr_scheduler_type='cosine_with_min_lr' needs min_lr_rate, e.g. 0.1")
+            raise ValueError(say("floor_missing"))
         if self.min_lr_rate is not None and not has_floor:
-            raise ValueError(f"min_lr_rate needs lr_scheduler_type='cosine_with_min_lr', not {self.lr_scheduler_type!r}")
+            raise ValueError(say("floor_unused", value=self.lr_scheduler_type))
         if self.warmup_steps is not None:
             if self.warmup_ratio and "warmup_ratio" in self.model_fields_set:
-                raise ValueError("warmup_steps and warmup_ratio exclude each other: leave one of them out")
+                raise ValueError(say("warmup_twice"))
             if self.warmup_steps and self.lr_scheduler_type == "constant":
-                raise ValueError(
-                    "lr_scheduler_type='constant' has no warm-up: use constant_with_warmup, or leave out warmup_steps"
-                )
+                raise ValueError(say("warmup_unused"))
             # The stored settings say what is used, and can be read again. Assigning would validate again.
             object.__setattr__(self, "warmup_ratio", 0.0)
         return self

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from trainer_core.config.base import Positive
 from trainer_core.config.library import PreferenceConfig
 from trainer_core.config.pairs import PairSettings
+from trainer_core.wording import say
 
 
 class CPOSettings(PairSettings):
@@ -27,7 +28,7 @@ class CPOSettings(PairSettings):
     @model_validator(mode="after")
     def _cpo_consistent(self) -> Self:
         if self.loss_type == "hinge" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing applies to loss_type='sigmoid' only")
+            raise ValueError(say("smoothing_unused", known=["sigmoid"], value=self.loss_type))
         return self
 
 

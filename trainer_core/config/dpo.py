@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from trainer_core.config.library import PreferenceConfig
 from trainer_core.config.pairs import PairSettings
+from trainer_core.wording import say
 
 
 class DPOSettings(PairSettings):
@@ -27,9 +28,9 @@ class DPOSettings(PairSettings):
     @model_validator(mode="after")
     def _dpo_consistent(self) -> Self:
         if self.loss_type == "hinge" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing applies to loss_type='sigmoid' and 'robust' only")
+            raise ValueError(say("smoothing_unused", known=["sigmoid", "robust"], value=self.loss_type))
         if self.loss_type == "robust" and self.label_smoothing == 0:
-            raise ValueError("loss_type='robust' needs label_smoothing above 0: at 0 it is the sigmoid loss")
+            raise ValueError(say("smoothing_missing"))
         return self
 
 

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from trainer_core.config.base import Positive, Rows, TrainingSettings
 from trainer_core.config.library import PreferenceConfig
+from trainer_core.wording import say
 
 
 class KTOSettings(TrainingSettings):
@@ -66,16 +67,11 @@ class KTOSettings(TrainingSettings):
     @model_validator(mode="after")
     def _kto_consistent(self) -> Self:
         if self.estimates_kl and self.per_device_train_batch_size < 2:
-            raise ValueError(
-                "per_device_train_batch_size must be at least 2 for KTO: its KL estimate pairs each row with another"
-            )
+            raise ValueError(say("kto_batch_too_small"))
         if not self.use_ref_model and self.ref_model_name not in (None, self.model_name):
-            raise ValueError("use_ref_model=false cannot be combined with another ref_model_name")
+            raise ValueError(say("kto_other_reference"))
         if not self.use_ref_model and self.reference_in_4bit != (self.load_in_4bit and self.use_lora):
-            raise ValueError(
-                "use_ref_model=false holds no copy of the reference that could be in 4 bit: set ref_load_in_4bit as the "
-                "model in training is held"
-            )
+            raise ValueError(say("kto_reference_4bit"))
         return self
 
 

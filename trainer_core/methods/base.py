@@ -11,6 +11,7 @@ from trainer_core.config import TrainingSettings
 from trainer_core.effect import Margin
 from trainer_core.row_rules import Row
 from trainer_core.scoring import Scores
+from trainer_core.wording import Message
 
 SettingsT = TypeVar("SettingsT", bound=TrainingSettings)
 
@@ -69,7 +70,7 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     def arrange(self, rows: Sequence[Row]) -> list[Row]:
         """All rows, in evaluation order."""
 
-    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, Message]]:
         """Code and text of each problem that the training rows may have with these settings."""
         return iter(())
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainer_core.acceleration import is_accelerated
 from trainer_core.methods.tokenized import ReshuffledBatches, TokenizedTrainer
 from trainer_core.row_rules import Row
+from trainer_core.wording import Message, say
 
 with warnings.catch_warnings():
     # TRL warns each user that this may change; the version is pinned, and a test pins the signature.
@@ -38,13 +39,13 @@ class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
             columns[f"{name}_labels"] = [-100] * len(prompt) + answer
         return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
 
-    def plain_path_reason(self) -> str | None:
+    def plain_path_reason(self) -> Message | None:
         if self.loss_type not in _LOSSES:
-            return f"the loss {self.loss_type} takes other log-probabilities than sums or averages over answers (loss_type)"
+            return say("plain_loss_words", loss=str(self.loss_type))
         if self.alpha:
-            return "the loss transforms probabilities (alpha)"
+            return say("plain_alpha")
         if self.is_encoder_decoder:
-            return "the model encodes and decodes (is_encoder_decoder)"
+            return say("plain_encoder")
         return super().plain_path_reason()
 
     def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:

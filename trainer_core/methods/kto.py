@@ -30,6 +30,7 @@ from trainer_core.plan import plan_kto, suggested_weights
 from trainer_core.row_rules import Row
 from trainer_core.rows import pair_places
 from trainer_core.scoring import Scores, share_positive
+from trainer_core.wording import Message, say
 
 _BY_LABEL = tuple(f"{what}/{label}" for what in ("rewards", "logps", "logits") for label in ("chosen", "rejected"))
 
@@ -41,9 +42,9 @@ _RATIO_TOLERANCE = 1.25
 class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
     """TRL's KTO trainer on tokenised, planned rows, which may have a `loss_weight` each."""
 
-    def plain_path_reason(self) -> str | None:
+    def plain_path_reason(self) -> Message | None:
         if self.loss_type not in _LOSSES:
-            return f"the loss {self.loss_type} is not known to be computed from sums over answers (loss_type)"
+            return say("plain_loss_unknown", loss=str(self.loss_type))
         return super().plain_path_reason()
 
     def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
@@ -149,23 +150,19 @@ class KTO(PreferenceMethod[KTOSettings]):
             return [{**row, "loss_weight": float(row.get("confidence") or 1)} for row in rows]
         return [{name: value for name, value in row.items() if name != "loss_weight"} for row in rows]
 
-    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    def row_warnings(self, rows: Sequence[Row]) -> Iterator[tuple[str, Message]]:
         desirable = sum(row["label"] for row in rows)
         undesirable = len(rows) - desirable
         weights = suggested_weights(desirable, undesirable)
         if weights is None:
-            only = "desirable" if desirable else "undesirable"
-            yield "one_label_only", f"all training rows are {only}; {self.config.title} learns from the contrast of both"
+            code = "one_label_only_desirable" if desirable else "one_label_only_undesirable"
+            yield "one_label_only", say(code, method=self.config.title)
             return
         ratio = self.config.desirable_weight * desirable / (self.config.undesirable_weight * undesirable)
         if not 1 / _RATIO_TOLERANCE <= ratio <= 4 / 3 * _RATIO_TOLERANCE:
-            yield (
-                "labels_unbalanced",
-                f"{desirable} desirable and {undesirable} undesirable rows with these weights give a ratio of {ratio:.2f}, "
-                "which should lie between 1 and 1.33: set desirable_weight to "
-                f"{weights['desirable_weight_min']:.2f}–{weights['desirable_weight_max']:.2f}, or undesirable_weight to "
-                f"{weights['undesirable_weight_min']:.2f}–{weights['undesirable_weight_max']:.2f}, and the other to 1",
-            )
+            counts = {"desirable": desirable, "undesirable": undesirable, "ratio": round(ratio, 2)}
+            ends = {name.replace("_weight", ""): round(value, 2) for name, value in weights.items()}
+            yield "labels_unbalanced", say("labels_unbalanced", **counts, **ends)
 
     def metrics(self, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
         """Metrics of labelled rows; `docs/metrics.md` has their formulas.

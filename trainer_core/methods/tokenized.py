@@ -26,6 +26,10 @@ from trainer_core.reference import TRAINED_ADAPTER
 from trainer_core.reference_logps import OWN_COLUMNS
 from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.schedule import above_zero
+from trainer_core.wording import Message, say
+
+# What became NaN or infinite, where rows are known.
+_WITH_ROWS = {"loss_not_finite": "loss_not_finite_rows", "logps_not_finite": "logps_not_finite_rows"}
 
 
 class TokenizedTrainer(StagedCheckpoints):
@@ -85,13 +89,13 @@ class TokenizedTrainer(StagedCheckpoints):
         finally:
             trainer.ref_model, trainer.precompute_ref_logps = held
 
-    def plain_path_reason(self) -> str | None:
+    def plain_path_reason(self) -> Message | None:
         """Why this trainer's options need TRL's own computation; None if acceleration supports them all."""
         trainer: Any = self
         if getattr(trainer, "padding_free", False):
-            return "the rows of a batch are joined to one (padding_free)"
+            return say("plain_padding_free")
         if getattr(trainer, "aux_loss_enabled", False):
-            return "the loss has a part that balances experts (output_router_logits)"
+            return say("plain_aux_loss")
         return None
 
     def answer_log_probs(self, model: Any, batch: Any) -> Tensor | None:
@@ -184,7 +188,7 @@ class TokenizedTrainer(StagedCheckpoints):
             self.savings.batches["shared_prompt" if self.savings.passes > passes else "plain"] += 1
         loss: Tensor = result[0] if isinstance(result, tuple) else result
         if not torch.isfinite(loss).all():
-            raise self._nonfinite(f"the loss became {loss.item()}", [int(row) for row in self._rows])
+            raise self._nonfinite("loss_not_finite", [int(row) for row in self._rows], value=str(loss.item()))
         return result
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -214,15 +218,18 @@ class TokenizedTrainer(StagedCheckpoints):
             places = sorted({int(place) % max(1, len(self._rows)) for place in broken.nonzero()[:, 0]})
             # KTO also scores a row's prompt with its partner's answer, and either may be broken.
             rows = [int(found[place]) for found in (self._rows, self._partners) for place in places if place < len(found)]
-            raise self._nonfinite("log-probabilities became NaN or infinite", rows)
+            raise self._nonfinite("logps_not_finite", rows)
 
-    def _nonfinite(self, what: str, rows: list[int]) -> NonfiniteLoss:
+    def _nonfinite(self, code: str, rows: list[int], **values: Any) -> NonfiniteLoss:
         trainer: Any = self
         step = trainer.state.global_step + trainer.model.training
         names = self.row_names
-        named = f", in rows {', '.join(str(names.short(row)) for row in rows)}" if rows else ""
-        details = [names.detail("row", "gave no finite loss", row) for row in rows]
-        return NonfiniteLoss(f"{what} at step {step}{named}", details)
+        details = [names.detail("row", say("row_not_finite"), row) for row in rows]
+        if rows:
+            sentence = say(_WITH_ROWS[code], step=step, rows=[str(names.short(row)) for row in rows], **values)
+        else:
+            sentence = say(code, step=step, **values)
+        return NonfiniteLoss(sentence, details)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
         self.observer.phase("evaluating")
