@@ -116,15 +116,22 @@ class AsyncClient:
         base_url: default `TAFDIL_URL`, else this machine's port 8000.
         timeout_s: for one answer, not counting what the service is asked to wait.
         key: an API key; default `TAFDIL_API_KEY`.
+        language: of the service's sentences in errors, warnings and events: `ar`, or English by default.
         retries: how often a request is sent again that failed on the way. Only such are that cannot do a thing twice: reads,
             and requests with an Idempotency-Key, which every one that makes a job gets by itself.
     """
 
     def __init__(
-        self, base_url: str | None = None, timeout_s: float = 30.0, *, key: str | None = None, retries: int = 3
+        self,
+        base_url: str | None = None,
+        timeout_s: float = 30.0,
+        *,
+        key: str | None = None,
+        language: str | None = None,
+        retries: int = 3,
     ) -> None:
         self.base_url = base_url or os.environ.get("TAFDIL_URL") or DEFAULT_URL
-        self._http = httpx.AsyncClient(base_url=self.base_url, headers=authorization(key))
+        self._http = httpx.AsyncClient(base_url=self.base_url, headers={**authorization(key), **accepting(language)})
         self._timeout_s, self._retries = timeout_s, Retries(retries)
 
     async def __aenter__(self) -> Self:
@@ -485,6 +492,11 @@ def authorization(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {found}"} if found else {}
 
 
+def accepting(language: str | None) -> dict[str, str]:
+    """The header that asks for a language; none without one."""
+    return {"Accept-Language": language} if language else {}
+
+
 def unreachable(base_url: str, error: Exception) -> Unreachable:
     reason = str(error) or type(error).__name__
-    return Unreachable(f"no answer from {base_url}: {reason}")
+    return Unreachable(f"no answer from {base_url}: {reason}", base_url, reason)

@@ -33,7 +33,7 @@ class ApiError(TafdilClientError):
 
     Attributes:
         status: the HTTP status.
-        code, hint, details, retryable, user_fault: as in the reply's `error`.
+        code, message, message_code, params, hint, details, retryable, user_fault: as in the reply's `error`.
         question: for a file that can be read in several ways (`data_unclear`): `about`, the option to set, with `choices`,
             `guess` and the first `rows`; otherwise None.
         retry_after_s: from `Retry-After`, in seconds; None without it.
@@ -43,6 +43,8 @@ class ApiError(TafdilClientError):
         self.status, self.retry_after_s = status, retry_after_s
         self.code: str = error.get("code", "internal")
         self.message: str = error.get("message", f"HTTP {status}")
+        self.message_code: str | None = error.get("message_code")
+        self.params: dict[str, Any] = error.get("params", {})
         self.hint: str = error.get("hint", "")
         self.details: list[dict[str, Any]] = error.get("details", [])
         self.question: dict[str, Any] | None = error.get("question")
@@ -119,7 +121,11 @@ class WaitTimeout(TafdilClientError, TimeoutError):
 
 
 class Unreachable(TafdilClientError):
-    """The service did not answer."""
+    """The service did not answer. `url` and `reason` say which one and why, if nothing at all answered."""
+
+    def __init__(self, message: str, url: str = "", reason: str = "") -> None:
+        self.url, self.reason = url, reason
+        super().__init__(message)
 
 
 class DamagedDownload(TafdilClientError):

@@ -113,6 +113,8 @@ class Attempt(Model):
     ended_at: datetime | None = None
     outcome: str | None = None
     reason: str | None = None
+    reason_code: str | None = None
+    reason_params: dict[str, Any] | None = None
     first_step: int | None = None
     last_step: int | None = None
 

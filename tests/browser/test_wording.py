@@ -1,6 +1,7 @@
 """What the service says, as the dashboard shows it in Arabic: every sentence, and each way in which a request fails."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ _DRAW = """
 async (sentences) => {
   const { html, render } = await import("/assets/vendor/preact-htm.js");
   const { Details, Message, Reason, Warnings } = await import("/assets/wording.js");
-  const said = ({ code, params }) => ({ code, message_code: code, params, reason: "UNWORDED", message: "UNWORDED", field: "" });
+  const english = { reason: "UNWORDED", message: "UNWORDED", field: "" };
+  const said = ({ code, params }) => ({ ...english, code, message_code: code, params });
   const lines = sentences.map((each) => html`<li data-code=${each.code}><${Reason} of=${said(each)} /></li>`);
   const others = sentences.map((each) => html`<${Message} of=${said(each)} /> `);
   const boxes = html`<${Details} of=${sentences.map(said)} /><${Warnings} found=${sentences.map(said)} />`;
@@ -34,8 +36,6 @@ async (sentences) => {
 
 
 def places(text: Text) -> set[str]:
-    import re
-
     forms = [text] if isinstance(text, str) else list(text.values())
     return {name for form in forms for name in re.findall(r"{(\w+)}", form)}
 
@@ -239,7 +239,7 @@ def test_a_failed_run_is_explained_in_arabic(
         expect(page.locator(".box.error q.apart[lang=en]")).to_have_text(problem)
         expect(page.locator(".box.warning li")).to_have_count(2)
         if part == "events":
-            expect(page.locator("table")).to_contain_text(found.say("start.gpu"))
+            expect(page.locator("table")).to_contain_text(found.say("cold.gpu"))
             assert "{" not in page.locator("table").inner_text()
         shown_in_arabic(found, f"failed-{name}-{part}")
 
@@ -259,8 +259,6 @@ def test_events_of_every_run_are_sentences(browser: Browser, seeded: Seeded) -> 
 
 def test_no_sentence_is_left_in_english() -> None:
     """Latin words in an Arabic sentence are names: none makes a phrase of three plain words."""
-    import re
-
     for code, text in catalogue("ar").items():
         for form in [text] if isinstance(text, str) else text.values():
             plain = re.sub(r"`[^`]*`", "", form)

@@ -10,10 +10,10 @@ import pytest
 
 from jobs.artifacts import ArtifactKind
 from jobs.states import Cause, JobState, Phase, Request
+from tests.wording import LATIN
 from trainer_core.config.units import UnitName
 from trainer_core.effect import RowsFrom, Verdict
 from trainer_core.row_signal import DROPPED, NOTED
-from tests.wording import LATIN
 from trainer_core.wording import catalogue
 
 STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
