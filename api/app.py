@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from api import dashboard, description, errors
 from api.gate import Gate
 from api.head import Head
+from api.language import Languages
 from api.limits import BodyLimit, ReadLimit, StreamLimit
 from api.metrics import HttpMetrics, ServiceCollector, UploadMetrics
 from api.routes import artifacts, checks, comparisons, datasets, health, jobs, keys, methods
@@ -30,7 +31,8 @@ Aligns Arabic Qwen models with preference data by KTO, IPO and CPO.
 
 Upload rows with `POST /v1/datasets`, start a job with `POST /v1/jobs`, watch it under `/v1/jobs/{id}`, and ask
 `POST /v1/jobs/{id}/compare` what the trained model answers next to its reference. Every error has one shape:
-`{"error": {"code", "message", "hint", "retryable", "user_fault", "details"}}`.
+`{"error": {"code", "message", "message_code", "params", "hint", "retryable", "user_fault", "details"}}`. Its sentences,
+and those of warnings and events, are in Arabic for a request with `Accept-Language: ar`.
 """
 
 
@@ -80,6 +82,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
     app.state.registry = registry
     app.state.upload_metrics = UploadMetrics(registry)
     app.add_middleware(HttpMetrics, registry=registry)
+    app.add_middleware(Languages)
     if tracing.configure("tafdil-api"):
         app.add_middleware(HttpTraces)
     errors.install(app)

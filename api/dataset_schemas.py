@@ -6,6 +6,7 @@ from typing import Any, Self
 from pydantic import BaseModel, Field
 
 from api.schemas import Stored, columns_of
+from api.sentences import DetailFields, ErrorFields
 from jobs.records import Record
 from jobs.uploads import Found, reading_of
 from trainer_core.errors import DataUnclear
@@ -26,7 +27,7 @@ class Reading(BaseModel):
     mapping: dict[str, str] | None = Field(None, description="The column or key of each field.")
     unused: list[str] | None = Field(None, description="Columns that were not read.")
     skipped_rows: int | None = Field(None, description="Skipped rows; `GET /v1/datasets/{id}/broken` returns them.")
-    warnings: list[dict[str, Any]] | None = Field(
+    warnings: list[DetailFields] | None = Field(
         None, description="Values that are valid and probably a mistake, in the form of an error's `details`."
     )
 
@@ -71,7 +72,7 @@ class DatasetCheck(Reading):
     """What an upload of the file would report. Nothing was stored."""
 
     valid: bool = Field(description="Whether an upload would succeed.")
-    error: dict[str, Any] | None = Field(
+    error: ErrorFields | None = Field(
         description="The error that an upload would return, with a `question` if an option is missing."
     )
     converted: bool = Field(description="Whether an upload would convert the rows to Tafdil's own format.")
@@ -100,7 +101,7 @@ class DatasetCheck(Reading):
         counts = ("kind", "train_rows", "validation_rows", "desirable_rows", "error_count")
         return cls(
             valid=error is None,
-            error=error.as_dict() if error else None,
+            error=ErrorFields(error.as_dict()) if error else None,
             converted=not report.is_plain,
             columns=columns,
             rows=shown,

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import FastAPI
 
-from api.errors import ERROR_SCHEMA, responses
+from api.errors import ERROR_FIELDS_SCHEMA, ERROR_SCHEMA, responses
 from api.gate import SESSION_COOKIE, is_open, needed_scope
 
 _SECURITY: dict[str, Any] = {
@@ -17,6 +17,14 @@ _SECURITY: dict[str, Any] = {
         "name": SESSION_COOKIE,
         "description": "The same of a browser that signed in with `POST /v1/session`.",
     },
+}
+_LANGUAGE: dict[str, Any] = {
+    "name": "Accept-Language",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string"},
+    "description": "`ar`: the sentences of errors, warnings and events in Arabic; otherwise in English. `Content-Language` "
+    "names the language. Codes and values stay the same.",
 }
 
 
@@ -37,6 +45,8 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = ERROR_SCHEMA
+    schemas["ErrorFields"] = ERROR_FIELDS_SCHEMA
+    document["components"]["parameters"] = {"AcceptLanguage": _LANGUAGE}
     document["components"]["securitySchemes"] = _SECURITY
     for path, method, operation in _operations(document):
         described = operation["responses"]
@@ -44,6 +54,7 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
         for status, response in responses(*_around(path, operation)).items():
             described.setdefault(str(status), response)
         operation["responses"] = dict(sorted(described.items()))
+        operation.setdefault("parameters", []).append({"$ref": "#/components/parameters/AcceptLanguage"})
         if not is_open(path):
             operation["security"] = [{name: []} for name in _SECURITY]
             scope = needed_scope(method.upper(), path)

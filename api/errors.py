@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from api.language import name, speaking, worded_error
 from jobs.errors import DatabaseError, NotFound, RateLimited, Unauthorized
 from jobs.spec import invalid
 from trainer_core.disk import is_disk_full
@@ -44,7 +45,7 @@ _CODE_OF_STATUS = {401: "unauthorized", 403: "forbidden", 404: "not_found", 413:
 
 def error_response(error: dict[str, Any], status: int | None = None) -> JSONResponse:
     """A response for the stored or raised form of an error."""
-    return JSONResponse({"error": error}, status or STATUS.get(error["code"], 500))
+    return JSONResponse({"error": worded_error(error)}, status or STATUS.get(error["code"], 500))
 
 
 def failure_response(error: TafdilError | DatabaseError) -> JSONResponse:
@@ -107,9 +108,13 @@ def install(app: FastAPI) -> None:
         return _disk_full(error) if is_disk_full(error) else _unknown(request, error)
 
     @app.exception_handler(Exception)
-    def _unknown(_: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
+    def _unknown(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
-        return error_response(error_dict("internal", say("unexpected")))
+        # Answered outside of all middleware.
+        with speaking(request.headers.get("accept-language", "")) as chosen:
+            response = error_response(error_dict("internal", say("unexpected")))
+        name(response.headers, chosen)
+        return response
 
 
 def _nothing_at(request: Request, parameter: str, value: str) -> NotFound:
@@ -165,45 +170,50 @@ QUESTION_SCHEMA: dict[str, Any] = {
     },
 }
 
+_PARAMS: dict[str, Any] = {"type": "object", "description": "The values in the sentence, by name."}
+SENTENCE_SCHEMA: dict[str, Any] = {
+    "message": {"type": "string", "description": "A sentence, in the language that `Accept-Language` asks for."},
+    "message_code": {"type": "string", "description": "An identifier of the sentence. Absent in those of earlier versions."},
+    "params": _PARAMS,
+}
+DETAIL_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "field": {"type": "string"},
+        "reason": {"type": "string", "description": "Why, in the language that `Accept-Language` asks for."},
+        "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
+        "count": {"type": "integer", "description": "The number of rows with this error, if more than one."},
+        "lines": {"type": "array", "items": {"type": "integer"}, "description": "The first of these rows."},
+        "code": {"type": "string", "description": "An identifier of the reason, for programs."},
+        "params": _PARAMS,
+    },
+}
+ERROR_FIELDS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "required": ["code", "message", "hint", "retryable", "user_fault", "details"],
+    "properties": {
+        "code": {
+            "type": "string",
+            "enum": sorted(CODES),
+            "description": "\n".join(f"- `{code}`: {CODES[code].title}" for code in sorted(CODES)),
+        },
+        **SENTENCE_SCHEMA,
+        "hint": {"type": "string", "description": "What to do, in the same language."},
+        "retryable": {"type": "boolean"},
+        "user_fault": {"type": "boolean"},
+        "details": {"type": "array", "items": DETAIL_SCHEMA},
+        "question": QUESTION_SCHEMA,
+        "log_tail": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Of a failed job: the last lines that the training printed.",
+        },
+    },
+}
 ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["code", "message", "hint", "retryable", "user_fault", "details"],
-            "properties": {
-                "code": {"type": "string", "enum": sorted(CODES)},
-                "message": {"type": "string"},
-                "hint": {"type": "string"},
-                "retryable": {"type": "boolean"},
-                "user_fault": {"type": "boolean"},
-                "details": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "properties": {
-                            "field": {"type": "string"},
-                            "reason": {"type": "string"},
-                            "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
-                            "count": {
-                                "type": "integer",
-                                "description": "The number of rows with this error, if more than one.",
-                            },
-                            "lines": {
-                                "type": "array",
-                                "items": {"type": "integer"},
-                                "description": "The first of these rows.",
-                            },
-                            "code": {"type": "string", "description": "An identifier of the reason, for programs."},
-                            "params": {"type": "object", "description": "The values in the reason."},
-                        },
-                    },
-                },
-                "question": QUESTION_SCHEMA,
-            },
-        }
-    },
+    "properties": {"error": {"$ref": "#/components/schemas/ErrorFields"}},
 }
 
 

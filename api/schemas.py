@@ -4,8 +4,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, field_serializer
 
+from api.language import in_language, worded_warning
+from api.sentences import ErrorFields, WarningFields
 from jobs.access import Scope
 from jobs.artifact_service import Removed
 from jobs.artifacts import ArtifactKind
@@ -60,12 +62,12 @@ class Job(BaseModel):
     checkpoint_step: int = Field(description="The newest checkpoint's step; 0 without one.")
     rerun_of: str | None = Field(description="The job that this one runs again.")
     start_from: str | None = Field(description="The job whose newest checkpoint this one started from.")
-    warnings: list[dict[str, Any]]
+    warnings: list[WarningFields]
     effect: Verdict | None = Field(
         description="What the run did to the model, measured on held-out rows where there are any. The event `effect` and "
         "the metadata's `effect_evidence` have the numbers. Null unless the job succeeded, and for jobs of earlier versions."
     )
-    error: dict[str, Any] | None
+    error: ErrorFields | None
     spec: dict[str, Any] = Field(description="The spec with every default filled in.")
     created_at: datetime
     started_at: datetime | None
@@ -150,7 +152,9 @@ class Attempt(BaseModel):
     started_at: datetime
     ended_at: datetime | None
     outcome: Cause | None = Field(description="What ended it; null while it runs.")
-    reason: str | None = Field(description="Why, in words.")
+    reason: str | None = Field(description="Why, in the language that `Accept-Language` asks for.")
+    reason_code: str | None = Field(description="An identifier of that sentence; null for attempts of earlier versions.")
+    reason_params: dict[str, Any] | None = Field(description="The values in it, by name.")
     first_step: int | None = Field(description="Steps done when it began to train; null when it did not get that far.")
     last_step: int | None = Field(description="Steps done when it was last heard of.")
     tokens: int = Field(description="Tokens that went through the layers; 0 on TRL's own path, which does not count them.")
@@ -160,9 +164,13 @@ class Attempt(BaseModel):
     def of(cls, record: AttemptRecord) -> "Attempt":
         started_at = instant(record.started_at)
         assert started_at is not None
-        same = ("number", "worker", "outcome", "reason", "first_step", "device_report", "tokens", "memory_bytes")
+        said = record.reason_said or {"code": None, "params": None}
+        same = ("number", "worker", "outcome", "first_step", "device_report", "tokens", "memory_bytes")
         return cls(
             **{name: getattr(record, name) for name in same},
+            reason=in_language({**said, "reason": record.reason}, "reason", "code")["reason"],
+            reason_code=said["code"],
+            reason_params=said["params"],
             device=record.device or "cpu",
             started_at=started_at,
             ended_at=instant(record.ended_at),
@@ -205,8 +213,17 @@ class Task(Stored):
     job_id: str | None
     state: TaskState
     result: dict[str, Any] | None
-    error: dict[str, Any] | None
+    error: ErrorFields | None
     created_at: datetime
+
+    # Without a type of what it returns, the description of `result` stays that of the field.
+    @field_serializer("result", mode="wrap")
+    def _worded(self, result: Any, serialized: SerializerFunctionWrapHandler):  # pyright: ignore
+        found = serialized(result)
+        if self.kind is TaskKind.VALIDATE and isinstance(result, dict):
+            # A dry run whose result no class describes.
+            found["warnings"] = [worded_warning(each) for each in found.get("warnings", [])]
+        return found
 
 
 class Token(BaseModel):
@@ -301,7 +318,7 @@ class DryRunResult(BaseModel):
     lengths: list[dict[str, int]] = Field(description="Histogram of training rows by tokens: `up_to` is the upper bound, `rows` the count.")
     plan: DryRunPlan
     forecast: EffectForecast | None = Field(None, description="Null in dry runs of earlier versions.")
-    warnings: list[dict[str, str]]
+    warnings: list[WarningFields]
     memory: MemoryEstimate | None
     time: TimeEstimate | None
     stop_tokens: list[StopToken] = Field([], description="Tokens that end a turn, in training rows and in generation.")
@@ -404,7 +421,7 @@ class Comparison(Stored):
     state: TaskState
     request: dict[str, Any]
     result: dict[str, Any] | None
-    error: dict[str, Any] | None
+    error: ErrorFields | None
     created_at: datetime
 
 

@@ -13,6 +13,8 @@ from fastapi.responses import StreamingResponse
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from api.event_words import shown
+from api.language import language, worded_error
 from api.schemas import Comparison, instant
 from jobs.queue import events_channel
 from jobs.records import EventRecord
@@ -97,13 +99,13 @@ async def job_events(
 ) -> AsyncIterator[str]:
     """The events of a job beyond `after` as SSE text, until the job is over. Keeps no session while it waits.
 
-    Each event's data has an `at`, the instant when it was stored.
+    Each event's data has a `message` in the reply's language, with its code and values, and `at`, when it was stored.
     """
     loop = asyncio.get_running_loop()
     pinged_at = loop.time()
     while True:
         state, found = await waker.shared(
-            (job_id, after, without), lambda after=after: _read(service, job_id, after, without)
+            (job_id, after, without, language()), lambda after=after: _read(service, job_id, after, without)
         )
         for sequence, text in found:
             after = sequence
@@ -126,7 +128,7 @@ async def comparison_events(service: JobService, waker: Waker, job_id: str, comp
     while True:
         record = await run_in_threadpool(service.comparison, job_id, comparison_id)
         if record.error:
-            yield _format(None, "error", record.error)
+            yield _format(None, "error", worded_error(record.error))
             return
         if record.state == TaskState.SUCCEEDED:
             yield _format(None, "result", Comparison.of(record).model_dump(mode="json"))
@@ -157,7 +159,7 @@ def _read(service: JobService, job_id: str, after: int, without: tuple[str, ...]
 def _dated(event: EventRecord) -> dict[str, Any]:
     at = instant(event.created_at)
     assert at is not None
-    return {**event.data, "at": at.isoformat()}
+    return {**shown(event.type, event.data), "at": at.isoformat()}
 
 
 def _format(sequence: int | None, kind: str, data: object) -> str:

@@ -200,7 +200,7 @@ def test_an_action_that_comes_too_late_says_so(browser: Browser, empty: Seeded) 
         found.button("job.cancel").click()
         httpx.post(f"{empty.live.url}/v1/jobs/{job_id}/cancel").raise_for_status()
         page.locator("dialog").get_by_role("button", name=found.say("job.cancel")).click()
-        expect(page.locator("dialog .box.error")).to_contain_text(f"job {job_id} is cancelled already")
+        expect(page.locator("dialog .box.error")).to_contain_text(f"job {job_id} is already cancelled")
 
 
 def test_a_dataset_is_uploaded_looked_at_and_deleted(browser: Browser, empty: Seeded) -> None:

@@ -124,8 +124,8 @@ def test_an_unknown_model_is_named_with_those_there_are(client: TestClient, spec
 
 def test_a_model_that_shipped_earlier_is_named_with_its_replacement(client: TestClient, spec: dict[str, Any]) -> None:
     error = error_of(client.post("/v1/jobs", json={**spec, "model_name": "tafdil/tiny-arabic-qwen"}), 422, "model_not_found")
-    assert "'tafdil/tiny-arabic-qwen-2' took its place" in error["message"]
-    assert error["details"][0]["reason"] == "was replaced by tafdil/tiny-arabic-qwen-2"
+    assert "tafdil/tiny-arabic-qwen-2 replaced it" in error["message"]
+    assert (error["details"][0]["field"], error["details"][0]["code"]) == ("model_name", "model_replaced")
 
 
 def test_a_paused_job_whose_model_is_gone_stays_paused(client: TestClient, spec: dict[str, Any], database: Database) -> None:
@@ -205,14 +205,16 @@ def test_unknown_things_are_not_found(client: TestClient, spec: dict[str, Any]) 
     error_of(client.get(f"/v1/datasets/{absent}"), 404, "not_found")
     error_of(client.post("/v1/jobs", json={**spec, "dataset_path": None, "dataset_id": absent}), 404, "not_found")
     error_of(client.get("/v1/nothing"), 404, "not_found")
-    error_of(client.get("/v1/jobs/not-an-id"), 422, "spec_invalid")
+    for path in ("jobs/abc", "jobs/abc/events", "datasets/abc", "tasks/abc", f"jobs/{absent}/comparisons/abc"):
+        assert error_of(client.get(f"/v1/{path}"), 404, "not_found")["message_code"].startswith("not_found.")
+    assert client.get("/v1/jobs/abc").json()["error"]["message"] == "no job has the id abc"
     error_of(client.delete("/v1/jobs"), 405, "method_not_allowed")
 
 
 def test_a_second_cancel_is_a_conflict(client: TestClient, spec: dict[str, Any]) -> None:
     job_id = client.post("/v1/jobs", json=spec).json()["id"]
     assert client.post(f"/v1/jobs/{job_id}/cancel").json()["state"] == "cancelled"
-    assert "cancelled already" in error_of(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "state_conflict")["message"]
+    assert "already cancelled" in error_of(client.post(f"/v1/jobs/{job_id}/cancel"), 409, "state_conflict")["message"]
     events = client.get(f"/v1/jobs/{job_id}/events").text
     assert "event: queued" in events
     assert "event: cancelled" in events
@@ -409,7 +411,7 @@ def test_pause_resume_cancel_of_a_queued_job(client: TestClient, spec: dict[str,
     client.post(f"{path}/pause")
     assert client.post(f"{path}/cancel", json={"save_checkpoint": True}).json()["state"] == "cancelled"
     for action in ("pause", "resume", "cancel"):
-        assert "cancelled already" in error_of(client.post(f"{path}/{action}"), 409, "state_conflict")["message"]
+        assert "already cancelled" in error_of(client.post(f"{path}/{action}"), 409, "state_conflict")["message"]
         error_of(client.post(f"/v1/jobs/{'0' * 32}/{action}"), 404, "not_found")
     error_of(client.post(f"{path}/cancel", json={"save": True}), 422, "spec_invalid")
     assert client.get(f"{path}/attempts").json() == {"job_id": job_id, "attempts": []}
@@ -421,10 +423,10 @@ def test_requests_of_a_running_job(client: TestClient, spec: dict[str, Any], dat
         jobs.claim_next(session, "host:1", 60, device="GPU-1")
     path = f"/v1/jobs/{job_id}"
     assert client.post(f"{path}/pause").json()["requested"] == "pause"
-    assert "being paused already" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
+    assert "already being paused" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
     assert client.post(f"{path}/cancel", json={"save_checkpoint": True}).json()["requested"] == "cancel_saving"
     assert client.post(f"{path}/cancel").json()["requested"] == "cancel"
-    assert "being cancelled already" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
+    assert "already being cancelled" in error_of(client.post(f"{path}/pause"), 409, "state_conflict")["message"]
     (attempt,) = client.get(f"{path}/attempts").json()["attempts"]
     assert (attempt["number"], attempt["worker"], attempt["device"], attempt["outcome"]) == (1, "host:1", "GPU-1", None)
 

@@ -110,11 +110,10 @@ def test_what_cannot_be_mixed_is_refused_when_it_comes(
     assert error["message"] == "broken.jsonl: line 1: rejected: is missing"
     assert error["details"][0]["reason"] == "is missing (in broken.jsonl)"
     twice = ({"dataset_path": "samples/pairs_train.jsonl"}, {"dataset_path": "samples/../samples/pairs_train.jsonl"})
-    assert (
-        "lists the file of 'samples/../samples/pairs_train.jsonl' twice" in refused(422, "data_invalid", *twice)["message"]
-    )
+    assert "lists the file of samples/../samples/pairs_train.jsonl twice" in refused(422, "data_invalid", *twice)["message"]
     error = refused(422, "spec_invalid", {"dataset_id": of_pairs, "rows": 1, "weight": 1})
-    assert error["details"] == [{"field": "datasets.0", "reason": "set rows or weight, not both"}]
+    assert [detail["field"] for detail in error["details"]] == ["datasets.0"]
+    assert "set rows or weight, not both" in error["message"]
     assert "exactly one of" in refused(422, "spec_invalid", {"dataset_id": of_pairs}, dataset_id=of_pairs)["message"]
 
 
