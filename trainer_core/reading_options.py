@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trainer_core.wording import Message, say
+
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -25,8 +27,8 @@ class ReadingOptions(BaseModel):
     )
 
 
-def misplaced(options: ReadingOptions, file_kind: str) -> tuple[str, str, str] | None:
-    """An option that means nothing for a kind of file, the reason, and its code; None if every option applies.
+def misplaced(options: ReadingOptions, file_kind: str) -> tuple[str, Message] | None:
+    """An option that means nothing for a kind of file, and the reason; None if every option applies.
 
     Args:
         file_kind: as readers report it: `csv`, `xlsx.zip`, …
@@ -34,9 +36,9 @@ def misplaced(options: ReadingOptions, file_kind: str) -> tuple[str, str, str] |
     kind = file_kind.partition(".")[0]
     name = _NAMES.get(kind, kind.upper())
     if options.sheet is not None and kind not in _WORKBOOKS:
-        return "sheet", f"this file is {name} and has no sheets: leave `sheet` out", "no_sheet"
+        return "sheet", say("no_sheet", kind=file_kind, name=name)
     if options.encoding is not None and kind not in _TEXTS:
-        return "encoding", f"this file is {name}, whose text is always Unicode: leave `encoding` out", "no_encoding"
+        return "encoding", say("no_encoding", kind=file_kind, name=name)
     return None
 
 

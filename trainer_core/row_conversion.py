@@ -7,8 +7,10 @@ from typing import Any
 from trainer_core.errors import DataInvalid, Detail
 from trainer_core.reading import MAX_LINE_BYTES, Part
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.row_errors import sentence
 from trainer_core.row_rules import Row
 from trainer_core.rows import RowReport, check_file
+from trainer_core.wording import say
 
 
 class RowsTooLarge(Exception):
@@ -38,9 +40,8 @@ def convert(source: Path, target: Path, options: ReadingOptions = AS_IT_IS, most
                 nonlocal size_bytes
                 text = _json_line(row)
                 if len(text) > MAX_LINE_BYTES // 4 and len(text.encode()) > MAX_LINE_BYTES:
-                    reason = f"the row is longer than {MAX_LINE_BYTES:,} bytes"
-                    detail = Detail("", reason, line, code="row_too_long", params={"most": MAX_LINE_BYTES})
-                    raise DataInvalid(f"line {line}: {reason}", [detail])
+                    detail = Detail("", say("row_too_long", most=MAX_LINE_BYTES), line)
+                    raise DataInvalid(sentence(detail), [detail])
                 size_bytes += max(0, line - at[part]) + len(text.encode()) + 1
                 if most_bytes is not None and size_bytes > most_bytes:
                     raise RowsTooLarge(f"the rows are larger than {most_bytes:,} bytes")

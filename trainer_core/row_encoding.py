@@ -20,6 +20,7 @@ from trainer_core.row_rules import Row
 from trainer_core.row_signal import Contradictions, Findings, loss_of_signal, note_text
 from trainer_core.rows import MAX_ERRORS
 from trainer_core.tokens import Encoded, Renderer, Texts
+from trainer_core.wording import Message, say
 
 if TYPE_CHECKING:
     from trainer_core.config import TrainingSettings
@@ -137,7 +138,7 @@ class _Limits:
 
     def __init__(self, settings: "TrainingSettings", report: TokenReport, ends: int, starts: int) -> None:
         self._settings, self._report, self._ends, self._starts = settings, report, ends, starts
-        self._overlong: list[tuple[int, str]] = []
+        self._overlong: list[tuple[int, Message]] = []
         """Numbers of rows and their lengths."""
 
     def apply(self, number: int, ids: Encoded) -> Encoded | None:
@@ -150,7 +151,7 @@ class _Limits:
         if len(ids.prompt_ids) <= settings.max_prompt_length and tokens <= settings.max_length:
             return ids
         if settings.on_overlong == "reject":
-            self._overlong.append((number, f"{tokens} tokens, prompt {len(ids.prompt_ids)}"))
+            self._overlong.append((number, say("rows.tokens", tokens=tokens, prompt=len(ids.prompt_ids))))
             return None
         if settings.on_overlong == "drop":
             report.rows_dropped.append(number)
@@ -162,9 +163,9 @@ class _Limits:
         """Raises `DataOverlong` if any row was rejected."""
         if self._overlong:
             names, (first, length) = self._report.names, self._overlong[0]
+            limits = {name: str(getattr(self._settings, name)) for name in ("max_prompt_length", "max_length")}
             raise DataOverlong(
-                f"{len(self._overlong)} rows are longer than max_prompt_length={self._settings.max_prompt_length} or "
-                f"max_length={self._settings.max_length}, the first is {names.long(first)} ({length})",
+                say("rows.overlong", n=len(self._overlong), first=names.long(first), length=length, **limits),
                 [names.detail("prompt", reason, number) for number, reason in self._overlong[:MAX_ERRORS]],
             )
 
@@ -210,12 +211,11 @@ def _tokenized(rows: list[Row], renderer: Renderer, cache: FileCache | None, nam
             found += renderer.encode_texts(texts)
     reasons = {reason for _, reason in broken}
     if renderer.template and is_template_at_fault and len(reasons) == 1 and len(broken) == len(rows) > 1:
-        raise renderer.template.refusal(f"{broken[0][1]}, on every row")
+        raise renderer.template.refusal(say("rows.on_every_row", reason=broken[0][1]))
     if broken:
-        count = f"{len(broken)} rows" if len(broken) > 1 else "1 row"
         first, reason = broken[0]
         raise DataInvalid(
-            f"{count} cannot be rendered, the first is {names.long(first)}: {reason}",
+            say("rows.not_rendered", n=len(broken), first=names.long(first), reason=reason),
             [names.detail("prompt", reason, number) for number, reason in broken[:MAX_ERRORS]],
         )
     if cache and identity:

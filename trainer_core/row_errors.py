@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from trainer_core.errors import DataInvalid, Detail
+from trainer_core.wording import say
 
 MAX_ERRORS = 100
 _SHOWN_LINES = 10
@@ -41,25 +42,26 @@ class RowErrors:
             lines = (*lines, detail.line)
         report.errors[place] = replace(known, count=known.count + 1, lines=lines)
 
-    def as_exception(self, before: str = "") -> DataInvalid:
-        """All errors as one exception. Its message is the first error.
-
-        Args:
-            before: the beginning of the message.
-        """
+    def as_exception(self) -> DataInvalid:
+        """All errors as one exception. Its message is the first error."""
         first = self._report.errors[0]
         more = self._report.error_count - first.count
-        rest = f" (and {more:,} more {'error' if more == 1 else 'errors'})" if more else ""
-        return DataInvalid(before + sentence(first) + rest, list(self._report.errors))
+        message = sentence(first)
+        return DataInvalid(say("detail.and_more", first=message, n=more) if more else message, list(self._report.errors))
 
 
 def sentence(detail: Detail) -> str:
     """An error for people: `line 2: prompt: is missing`, `40 rows: prompt is missing (lines 2, 3, 4, …)`."""
+    # Line numbers are text, because they have no separators between thousands.
+    name, reason = detail.field, detail.reason
     if detail.count == 1:
-        place = f"line {detail.line}: " if detail.line else ""
-        return f"{place}{detail.field}{': ' if detail.field else ''}{detail.reason}"
-    what = f"{detail.field} {detail.reason}".strip()
-    shown = detail.lines[:_LINES_IN_A_MESSAGE]
-    more = ", …" if detail.count > len(shown) else ""
-    lines = f" (lines {', '.join(map(str, shown))}{more})" if shown else ""
-    return f"{detail.count:,} rows: {what}{lines}"
+        if detail.line:
+            at = {"line": str(detail.line), "reason": reason}
+            return say("detail.line_field", field=name, **at) if name else say("detail.line", **at)
+        return say("detail.field", field=name, reason=reason) if name else reason
+    what = say("detail.field_is", field=name, reason=reason) if name else reason
+    lines = [str(line) for line in detail.lines[:_LINES_IN_A_MESSAGE]]
+    lines += ["…"] if detail.count > len(lines) else []
+    if not detail.lines:
+        return say("detail.rows", n=detail.count, what=what)
+    return say("detail.rows_lines", n=detail.count, what=what, lines=lines)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from trainer_core.errors import DataInvalid, Detail
+from trainer_core.wording import Message, say
 
 # More lines than any file has. A smaller number is a line without a dataset.
 _LINES = 2**32
@@ -33,8 +34,16 @@ def naming(label: str | None) -> Generator[None]:
     except DataInvalid as error:
         if label is None:
             raise
-        details = [replace(detail, reason=f"{detail.reason} (in {label})") for detail in error.details]
-        raise replace(error, message=f"{label}: {error.message}", details=details) from error
+        details = [_in_dataset(detail, label) for detail in error.details]
+        raise replace(
+            error, message=say("detail.of_dataset", dataset=label, error=error.message), details=details
+        ) from error
+
+
+def _in_dataset(detail: Detail, label: str) -> Detail:
+    """A detail whose reason names its dataset. It keeps its code."""
+    reason = say("detail.in_dataset", reason=detail.reason, dataset=label)
+    return replace(detail, reason=reason, params={**detail.params, "dataset": label} if detail.code else {})
 
 
 class RowNames:
@@ -55,19 +64,25 @@ class RowNames:
         place, line = divmod(number, _LINES)
         return f"{self.labels[place - 1]}:{line}" if place else line
 
-    def long(self, number: int) -> str:
+    def long(self, number: int) -> Message:
         """`row 12`, or `row 12 of formal.jsonl`."""
         place, line = divmod(number, _LINES)
-        return f"row {line}" + (f" of {self.labels[place - 1]}" if place else "")
+        if place:
+            return say("place.row_of", row=str(line), dataset=self.labels[place - 1])
+        return say("place.row", row=str(line))
 
-    def line(self, number: int) -> str:
+    def line(self, number: int) -> Message:
         """`line 12`, or `line 12 of formal.jsonl`."""
-        return self.long(number).replace("row", "line", 1)
+        place, line = divmod(number, _LINES)
+        if place:
+            return say("place.line_of", line=str(line), dataset=self.labels[place - 1])
+        return say("place.line", line=str(line))
 
     def detail(self, field: str, reason: str, number: int) -> Detail:
         """An error in a row. Its `line` is the line in the row's own file."""
         place, line = divmod(number, _LINES)
-        return Detail(field, f"{reason} (in {self.labels[place - 1]})" if place else reason, line)
+        detail = Detail(field, reason, line)
+        return _in_dataset(detail, self.labels[place - 1]) if place else detail
 
 
 AS_NUMBERED = RowNames()

@@ -8,8 +8,9 @@ import json
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from dataclasses import field as default
 from typing import Any, Literal
+
+from trainer_core.wording import Message, say
 
 Kind = Literal["kto", "pairs"]
 LABELLED: Kind = "kto"
@@ -23,18 +24,18 @@ FIELDS: dict[Kind, tuple[str, ...]] = {
 ROLES = ("system", "user", "assistant", "tool")
 RENDERED = ("name", "reasoning", "reasoning_content", "thinking", "tool_call_id", "tool_calls")
 """Fields of a message that templates render besides its role and content."""
+LABEL_WORDS = "1/0, yes/no, good/bad, desirable/undesirable, accepted/rejected, 👍/👎, نعم/لا, صح/خطأ, جيد/سيئ, مقبول/مرفوض"
+"""Words for true and false, for messages; `layouts.words` knows more."""
 # The service cannot serialize deeper rows.
 _MOST_DEPTH = 190
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a row: the field, a reason that continues its name, and a code for programs."""
+    """What is wrong with a row: the field, and a reason that continues its name."""
 
     field: str
-    reason: str
-    code: str
-    params: dict[str, Any] = default(default_factory=dict[str, Any])
+    reason: Message
 
 
 def comparable(value: Any) -> str:
@@ -74,15 +75,15 @@ def problems(value: Any, expected: Kind | None) -> Iterator[Problem]:
         expected: the kind of the rows before it.
     """
     if not isinstance(value, dict):
-        yield Problem("", "a row must be a JSON object", "not_an_object")
+        yield Problem("", say("not_an_object"))
         return
     kind = kind_of(value)
     if kind is None:
-        yield Problem("", "a row needs prompt, completion and label, or prompt, chosen and rejected", "no_fields")
+        yield Problem("", say("no_fields"))
         return
     if expected and kind != expected:
-        params = {"kind": kind, "expected": expected}
-        yield Problem("", f"is a {kind} row, but the rows before it are {expected} rows", "other_kind", params)
+        words = {"row": say(f"kind.{kind}"), "before": say(f"kind.{expected}")}
+        yield Problem("", say("other_kind", kind=kind, expected=expected, **words))
         return
     wrong = False
     for name in FIELDS[kind]:
@@ -98,30 +99,49 @@ def problems(value: Any, expected: Kind | None) -> Iterator[Problem]:
             yield replace(found, field=name.encode("utf-8", "backslashreplace").decode()[:80])
             return
     if kind == "pairs" and comparable(value["chosen"]) == comparable(value["rejected"]):
-        yield Problem("rejected", "is the same as chosen", "same_answers")
+        yield Problem("rejected", say("same_answers"))
 
 
 def shown(value: Any) -> str:
     """A value, shortened for a message."""
     if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
+        return type_of(value)
     return json.dumps(value, ensure_ascii=False, default=str)[:40].encode("utf-8", "backslashreplace").decode()
+
+
+def type_of(value: Any) -> Message:
+    """What a value is in JSON."""
+    match value:
+        case dict():
+            return say("type.object")
+        case list():
+            return say("type.list")
+        case bool():
+            return say("type.boolean")
+        case int() | float():
+            return say("type.number")
+        case _:
+            return say("type.text")
+
+
+def no_text(value: Any) -> Message:
+    """The sentence about a value that should be text or messages."""
+    return say("no_text", type=type(value).__name__, what=type_of(value))
 
 
 def _field_problem(name: str, row: Row) -> Problem | None:
     """What is wrong with a field. As in all functions below, the caller fills in the field's name."""
     value = row.get(name)
     if value is None:
-        return Problem("", "is missing", "missing")
+        return Problem("", say("missing"))
     if name == "label":
         if isinstance(value, bool):
             return None
-        return Problem("", f"must be true or false, not {shown(value)}", "label", {"value": shown(value)})
+        return Problem("", say("label", value=shown(value), known=LABEL_WORDS))
     if isinstance(value, str):
-        return _text_problem(value) or (None if value.strip() else Problem("", "is empty", "empty"))
+        return _text_problem(value) or (None if value.strip() else Problem("", say("empty")))
     if not isinstance(value, list):
-        kind = type(value).__name__
-        return Problem("", f"must be text or a list of messages, not {kind}", "no_text", {"type": kind})
+        return Problem("", no_text(value))
     return _message_problem(value) or (_prompt_problem(value) if name == "prompt" else _answer_problem(value))
 
 
@@ -137,7 +157,7 @@ def is_text(value: str) -> bool:
 def _text_problem(value: str) -> Problem | None:
     if is_text(value):
         return None
-    return Problem("", "contains an unpaired surrogate: a character was cut in half", "half_character")
+    return Problem("", say("half_character"))
 
 
 def _unwritable(value: Any, depth: int) -> Problem | None:
@@ -147,7 +167,7 @@ def _unwritable(value: Any, depth: int) -> Problem | None:
     if not isinstance(value, dict | list):
         return None
     if depth > _MOST_DEPTH:
-        return Problem("", f"is nested deeper than {_MOST_DEPTH} levels", "too_deep", {"most": _MOST_DEPTH})
+        return Problem("", say("too_deep", most=_MOST_DEPTH))
     for each in [*value, *value.values()] if isinstance(value, dict) else value:
         if found := _unwritable(each, depth + 1):
             return found
@@ -156,19 +176,15 @@ def _unwritable(value: Any, depth: int) -> Problem | None:
 
 def _message_problem(messages: list[Any]) -> Problem | None:
     if not messages:
-        return Problem("", "has no messages", "no_messages")
+        return Problem("", say("no_messages"))
     for message in messages:
         if not isinstance(message, dict):
-            return Problem("", "must contain message objects with `role` and `content`", "no_message")
+            return Problem("", say("no_message"))
         content = message.get("content")
         if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-            return Problem("", "must contain messages whose `role` and `content` are text", "no_content")
+            return Problem("", say("no_content"))
         if message.get("role") not in ROLES:
-            roles = ", ".join(ROLES)
-            role = shown(message.get("role"))
-            return Problem(
-                "", f"has a message with the role {role}; the roles are {roles}", "role", {"roles": roles, "role": role}
-            )
+            return Problem("", say("role", role=shown(message.get("role")), roles=", ".join(ROLES)))
         if reason := _text_problem(content or ""):
             return reason
     return None
@@ -176,12 +192,12 @@ def _message_problem(messages: list[Any]) -> Problem | None:
 
 def _prompt_problem(messages: list[Any]) -> Problem | None:
     if messages[-1]["role"] == "assistant":
-        return Problem("", "ends with an assistant message; put the answer in its own field", "prompt_ends_with_answer")
-    return None if any((message.get("content") or "").strip() for message in messages) else Problem("", "is empty", "empty")
+        return Problem("", say("prompt_ends_with_answer"))
+    return None if any((message.get("content") or "").strip() for message in messages) else Problem("", say("empty"))
 
 
 def _answer_problem(messages: list[Any]) -> Problem | None:
     if len(messages) != 1 or messages[0]["role"] != "assistant":
-        return Problem("", "must be one assistant message; put earlier turns in the prompt", "no_answer")
+        return Problem("", say("no_answer"))
     is_answer = (messages[0].get("content") or "").strip() or messages[0].get("tool_calls")
-    return None if is_answer else Problem("", "is empty", "empty")
+    return None if is_answer else Problem("", say("empty"))

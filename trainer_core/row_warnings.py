@@ -6,6 +6,7 @@ from typing import Any
 
 from trainer_core.errors import Detail
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 # What programs write into a text cell that has no value.
 _NULLS = frozenset({"null", "none", "nil", "nan", "n/a", "#n/a", "<na>", "undefined"})
@@ -43,8 +44,7 @@ class RowWarnings:
         if place is None:
             if len(self._found) < _MOST_WARNINGS:
                 self._places[field, word] = len(self._found)
-                reason = f"is only the word “{word}”, which usually stands for a missing value; it is kept as text"
-                self._found.append(Detail(field, reason, line, code="null_text", params={"value": word}))
+                self._found.append(Detail(field, say("null_text", value=word), line))
             return
         known: Any = self._found[place]
         lines = known.lines or (known.line,)

@@ -14,20 +14,20 @@ This module knows nothing about tokens, where files are, or who sends the bytes.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from trainer_core.errors import DataInvalid, DataUnclear, Detail
 from trainer_core.layouts import Reading, decide
-from trainer_core.layouts.claims import listed
-from trainer_core.layouts.decision import OPTIONAL, PUBLISHED_NAMES
+from trainer_core.layouts.decision import OPTIONAL, PUBLISHED_NAMES, no_column
 from trainer_core.layouts.forms import Misfit
 from trainer_core.reading import CHUNK_BYTES, HEAD_BYTES, PLAIN_KINDS, Format, Part, Reader, reader_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions, misplaced
 from trainer_core.row_errors import MAX_ERRORS, RowErrors
-from trainer_core.row_rules import PAIRS, Kind, Problem, Row, kind_of, problems
+from trainer_core.row_rules import Kind, Problem, Row, kind_of, problems
 from trainer_core.row_warnings import RowWarnings
+from trainer_core.wording import Message, say
 
 __all__ = ["MAX_ERRORS", "Kind", "OnBroken", "OnRow", "Part", "Row", "RowChecker", "RowReport", "check_file", "check_rows"]
 
@@ -135,11 +135,9 @@ class RowChecker:
         self._check_options()
         if not self.report.train_rows and not self._is_refused:
             if self.report.skipped_rows:
-                raise self._errors.as_exception("no row is valid: ")
-            if self.report.validation_rows:
-                self.fail("", "the `train` part is empty", None, code="no_training_rows")
-            else:
-                self.fail("", "there are no rows", None, code="no_rows")
+                error = self.error()
+                raise replace(error, message=say("detail.no_valid_row", error=error.message))
+            self.fail("", say("no_training_rows" if self.report.validation_rows else "no_rows"), None)
         if self._is_refused:
             raise self.error()
         return self.report
@@ -152,11 +150,10 @@ class RowChecker:
     def _check_options(self) -> None:
         """Fails where an option means nothing: a column that no row has, or a threshold without scores."""
         if self._options.threshold is not None and self._reading and not self._reading.claim.is_scored:
-            self.fail("threshold", "the answers of this file have no scores: leave `threshold` out", None, "no_threshold")
+            self.fail("threshold", say("no_threshold"), None)
         for name, column in (self._options.map or {}).items():
             if name in OPTIONAL and self._reading and self.report.rows and column not in self._reading.seen:
-                reason = f"the file has no column {listed([column])}, or it is empty in every row"
-                self.fail("map", reason, None, "map_column", {"names": [column]})
+                self.fail("map", no_column([column], self._reading.columns), None)
 
     def error(self) -> DataInvalid:
         """The collected errors as one exception."""
@@ -179,9 +176,8 @@ class RowChecker:
         self.report.format, self.report.file_kind, self.report.encoding = name, kind, encoding
         self.report.is_plain &= kind in PLAIN_KINDS and encoding is None
         if wrong := misplaced(self._options, kind):
-            option, reason, code = wrong
             self._is_refused = True
-            self._errors.add(Detail(option, reason, code=code, params={"kind": kind}))
+            self._errors.add(Detail(*wrong))
             raise self.error()
 
     def value(self, part: Part, value: Any, line: int) -> None:
@@ -193,17 +189,13 @@ class RowChecker:
         if len(self._first) >= _FIRST_ROWS or self._first_characters > _FIRST_CHARACTERS:
             self._decide()
 
-    def fail(
-        self, field: str, reason: str, line: int | None, code: str | None = None, params: dict[str, Any] | None = None
-    ) -> None:
+    def fail(self, field: str, reason: Message, line: int | None) -> None:
         """Records an error in a line, or in the whole file (`line` is None)."""
-        self._fail("train", None, line, [Detail(field, reason, line, code=code, params=params or {})])
+        self._fail("train", None, line, [Detail(field, reason, line)])
 
-    def give_up(
-        self, reason: str, line: int | None, code: str | None = None, params: dict[str, Any] | None = None
-    ) -> NoReturn:
+    def give_up(self, reason: Message, line: int | None) -> NoReturn:
         self._is_refused = True
-        self._errors.add(Detail("", reason, line, code=code, params=params or {}))
+        self._errors.add(Detail("", reason, line))
         raise self.error()
 
     # -- rows
@@ -221,7 +213,7 @@ class RowChecker:
         row, found = (value, [late]) if late else self._read(reading, value)
         if found:
             prefix = "" if part == "train" else f"{part}."
-            details = [Detail(prefix + each.field, each.reason, line, code=each.code, params=each.params) for each in found]
+            details = [Detail(prefix + each.field, each.reason, line) for each in found]
             self._fail(part, value, line, details)
             return
         self._note_columns(reading, value)
@@ -245,7 +237,7 @@ class RowChecker:
             row = reading.row(value)
         except Misfit as error:
             found = reading.named(error.problem)
-            if self._skips and found.code == "label_score" and reading.layout in PUBLISHED_NAMES:
+            if self._skips and found.reason.code == "label_score" and reading.layout in PUBLISHED_NAMES:
                 self._is_refused = True
             return value, [found]
         return row, [reading.named(each) for each in problems(row, self.report.kind)]
@@ -361,9 +353,7 @@ def _feed(checker: RowChecker, path: Path) -> Iterator[None]:
                 checker.feed(data)
                 yield
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataInvalid(
-            f"cannot read {path.name}: {error.strerror}", [Detail("dataset_path", "cannot be read")]
-        ) from error
+        raise DataInvalid.at("dataset_path", say("rows.cannot_read", file=path.name, problem=error.strerror)) from error
 
 
 def require_kind(method: "Method", kind: Kind | None, field: str = "dataset_path") -> None:
@@ -373,16 +363,12 @@ def require_kind(method: "Method", kind: Kind | None, field: str = "dataset_path
         field: what names the data, for the error.
     """
     # Checking a file needs no settings, and building their models takes memory.
-    from trainer_core.config import SETTINGS, SETTINGS_OF, joined
+    from trainer_core.config import SETTINGS, SETTINGS_OF
 
     settings = SETTINGS_OF[method]
     if kind is not None and not settings.takes(kind):
-        others = joined([each.title for each in SETTINGS if each.takes(kind)], "and")
-        raise DataInvalid(
-            f"{settings.title} needs preference pairs (prompt, chosen, rejected); these rows are single answers with a "
-            f"label, which only {others} can use",
-            [Detail(field, f"has {kind} rows, needs {PAIRS}")],
-        )
+        others = [each.title for each in SETTINGS if each.takes(kind)]
+        raise DataInvalid.at(field, say("rows.needs_pairs", method=settings.title, others=others))
 
 
 def read_rows(path: Path, method: "Method") -> dict[Part, list[Row]]:

@@ -8,6 +8,7 @@ from trainer_core.layouts.claims import Claim, Layout, Sample, renaming, with_co
 from trainer_core.layouts.forms import Misfit
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 
 def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
@@ -27,7 +28,7 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
         if more in (None, "") or "prompt" not in found:
             return found
         if not isinstance(more, str) or not isinstance(found["prompt"], str):
-            raise Misfit("prompt", "cannot be joined with `input`: both must be text", "no_text", type=type(more).__name__)
+            raise Misfit("prompt", say("not_joined"))
         return found | {"prompt": f"{found['prompt']}\n{more}" if found["prompt"] else more}
 
     return Claim(mapping, fields, frozenset({"input"}))

@@ -10,6 +10,7 @@ from trainer_core.layouts.forms import CONTEXT
 from trainer_core.layouts.words import field_of
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import Message, say
 
 SHOWN_ROWS = 3
 _NAMED_COLUMNS = 40
@@ -95,8 +96,8 @@ def with_context(mapping: dict[str, str], sample: Sample) -> dict[str, str]:
     if "system" in found:
         columns = [name for name in sample.columns if name not in taken and field_of(name) == "system"]
         if len(columns) > 1:
-            message = f"{listed(columns)} could each hold the system text: set `map` to name the column for system"
-            raise unclear("map", message, sample.columns, {"system": columns[0]}, sample.rows, code="system_unclear")
+            guess = {"system": columns[0]}
+            raise unclear("map", "system_unclear", sample.columns, guess, sample.rows, names=columns)
         found |= {"system": columns[0]} if columns else {}
     return mapping | found
 
@@ -114,24 +115,22 @@ def renamed(sample: Sample, **mapping: str) -> Claim:
 
 def unclear(
     about: Any,
-    message: str,
+    code: str,
     choices: Iterable[str],
     guess: Any = None,
     rows: Iterable[Row] = (),
-    *,
-    code: str,
     **params: Any,
 ) -> DataUnclear:
     """The error that asks for an option of `ReadingOptions`.
 
     Args:
-        code: of its detail.
-        params: of its detail, besides the choices.
+        code: of its sentence.
+        params: of its sentence, besides the choices.
     """
-    named = tuple(map(_text, tuple(choices)[:_NAMED_COLUMNS]))
-    question = Question(about, named, showable(guess), tuple(showable(row) for row in tuple(rows)[:SHOWN_ROWS]))
-    detail = Detail(about, _text(message), code=code, params={"choices": list(named), **showable(params)})
-    return DataUnclear(_text(message), [detail], question=question)
+    named = named_columns(choices)
+    question = Question(about, tuple(named), showable(guess), tuple(showable(row) for row in tuple(rows)[:SHOWN_ROWS]))
+    reason = say(code, choices=named, **{name: showable(value) for name, value in params.items()})
+    return DataUnclear(reason, [Detail(about, reason)], question=question)
 
 
 def showable(value: Any, depth: int = 0) -> Any:
@@ -142,6 +141,8 @@ def showable(value: Any, depth: int = 0) -> Any:
         return {_text(str(name)): showable(each, depth + 1) for name, each in list(value.items())[:_NAMED_COLUMNS]}
     if isinstance(value, list):
         return [showable(each, depth + 1) for each in value[:_NAMED_COLUMNS]]
+    if isinstance(value, Message):
+        return value
     if isinstance(value, str):
         return _text(value if len(value) <= _SHOWN_CHARACTERS else value[:_SHOWN_CHARACTERS] + "…")
     return value if isinstance(value, bool | int) or (isinstance(value, float) and isfinite(value)) else None
@@ -151,9 +152,6 @@ def _text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def listed(columns: Iterable[str]) -> str:
-    """Column names for a message."""
-    names = list(columns)
-    more = f" and {len(names) - _NAMED_COLUMNS} more" if len(names) > _NAMED_COLUMNS else ""
-    text = ", ".join(f"`{name[:80]}`" for name in names[:_NAMED_COLUMNS]) + more
-    return text.encode("utf-8", "backslashreplace").decode()
+def named_columns(columns: Iterable[str]) -> list[str]:
+    """The first column names, for a message."""
+    return [_text(name) for name in list(columns)[:_NAMED_COLUMNS]]

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainer_core.errors import DataInvalid, DataUnclear, Detail
+from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.layouts import (
     alpaca,
     conversations,
@@ -22,11 +22,12 @@ from trainer_core.layouts import (
     two_answers,
     ultrafeedback,
 )
-from trainer_core.layouts.claims import Claim, Layout, Sample, listed, unclear
+from trainer_core.layouts.claims import Claim, Layout, Sample, named_columns, unclear
 from trainer_core.layouts.forms import CONTEXT, TAKEN, Misfit, finish, is_absent, parsed
 from trainer_core.layouts.words import field_of, is_answer
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Problem, Row
+from trainer_core.wording import Message, say
 
 PUBLISHED: tuple[Layout, ...] = (
     hosted.LAYOUT,
@@ -104,8 +105,7 @@ class Reading:
             if name in self.known or is_absent(value[name]) or (ours := field_of(name)) is None:
                 continue
             if (ours == "system" and ours not in self.said) or (self.layout == "names" and ours in self.mapping):
-                reason = f"is empty in the first rows, and its name suggests `{ours}`: name its field in `map`"
-                return Problem(name, reason, "late_column", {"field": ours})
+                return Problem(name, say("late_column", field=ours))
         return None
 
     def row(self, value: Row) -> Row:
@@ -115,7 +115,7 @@ class Reading:
             if isinstance(cell := given.get(name), str):
                 messages = parsed(cell)
                 if messages is None:
-                    raise Misfit(name, "must contain messages as JSON, like the first rows", "no_json_messages")
+                    raise Misfit(name, say("no_json_messages"))
                 given[name] = messages
         named = given if self.renames is None else _renamed(given, self.renames)
         # What is not read now must not be read when our own form is read again.
@@ -162,8 +162,7 @@ def _published(sample: Sample, options: ReadingOptions) -> Reading | None:
     if not claims:
         return None
     if len(claims) > 1:
-        names = " and ".join(layout.name for layout, _ in claims)
-        raise _ask_map(sample, f"the columns match several layouts ({names})", "several_layouts")
+        raise _ask_map(sample, "several_layouts", layouts=[layout.name for layout, _ in claims])
     layout, claim = claims[0]
     return Reading(layout.name, claim, claim.mapping, sample.columns)
 
@@ -172,19 +171,16 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     """The reading that a person asked for. Fields that the map omits are found by column name."""
     unknown = [name for name in given if name not in _MAP_FIELDS]
     if unknown:
-        raise _wrong_map(
-            f"map: unknown field {listed(unknown)}; the fields are {', '.join(_MAP_FIELDS)}", "map_field", unknown
-        )
+        raise DataInvalid.at("map", say("map_field", names=named_columns(unknown), fields=_MAP_FIELDS))
     # What goes before the prompt may be empty in the first rows; `RowChecker` sees whether it comes.
     absent = [column for name, column in given.items() if name not in OPTIONAL and column not in sample.columns]
     if absent:
-        what = f"map: the file has no column {listed(absent)}; its columns are {listed(sample.columns)}"
-        raise _wrong_map(what, "map_column", absent, sample.columns)
+        raise DataInvalid.at("map", no_column(absent, sample.columns))
     taken = set(given.values())
     mapping = {name: name for name in _MAP_FIELDS if name in sample.columns and name not in taken} | given
     candidates = _candidates(sample, set(given.values()))
     if len(candidates.get("system", ())) > 1 and "system" not in given:
-        raise _ask_map(sample, f"{listed(candidates['system'])} could each hold the system text", "system_unclear")
+        raise _ask_map(sample, "system_unclear", names=candidates["system"])
     for name, columns in candidates.items():
         if len(columns) == 1:
             mapping.setdefault(name, columns[0])
@@ -192,8 +188,9 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     found = _of_our_names(sample, options, mapping, "map")
     if found is None:
         lacking = [[name for name in kind if name not in mapping] for kind in _KINDS]
-        need = ", or ".join(" and ".join(names) for names in lacking if names)
-        raise _ask_map(sample, f"`map` is missing {need}", "map_incomplete")
+        need = [names for names in lacking if names]
+        either = say("need.either", first=need[0], second=need[-1]) if len(need) > 1 else need[0]
+        raise _ask_map(sample, "map_incomplete", need=either)
     return found
 
 
@@ -215,7 +212,7 @@ def _by_names(sample: Sample, options: ReadingOptions) -> Reading:
         if found is not None:
             return found
     if len(sample.columns) >= 3 and not _is_only_ours(sample):
-        raise _ask_map(sample, "unknown layout")
+        raise _ask_map(sample, "map_unclear")
     # Something is missing from the rows; the row rules say what.
     claim = own.claim(sample)
     return Reading(own.NAME, claim, claim.mapping, sample.columns)
@@ -259,14 +256,12 @@ def _outside(error: DataUnclear, mapping: dict[str, str]) -> DataUnclear:
     """A question about columns of our names, with the file's."""
     question = error.question
     assert question is not None
-    message = error.message
-    for ours in question.choices:
-        message = message.replace(f"`{ours}`", listed([mapping.get(ours, ours)]))
     columns = [mapping.get(name, name) for name in question.choices]
     (detail,) = error.details
     params = {name: value for name, value in detail.params.items() if name != "choices"}
     params |= {"column": mapping.get(params["column"], params["column"])} if "column" in params else {}
-    return unclear(question.about, message, columns, question.guess, question.rows, code=detail.code or "", **params)
+    params |= {"names": [mapping.get(name, name) for name in params["names"]]} if "names" in params else {}
+    return unclear(question.about, detail.code or "", columns, question.guess, question.rows, **params)
 
 
 def _candidates(sample: Sample, taken: set[str]) -> dict[str, list[str]]:
@@ -277,7 +272,13 @@ def _candidates(sample: Sample, taken: set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _ask_map(sample: Sample, why: str, code: str = "map_unclear") -> DataUnclear:
+def _ask_map(sample: Sample, code: str, **params: Any) -> DataUnclear:
+    """The question for the columns of the fields.
+
+    Args:
+        code: of the sentence that says why.
+        params: its values, besides the fields and the columns.
+    """
     candidates = _candidates(sample, set())
     pairs = sum(name in candidates for name in own.PAIRS) >= sum(name in candidates for name in own.LABELLED)
     names = own.PAIRS if pairs else own.LABELLED
@@ -288,17 +289,12 @@ def _ask_map(sample: Sample, why: str, code: str = "map_unclear") -> DataUnclear
             rows.append(finish(_renamed(row, guess)))
         except Misfit:
             rows.append(_renamed(row, guess))
-    likely = ", ".join(f"{listed([theirs])} for {ours}" for ours, theirs in guess.items())
-    message = (
-        f"{why}: set `map` to name the column of each field ({', '.join(names)})"
-        f"{f', probably {likely}' if likely else ''}; the columns are {listed(sample.columns)}"
-    )
-    return unclear("map", message, sample.columns, guess, rows, code=code)
+    return unclear("map", code, sample.columns, guess, rows, fields=list(names), **params)
 
 
-def _wrong_map(message: str, code: str, names: list[str], columns: tuple[str, ...] = ()) -> DataInvalid:
-    params = {"names": names} | ({"columns": list(columns)} if columns else {})
-    return DataInvalid(message, [Detail("map", message.removeprefix("map: "), code=code, params=params)])
+def no_column(names: Iterable[str], columns: Iterable[str]) -> Message:
+    """The sentence about columns that a map names and the file lacks, with the columns that it has."""
+    return say("map_column", names=named_columns(names), columns=named_columns(columns))
 
 
 def _renamed(row: Row, mapping: dict[str, str]) -> Row:

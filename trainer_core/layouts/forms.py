@@ -10,8 +10,9 @@ import unicodedata
 from math import isnan
 from typing import Any
 
-from trainer_core.layouts.words import LABEL_WORDS, as_label, plain
-from trainer_core.row_rules import RENDERED, Problem, Row, shown
+from trainer_core.layouts.words import as_label, plain
+from trainer_core.row_rules import LABEL_WORDS, RENDERED, Problem, Row, no_text, shown
+from trainer_core.wording import Message, say
 
 Messages = list[dict[str, Any]]
 
@@ -37,9 +38,9 @@ TAKEN = frozenset({"prompt", "chosen", "rejected", "completion", "label", *CONTE
 class Misfit(Exception):
     """A row that does not fit the layout of its file."""
 
-    def __init__(self, field: str, reason: str, code: str, **params: Any) -> None:
+    def __init__(self, field: str, reason: Message) -> None:
         super().__init__(reason)
-        self.problem = Problem(field, reason, code, params)
+        self.problem = Problem(field, reason)
 
 
 def is_absent(value: Any) -> bool:
@@ -55,7 +56,7 @@ def finish(fields: Row) -> Row:
     """
     found: Row = {}
     if fields.get("tools") not in _NO_TOOLS:
-        raise Misfit("tools", "is not supported in preference training; remove it", "tools")
+        raise Misfit("tools", say("tools"))
     prompt = as_turns("prompt", fields["prompt"]) if "prompt" in fields else None
     is_pair = "chosen" in fields or "rejected" in fields
     names = ("chosen", "rejected") if is_pair else ("completion",)
@@ -76,10 +77,8 @@ def label_of(value: Any) -> bool:
     if label is None:
         if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(plain(value))):
             # In such a file a 1 may be the lowest score instead of a yes, so skipping this row alone would be wrong.
-            reason = f"must be true or false, or 1 or 0, not a score such as {shown(value)}"
-            raise Misfit("label", reason, "label_score", value=shown(value))
-        reason = f"must be true or false, not {shown(value)}; also accepted: {LABEL_WORDS}"
-        raise Misfit("label", reason, "label", value=shown(value), known=LABEL_WORDS)
+            raise Misfit("label", say("label_score", value=shown(value)))
+        raise Misfit("label", say("label", value=shown(value), known=LABEL_WORDS))
     return label
 
 
@@ -141,8 +140,7 @@ def _joined(field: str, parts: list[Any]) -> str:
         kind = part.get("type") if isinstance(part, dict) else None
         text = part.get("text") if isinstance(part, dict) else None
         if kind not in (None, "text", "input_text", "output_text") or not isinstance(text, str):
-            name = shown(kind or part)
-            raise Misfit(field, f"has a part that is not text: {name}", "part", part=name)
+            raise Misfit(field, say("part", part=shown(kind or part)))
         texts.append(text)
     return "".join(texts)
 
@@ -156,9 +154,9 @@ def _apart(prompt: Any, answers: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     for name in whole:
         last = answers[name][-1]
         if not (isinstance(last, dict) and last.get("role") == "assistant"):
-            raise Misfit(name, "must end with an assistant message", "no_last_answer")
+            raise Misfit(name, say("no_last_answer"))
         if not _same(answers[name][:-1], head):
-            raise Misfit(name, f"must have the same turns as {whole[0]} except the last", "other_head", other=whole[0])
+            raise Misfit(name, say("other_head", other=whole[0]))
     return _merged(prompt, head, whole[0]), {
         name: answer[-1:] if name in whole else answer for name, answer in answers.items()
     }
@@ -178,7 +176,7 @@ def _merged(prompt: Any, head: Messages, name: str) -> Any:
     else:
         is_in_head = prompt is None
     if not is_in_head:
-        raise Misfit("prompt", f"differs from the beginning of {name}", "other_prompt", other=name)
+        raise Misfit("prompt", say("other_prompt", other=name))
     return head
 
 
@@ -188,7 +186,7 @@ def _with_context(prompt: Any, fields: Row) -> Any:
     if isinstance(system, list | dict):
         system = _text(as_turns("system", system))
     if system is not None and not isinstance(system, str):
-        raise Misfit("system", f"must be text, not {type(system).__name__}", "no_text", type=type(system).__name__)
+        raise Misfit("system", no_text(system))
     is_blank = not prompt or (isinstance(prompt, str) and not prompt.strip())
     if is_blank or not (history or (system and system.strip())):
         return prompt
@@ -198,11 +196,11 @@ def _with_context(prompt: Any, fields: Row) -> Any:
     own, rest = _system_apart(turns)
     before, history = _system_apart(history)
     if own and before and not _same(own, before):
-        raise Misfit("history", "has another system message than the prompt", "other_system")
+        raise Misfit("history", say("other_system"))
     own = own or before
     if system and system.strip():
         if own and _squeezed(str(own[0].get("content"))) != _squeezed(system):
-            raise Misfit("system", "differs from the system message in the prompt", "other_system")
+            raise Misfit("system", say("other_system"))
         own = own or [{"role": "system", "content": system}]
     return [*own, *history, *rest]
 
@@ -222,11 +220,11 @@ def _history(value: Any) -> Messages:
     turns: Messages = []
     is_pairs = isinstance(value, list) and all(isinstance(each, list | tuple) and len(each) == 2 for each in value)
     if not is_pairs:
-        raise Misfit("history", "must be a list of messages, or of question and answer pairs", "history")
+        raise Misfit("history", say("history"))
     for pair in value:
         for role, text in zip(("user", "assistant"), pair, strict=True):
             if text is not None and not isinstance(text, str):
-                raise Misfit("history", "must contain only text in its pairs of question and answer", "history")
+                raise Misfit("history", say("history"))
             turns += [{"role": role, "content": text}] if text else []
     return turns
 

@@ -11,6 +11,7 @@ from trainer_core.layouts.forms import Misfit
 from trainer_core.layouts.scored import as_score
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 _PROMPTS = ("prompt", "instruction", "input", "question")
 
@@ -31,7 +32,7 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
 
     def fields(row: Row) -> Row:
         if answers not in row or scores not in row:
-            raise Misfit("chosen", "is missing", "missing")
+            raise Misfit("chosen", say("missing"))
         best, worst = _ends(row[answers], row[scores])
         return rename(row) | {"chosen": best, "rejected": worst}
 
@@ -50,13 +51,13 @@ def _ends(answers: Any, scores: Any) -> tuple[Any, Any]:
     if answers is scores and _is_scored(scores):
         answers, scores = ([each[name] for each in scores] for name in ("response", "overall_score"))
     if not (isinstance(answers, list) and isinstance(scores, list)):
-        raise Misfit("chosen", "needs at least two answers, each with a score", "no_scores")
+        raise Misfit("chosen", say("no_scores"))
     numbers = [as_score(score) for score in scores]
     if len(numbers) != len(answers) or len(numbers) < 2 or None in numbers:
-        raise Misfit("chosen", "needs at least two answers, each with a score", "no_scores")
+        raise Misfit("chosen", say("no_scores"))
     known = [number for number in numbers if number is not None]
     if known.count(max(known)) > 1 or known.count(min(known)) > 1:
-        raise Misfit("chosen", "is unclear: several answers share the highest or lowest score", "no_preference")
+        raise Misfit("chosen", say("no_preference"))
     return answers[known.index(max(known))], answers[known.index(min(known))]
 
 

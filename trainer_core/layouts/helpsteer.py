@@ -14,6 +14,7 @@ from trainer_core.layouts.forms import Misfit
 from trainer_core.layouts.two_answers import claim
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row, shown
+from trainer_core.wording import say
 
 _ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 _PREFERENCES = (
@@ -42,9 +43,9 @@ def preference_claims(sample: Sample, options: ReadingOptions) -> Claim | None:
 def _is_first(row: Row, value: Any) -> bool:
     strength = scored.as_score(value)
     if strength is None:
-        raise Misfit("preferred", f"must be a number, not {shown(value)}", "score", value=shown(value))
+        raise Misfit("preferred", say("score", value=shown(value)))
     if strength == 0:
-        raise Misfit("preferred", "is 0, so neither answer is preferred", "no_preference")
+        raise Misfit("preferred", say("no_preference"))
     return strength < 0
 
 

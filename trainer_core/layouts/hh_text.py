@@ -10,6 +10,7 @@ from trainer_core.layouts.claims import Claim, Layout, Sample, renamed
 from trainer_core.layouts.forms import Messages, Misfit
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -46,8 +47,7 @@ def _turns(field: str, text: Any) -> Messages:
 
 
 def _no_dialogue(field: str) -> Misfit:
-    reason = "must be a dialogue in text, with `Human:` or `Assistant:` before each turn"
-    return Misfit(field, reason, "dialogue", human="Human:", assistant="Assistant:")
+    return Misfit(field, say("dialogue", human="Human:", assistant="Assistant:"))
 
 
 LAYOUT = Layout("hh_text", claims)

@@ -7,6 +7,7 @@ from trainer_core.layouts.claims import Claim, Layout, Sample, renaming, with_co
 from trainer_core.layouts.forms import Misfit
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 
 def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
@@ -21,9 +22,9 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
             return found
         given = found["prompt"]
         if not (isinstance(given, dict) and "messages" in given):
-            raise Misfit("prompt", "must be an object with `messages`", "no_messages")
+            raise Misfit("prompt", say("no_messages"))
         if given.get("tools"):
-            raise Misfit("prompt", "contains `tools`, which preference training does not support; remove them", "tools")
+            raise Misfit("prompt", say("tools"))
         return found | {"prompt": given["messages"]}
 
     return Claim(mapping, fields)

@@ -12,6 +12,7 @@ from trainer_core.layouts.forms import Misfit
 from trainer_core.layouts.two_answers import claim
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row, shown
+from trainer_core.wording import say
 
 _VERDICTS = ("better_response_id", "safer_response_id")
 
@@ -30,7 +31,7 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
             raise ask((row,))
         number = str(value)
         if number not in ("0", "1", "0.0", "1.0"):
-            raise Misfit("preferred", f"must be 0 or 1, not {shown(value)}", "answer_number", value=shown(value))
+            raise Misfit("preferred", say("answer_number", value=shown(value)))
         return number.startswith("0")
 
     differing = [row for row in sample.rows if _differ(row)]
@@ -45,11 +46,7 @@ def _differ(row: Row) -> bool:
 
 
 def ask(rows: Any) -> DataUnclear:
-    message = (
-        "the rows have the PKU-SafeRLHF layout, and `better_response_id` and `safer_response_id` name different answers: "
-        "set `map` to name one of these two columns for the field preferred"
-    )
-    return unclear("map", message, _VERDICTS, {"preferred": _VERDICTS[0]}, rows, code="verdict_unclear")
+    return unclear("map", "verdict_unclear", _VERDICTS, {"preferred": _VERDICTS[0]}, rows)
 
 
 LAYOUT = Layout("pku", claims)

@@ -6,11 +6,12 @@ The threshold decides which scores are good. Only the person who gave the scores
 from typing import Any
 
 from trainer_core.errors import DataUnclear
-from trainer_core.layouts.claims import Claim, Layout, Sample, listed, renaming, unclear, with_context
+from trainer_core.layouts.claims import Claim, Layout, Sample, renaming, unclear, with_context
 from trainer_core.layouts.forms import Misfit
 from trainer_core.layouts.words import as_label
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row, shown
+from trainer_core.wording import say
 
 
 def as_score(value: Any) -> float | None:
@@ -50,7 +51,7 @@ def claim(sample: Sample, options: ReadingOptions, column: str, **mapping: str) 
         if "label" in found:
             score = as_score(found["label"])
             if score is None:
-                raise Misfit("label", f"must be a number, not {shown(row[column])}", "score", value=shown(row[column]))
+                raise Misfit("label", say("score", value=shown(row[column])))
             found["label"] = score >= threshold
         return found
 
@@ -62,14 +63,8 @@ def ask(sample: Sample, columns: list[str]) -> DataUnclear:
     scores = [score for value in sample.values(columns[0]) if (score := as_score(value)) is not None]
     low, high = min(scores, default=0.0), max(scores, default=0.0)
     guess = high if low == high else (low + high) / 2
-    seen = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-    message = (
-        f"{listed(columns[:1])} holds scores ({seen} in the first rows): set `threshold` to the lowest score of a good "
-        f"answer, such as {guess:g}"
-    )
-    return unclear(
-        "threshold", message, columns, guess, sample.rows, code="threshold_unclear", column=columns[0], low=low, high=high
-    )
+    values = {"column": columns[0], "low": low, "high": high, "example": guess}
+    return unclear("threshold", "threshold_unclear", columns, guess, sample.rows, **values)
 
 
 LAYOUT = Layout("scored", claims)

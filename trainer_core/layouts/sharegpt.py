@@ -8,6 +8,7 @@ from trainer_core.layouts.claims import Claim, Layout, Sample, renamed, renaming
 from trainer_core.layouts.forms import Misfit, as_turns
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 
 def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
@@ -34,7 +35,7 @@ def labelled(sample: Sample, turns: str, label: str) -> Claim:
         if "completion" in found:
             whole = as_turns("completion", found["completion"])
             if not isinstance(whole, list) or len(whole) < 2:
-                raise Misfit("completion", "must contain the prompt and end with the answer", "no_last_answer")
+                raise Misfit("completion", say("no_last_answer"))
             found["completion"] = whole
         return found
 

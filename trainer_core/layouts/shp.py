@@ -10,6 +10,7 @@ from trainer_core.layouts.forms import Misfit, label_of
 from trainer_core.layouts.two_answers import claim
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row, shown
+from trainer_core.wording import say
 
 
 def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
@@ -22,7 +23,7 @@ def _is_first(row: Row, value: Any) -> bool:
     try:
         return label_of(value)
     except Misfit:
-        raise Misfit("preferred", f"must be 0 or 1, not {shown(value)}", "answer_number", value=shown(value)) from None
+        raise Misfit("preferred", say("answer_number", value=shown(value))) from None
 
 
 LAYOUT = Layout("shp", claims)

@@ -10,6 +10,7 @@ from trainer_core.layouts.claims import Claim, Layout, Sample, with_context
 from trainer_core.layouts.forms import CONTEXT, Misfit, as_turns
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row
+from trainer_core.wording import say
 
 
 def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
@@ -29,7 +30,7 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
 def _whole(messages: Any) -> Any:
     turns = as_turns("chosen", messages)
     if not isinstance(turns, list) or len(turns) < 2:
-        raise Misfit("chosen", "must contain the prompt and end with the answer", "no_last_answer")
+        raise Misfit("chosen", say("no_last_answer"))
     return turns
 
 

@@ -5,12 +5,13 @@ it with a `map` for `answer_1`, `answer_2` and `preferred`.
 from collections.abc import Callable
 from typing import Any
 
-from trainer_core.errors import DataInvalid, Detail
+from trainer_core.errors import DataInvalid
 from trainer_core.layouts.claims import Claim, Layout, Sample, renaming, with_context
 from trainer_core.layouts.forms import Misfit
 from trainer_core.layouts.words import plain
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_rules import Row, shown
+from trainer_core.wording import say
 
 _FIRST = {
     plain(word) for word in ("1", "1.0", "a", "first", "answer 1", "answer a", "أ", "الأول", "الأولى", "الإجابة الأولى")
@@ -18,7 +19,6 @@ _FIRST = {
 _SECOND = {
     plain(word) for word in ("2", "2.0", "b", "second", "answer 2", "answer b", "ب", "الثاني", "الثانية", "الإجابة الثانية")
 }
-_ZERO = "the better answer is given as 0 and 1, which does not tell which answer is meant: write 1 and 2, or A and B"
 _KNOWN = "1/2, A/B, first/second, أ/ب, الأولى/الثانية"
 
 
@@ -31,7 +31,7 @@ def claims(sample: Sample, options: ReadingOptions) -> Claim | None:
 
     def is_first(row: Row, value: Any) -> bool:
         if not has_two and plain(str(value)) in ("0", "0.0"):
-            raise DataInvalid(_ZERO, [Detail("preferred", _ZERO, code="preferred_zero")])
+            raise DataInvalid.at("preferred", say("preferred_zero"))
         return which(row, value)
 
     return claim(sample, names, is_first, prompt="prompt")
@@ -41,8 +41,7 @@ def which(row: Row, value: Any) -> bool:
     """Whether the first answer is the preferred one. Raises `Misfit`."""
     word = plain(str(value).replace("_", " "))
     if word not in _FIRST | _SECOND:
-        reason = f"must say which answer is better ({_KNOWN}), not {shown(value)}"
-        raise Misfit("preferred", reason, "preferred", known=_KNOWN, value=shown(value))
+        raise Misfit("preferred", say("preferred", known=_KNOWN, value=shown(value)))
     return word in _FIRST
 
 
@@ -67,7 +66,7 @@ def claim(
     def fields(row: Row) -> Row:
         for name in names:
             if row.get(name) is None:
-                raise Misfit("preferred" if name == preferred else name, "is missing", "missing")
+                raise Misfit("preferred" if name == preferred else name, say("missing"))
         good, bad = (first, second) if is_first(row, row[preferred]) else (second, first)
         return rename(row) | {"chosen": row[good], "rejected": row[bad]}
 

@@ -36,7 +36,6 @@ BAD = _table(
     "false no n 0 0.0 bad undesirable negative dislike disliked down thumbs_down thumbsdown reject rejected incorrect wrong "
     "👎 ❌ ✗ ✘ لا خطأ خاطئ سيئ سيء سيئة رديء ضعيف مرفوض مرفوضة غير_مرغوب غير_مقبول غير_جيد غير_صحيح غير_مناسب سلبي لم_يعجبني"
 )
-LABEL_WORDS = "1/0, yes/no, good/bad, desirable/undesirable, accepted/rejected, 👍/👎, نعم/لا, صح/خطأ, جيد/سيئ, مقبول/مرفوض"
 
 
 def as_label(value: Any) -> bool | None:

@@ -15,8 +15,9 @@ from trainer_core.reading.encodings import as_utf8, undecodable
 from trainer_core.reading.limits import CHUNK_BYTES, MAX_COLUMNS, MAX_LINE_BYTES, MAX_ROW_DEPTH
 from trainer_core.reading.shapes import Shape, shape_of, shape_of_head
 from trainer_core.reading.sink import Part, Reader, Sink, tell_kind
-from trainer_core.reading.values import PLAIN, RowFault, as_row, decode, explained, printable
+from trainer_core.reading.values import PLAIN, RowFault, as_row, decode, explained, printable, unreadable_number
 from trainer_core.row_rules import is_text
+from trainer_core.wording import Message, say
 
 # Lists beside wrapped rows that describe them.
 _ABOUT = {"columns", "errors", "features", "index"}
@@ -86,7 +87,7 @@ class DocumentReader:
         except _Broken as error:
             self._steps = None
             fault = error.args[0]
-            self._sink.fail(fault.field, fault.reason, fault.params.pop("row", None), fault.code, fault.params)
+            self._sink.fail(fault.field, fault.reason, None)
         self._have = len(self._text) - self._place
 
     # -- pieces of the grammar
@@ -107,7 +108,7 @@ class DocumentReader:
                 return self._text[self._place : self._place + 1]
             yield from self._more()
 
-    def _value(self, what: str) -> _Step:
+    def _value(self) -> _Step:
         """The value at this position. Raises `RowFault` for a value that cannot be a row, and `_Broken` for invalid JSON."""
         while True:
             fault: RowFault | None = None
@@ -123,12 +124,11 @@ class DocumentReader:
                 if self._complete or not is_cut:
                     self._stop(error)
                 if len(self._text) - self._place > MAX_LINE_BYTES:
-                    reason = f"a {what} is longer than {MAX_LINE_BYTES:,} bytes"
-                    self._sink.give_up(reason, None, "row_too_long", {"most": MAX_LINE_BYTES})
+                    self._sink.give_up(say("row_too_long", most=MAX_LINE_BYTES), None)
             except RecursionError:
-                self._break(f"nested deeper than {MAX_ROW_DEPTH} levels", "too_deep", most=MAX_ROW_DEPTH)
-            except ValueError as error:
-                self._break(str(error), "not_json")
+                _break(say("too_deep", most=MAX_ROW_DEPTH))
+            except ValueError:
+                _break(unreadable_number())
             else:
                 if end < len(self._text) or self._complete:
                     if self._has_broken and not is_text(self._text[self._place : end]):
@@ -140,21 +140,22 @@ class DocumentReader:
                     return value
             yield from self._more()
 
-    def _break(self, reason: str, code: str = "not_json", **params: Any) -> NoReturn:
-        params |= {"problem": reason} if code == "not_json" else {}
-        raise _Broken(RowFault("", f"not valid JSON: {reason}", code, **params)) from None
-
     def _stop(self, error: json.JSONDecodeError) -> NoReturn:
         if not self._text[error.pos :].strip() or error.msg.startswith("Unterminated"):
-            self._break("the file ends in the middle of a value; it may be truncated", "cut_off")
+            _break(say("cut_off"))
         raise _Broken(explained(error)) from None
 
-    def _expect(self, letters: str, what: str) -> _Step:
+    def _expect(self, letters: str, code: str) -> _Step:
+        """One of these letters.
+
+        Args:
+            code: of the sentence about any other letter.
+        """
         found = yield from self._next()
         if not found:
-            self._break("the file ends in the middle of the document; it may be truncated", "cut_off")
+            _break(say("cut_off"))
         if found not in letters:
-            self._break(f"expected {what}, found {found!r}")
+            _break(say("not_json", problem=say(code, found=printable(found))))
         self._place += 1
         return found
 
@@ -180,7 +181,7 @@ class DocumentReader:
         else:
             yield from self._read_object(shape)
         if (yield from self._next()):
-            self._break("extra text after the end of the document", "more_after_end")
+            _break(say("more_after_end"))
 
     def _shape(self) -> _Step:
         while True:
@@ -213,42 +214,41 @@ class DocumentReader:
             if (yield from self._next()) != '"':
                 # The parser's own error says more, unless this is a value, such as NaN, that could never be a key.
                 with suppress(RowFault):
-                    yield from self._value("name")
-                self._break("keys must be in double quotes")
+                    yield from self._value()
+                _break(say("not_json", problem=say("json.keys")))
             try:
-                name = yield from self._value("name")
+                name = yield from self._value()
             except RowFault as fault:
                 raise _Broken(fault) from None
             if name in names:
-                reason = "is a duplicate key; keep one of the two"
-                self._sink.fail(printable(name), reason, None, "duplicate_key", {"key": printable(name)})
+                self._sink.fail(printable(name), say("duplicate_key", key=printable(name)), None)
             names.add(name)
-            yield from self._expect(":", "a colon")
+            yield from self._expect(":", "json.colon_not")
             is_list = (yield from self._next()) == "["
             if is_list and name in where:
                 yield from self._read_list("validation" if name == "validation" else "train", about)
                 # Only the first of two wrappers is read.
                 where -= {"data", "rows"}
             else:
-                value = yield from self._about(name, is_list)
+                value = yield from self._about()
                 about[name] = value
                 if name in get_args(Part) and value is not None:
-                    self._sink.fail(name, "must be a list of rows", None, "not_a_list")
+                    self._sink.fail(name, say("not_a_list"), None)
                 unread += [name] if is_list else []
-            if (yield from self._expect(",}", "a comma or the end of the object")) == "}":
+            if (yield from self._expect(",}", "json.comma_not")) == "}":
                 break
             if (yield from self._next()) == "}":
-                self._break("trailing comma before a closing bracket; remove it", "trailing_comma")
+                _break(say("trailing_comma"))
         for name in unread:
             if not (shape == "wrapped" and name in _ABOUT):
-                self._sink.fail(printable(name), _UNREAD, None, "unread_list", {"names": list(get_args(Part))})
+                self._sink.fail(printable(name), say("unread_list", names=get_args(Part)), None)
 
-    def _about(self, name: str, is_list: bool) -> _Step:
+    def _about(self) -> _Step:
         """The value of a key that holds no rows."""
         try:
-            value = yield from self._value(f"value of {printable(name)!r}")
+            value = yield from self._value()
         except RowFault as fault:
-            self._sink.fail(fault.field, fault.reason, None, fault.code, fault.params)
+            self._sink.fail(fault.field, fault.reason, None)
             return {}
         return value
 
@@ -261,27 +261,27 @@ class DocumentReader:
         while True:
             number += 1
             if (yield from self._next()) == "]":
-                self._break("trailing comma before a closing bracket; remove it", "trailing_comma")
+                _break(say("trailing_comma"))
             yield from self._read_row(part, number, about)
-            if (yield from self._expect(",]", "a comma or the end of the list")) == "]":
+            if (yield from self._expect(",]", "json.comma_not")) == "]":
                 return
 
     def _read_row(self, part: Part, number: int, about: dict[str, Any]) -> _Step:
         try:
-            value = yield from self._value("row")
+            value = yield from self._value()
             row = _unwrapped(value, about)
         except RowFault as fault:
             name = fault.field if part == "train" or not fault.field else f"{part}.{fault.field}"
-            self._sink.fail(name, fault.reason, number, fault.code, fault.params)
+            self._sink.fail(name, fault.reason, number)
             return
         if self._is_too_long:
-            reason = f"the row is longer than {MAX_LINE_BYTES:,} bytes"
-            self._sink.fail("", reason, number, "row_too_long", {"most": MAX_LINE_BYTES})
+            self._sink.fail("", say("row_too_long", most=MAX_LINE_BYTES), number)
             return
         self._sink.value(part, row, number)
 
 
-_UNREAD = "only the lists `train` and `validation` are read; rename this one, or remove it"
+def _break(reason: Message) -> NoReturn:
+    raise _Broken(RowFault("", reason)) from None
 
 
 def _is_too_long(text: str, start: int, end: int) -> bool:
@@ -293,13 +293,12 @@ def _unwrapped(value: Any, about: dict[str, Any]) -> dict[str, Any]:
     columns = about.get("columns")
     if isinstance(value, list) and isinstance(columns, list):
         if len(columns) > MAX_COLUMNS:
-            raise RowFault("columns", f"more than {MAX_COLUMNS:,} columns", "too_many_columns", most=MAX_COLUMNS)
+            raise RowFault("columns", say("too_many_columns", most=MAX_COLUMNS))
         if len(value) != len(columns) or not all(isinstance(name, str) for name in columns):
-            reason = f"has {len(value)} values for {len(columns)} columns"
-            raise RowFault("", reason, "cells_and_columns", cells=len(value), columns=len(columns))
+            raise RowFault("", say("cells_and_columns", cells=len(value), columns=len(columns)))
         if len(set(columns)) != len(columns):
             twice = next(name for place, name in enumerate(columns) if name in columns[:place])
-            raise RowFault("columns", "has a duplicate column name; rename one", "duplicate_column", column=printable(twice))
+            raise RowFault("columns", say("duplicate_column", column=printable(twice)))
         return dict(zip(columns, value, strict=True))
     row = as_row(value)
     if isinstance(row.get("row"), dict) and "row_idx" in row:

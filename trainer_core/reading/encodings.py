@@ -5,10 +5,10 @@ import encodings.aliases
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from trainer_core.errors import DataUnclear, Detail, Question
 from trainer_core.reading.values import RowFault
+from trainer_core.wording import Message, say
 
 # The encodings that spreadsheets and editors write, the Arabic ones first.
 _CODE_PAGES = (
@@ -32,20 +32,18 @@ codecs.register_error("tafdil_undecodable", lambda error: ("\udcff", getattr(err
 
 
 class UnknownEncoding(ValueError):
-    """An encoding that does not exist, or that the file cannot have; the message says which."""
+    """An encoding that does not exist, or that the file cannot have; `reason` says which."""
 
-    def __init__(self, reason: str, code: str = "unknown_encoding", **params: Any) -> None:
+    def __init__(self, reason: Message) -> None:
         super().__init__(reason)
-        self.code, self.params = code, params
+        self.reason = reason
 
 
 @dataclass(frozen=True)
 class Unknown:
-    """A text whose encoding is unknown, with the likely ones, best guess first."""
+    """A text whose encoding is unknown, with the likely ones, best guess first; none without the package that guesses."""
 
     choices: tuple[str, ...]
-    # What guessing would need.
-    missing: str = ""
 
 
 def encoding_of(head: bytes, is_all: bool, named: str | None) -> str | Unknown | None:
@@ -60,8 +58,7 @@ def encoding_of(head: bytes, is_all: bool, named: str | None) -> str | Unknown |
     if not found and page and is_utf8_of_letters(head, is_all):
         found = "utf-8"
     if found and page and not _is_same(found, page):
-        name = found.upper()
-        raise UnknownEncoding(f"the file is already {name}: leave `encoding` out", "already_unicode", encoding=name)
+        raise UnknownEncoding(say("already_unicode", encoding=found.upper()))
     if not found and not page:
         if not _is_rather_utf8(head):
             return _guessed(head[:_SAMPLE_BYTES])
@@ -99,9 +96,8 @@ def undecodable(name: str | None) -> RowFault:
         name: the encoding, unless it is UTF-8.
     """
     if name is None:
-        return RowFault("", "contains a byte that is not UTF-8; save the file as UTF-8, or set `encoding`", "not_utf8")
-    reason = f"contains a byte that {name} does not have; save the file as UTF-8, or set another `encoding`"
-    return RowFault("", reason, "wrong_encoding", encoding=name)
+        return RowFault("", say("not_utf8"))
+    return RowFault("", say("wrong_encoding", encoding=name))
 
 
 def _checked(name: str) -> str:
@@ -114,8 +110,7 @@ def _checked(name: str) -> str:
         return "utf-8"
     no_text = {"rot_13", "mbcs", "oem", "idna", "punycode", "utf_7"}
     if found not in known - no_text or not getattr(codecs.lookup(name), "_is_text_encoding", True):
-        reason = f"unknown encoding {name[:40]!r}; files from Windows in Arabic are usually `cp1256`"
-        raise UnknownEncoding(reason, encoding=name[:40])
+        raise UnknownEncoding(say("unknown_encoding", encoding=name[:40]))
     return found.replace("utf_16", "utf-16").replace("iso8859_", "iso8859-")
 
 
@@ -140,7 +135,7 @@ def _guessed(sample: bytes) -> Unknown:
     try:
         from charset_normalizer import from_bytes
     except ImportError:
-        return Unknown((), missing=". Tafdil could guess it with the package `charset-normalizer`, which is not installed")
+        return Unknown(())
     sample = sample[: sample.rfind(b"\n") + 1] or sample
     found = [match.encoding for match in from_bytes(sample, cp_isolation=list(_CODE_PAGES))]
     # A short text misleads the guess. An encoding that gives only Arabic letters is the right one.
@@ -162,14 +157,8 @@ def ask(unknown: Unknown, head: bytes, rows_of: Callable[[bytes], list[dict[str,
     """The error that asks for a text's encoding and shows the first rows in the likeliest one."""
     choices = unknown.choices
     if not choices:
-        known = "the text is not UTF-8, and its encoding is unknown: set `encoding`, or save the file as UTF-8"
-        reason = known + unknown.missing
-        return DataUnclear(reason, [Detail("encoding", reason, code="encoding_unknown", params={})])
+        return DataUnclear.at("encoding", say("encoding_unknown"))
     guess = choices[0]
     rows = rows_of(head.decode(guess, "replace").encode())
-    reason = (
-        f"the text is not UTF-8; its encoding is probably {guess}. Check the first rows, then set `encoding` to {guess}"
-        f"{' (or one of ' + ', '.join(choices[1:]) + ')' if choices[1:] else ''}, or save the file as UTF-8"
-    )
-    detail = Detail("encoding", reason, code="encoding_unclear", params={"guess": guess, "choices": list(choices)})
-    return DataUnclear(reason, [detail], question=Question("encoding", choices, guess, tuple(rows)))
+    reason = say("encoding_unclear", guess=guess, choices=choices)
+    return DataUnclear(reason, [Detail("encoding", reason)], question=Question("encoding", choices, guess, tuple(rows)))

@@ -4,6 +4,7 @@ from trainer_core.reading.encodings import undecodable
 from trainer_core.reading.limits import MAX_LINE_BYTES
 from trainer_core.reading.sink import Sink
 from trainer_core.reading.values import RowFault, row_of_line
+from trainer_core.wording import say
 
 
 class JsonlReader:
@@ -40,8 +41,7 @@ class JsonlReader:
             self._read_line(self._buffer)
 
     def _too_long(self, line: int) -> None:
-        reason = f"the line is longer than {MAX_LINE_BYTES:,} bytes"
-        self._sink.fail("", reason, line, "row_too_long", {"most": MAX_LINE_BYTES})
+        self._sink.fail("", say("row_too_long", most=MAX_LINE_BYTES), line)
 
     def _read_line(self, line: bytes) -> None:
         self._line += 1
@@ -53,11 +53,10 @@ class JsonlReader:
         try:
             row = row_of_line(line.decode())
         except UnicodeDecodeError:
-            fault = undecodable(self._encoding)
-            self._sink.fail("", fault.reason, self._line, fault.code, fault.params)
+            self._sink.fail("", undecodable(self._encoding).reason, self._line)
         except RowFault as fault:
-            if fault.code == "line_ends_lost":
-                self._sink.give_up(fault.reason, self._line, fault.code)
-            self._sink.fail(fault.field, fault.reason, self._line, fault.code, fault.params)
+            if fault.reason.code == "line_ends_lost":
+                self._sink.give_up(fault.reason, self._line)
+            self._sink.fail(fault.field, fault.reason, self._line)
         else:
             self._sink.value("train", row, self._line)

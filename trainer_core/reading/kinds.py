@@ -9,6 +9,7 @@ from trainer_core.reading.text import TextReader
 from trainer_core.reading.unreadable import unreadable_binary
 from trainer_core.reading.whole_files import WholeFileReader
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.wording import say
 
 _WHOLE = {
     b"PAR1": "parquet",
@@ -32,14 +33,12 @@ def reader_for(head: bytes, sink: Sink, path: Path | None, options: ReadingOptio
 
 
 def _reader(head: bytes, sink: Sink, path: Path | None, options: ReadingOptions, depth: int) -> Reader:
-    found = unreadable_binary(head)
-    if found:
-        sink.give_up(found.reason, None, "not_rows", {"kind": found.name})
+    if found := unreadable_binary(head):
+        sink.give_up(found, None)
     inside = partial(_inside, options=options, depth=depth + 1)
     packing = packing_of(head)
     if depth > 1 and (packing or _whole(head) == "zip"):
-        reason = "too many levels of compression: send the table itself"
-        sink.give_up(reason, None, "packed_too_often", {})
+        sink.give_up(say("packed_too_often"), None)
     if packing:
         return PackedReader(sink, packing, inside)
     whole = _whole(head)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from trainer_core.reading.limits import CHUNK_BYTES, HEAD_BYTES, MAX_EXPANSION, most_bytes_out
 from trainer_core.reading.sink import Inside, Reader, Sink
+from trainer_core.wording import say
 
 _XZ_MEMORY_BYTES = 128 * 2**20
 _ZSTD_WINDOW_BYTES = 128 * 2**20
@@ -137,23 +138,16 @@ class PackedReader:
                 data = self._member.unused_data if self._member.eof else b""
                 self._member = None if self._member.eof else self._member
         except NotInstalled as error:
-            reason = f"the package `{error}` is not installed; send the file uncompressed, or as gzip"
-            self._sink.give_up(reason, None, "not_installed", {"package": str(error)})
+            self._sink.give_up(say("not_installed", package=str(error)), None)
         except Packed as error:
-            self._sink.give_up(
-                f"not valid {self._name}: {error}", None, "not_valid", {"kind": self._name, "problem": str(error)}
-            )
+            self._sink.give_up(say("not_valid", kind=self._name, problem=str(error)), None)
 
     def close(self) -> None:
         if self._member or self._is_first:
-            self._sink.fail("", f"the {self._what} is truncated", None, "file_cut_off")
+            self._sink.fail("", say("file_cut_off"), None)
         self._start()
         assert self._reader is not None
         self._reader.close()
-
-    @property
-    def _what(self) -> str:
-        return "gzipped file" if self._packing == "gz" else f"{self._name} file"
 
     def _give(self, piece: bytes) -> None:
         if self._reader:
@@ -168,13 +162,11 @@ class PackedReader:
             return
         inner = packing_of(self._head)
         if inner:
-            reason = f"{_NAMES[inner]} inside {self._name}: decompress the file once, then send the result"
-            self._sink.give_up(reason, None, "packed_twice", {"outer": self._name, "inner": _NAMES[inner]})
+            self._sink.give_up(say("packed_twice", outer=self._name, inner=_NAMES[inner]), None)
         self._reader = self._make(self._head, self._inner)
         self._reader.feed(self._head)
 
     def _count(self, piece: bytes) -> None:
         self._bytes_out += len(piece)
         if self._bytes_out > most_bytes_out(self._bytes_in):
-            reason = f"the {self._what} expands to more than {MAX_EXPANSION} times its size"
-            self._sink.give_up(reason, None, "expands", {"most": MAX_EXPANSION})
+            self._sink.give_up(say("expands", most=MAX_EXPANSION), None)

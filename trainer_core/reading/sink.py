@@ -2,6 +2,8 @@
 
 from typing import Any, Literal, NoReturn, Protocol
 
+from trainer_core.wording import Message
+
 Part = Literal["train", "validation"]
 Format = Literal["jsonl", "json", "parquet"]
 
@@ -20,13 +22,9 @@ class Sink(Protocol):
         """A row, as an object that can be written as JSON in UTF-8."""
         ...
 
-    def fail(
-        self, field: str, reason: str, line: int | None, code: str | None = None, params: dict[str, Any] | None = None
-    ) -> None: ...
+    def fail(self, field: str, reason: Message, line: int | None) -> None: ...
 
-    def give_up(
-        self, reason: str, line: int | None, code: str | None = None, params: dict[str, Any] | None = None
-    ) -> NoReturn:
+    def give_up(self, reason: Message, line: int | None) -> NoReturn:
         """Stops reading, because the rest of the file cannot be read."""
         ...
 

@@ -5,13 +5,13 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 from trainer_core.reading.encodings import undecodable
 from trainer_core.reading.limits import CHUNK_BYTES, MAX_COLUMNS, MAX_LINE_BYTES
 from trainer_core.reading.sink import Sink
 from trainer_core.reading.values import as_left_out, printable
 from trainer_core.row_rules import is_text
+from trainer_core.wording import Message, say
 
 _KINDS = {",": "csv", "\t": "tsv", ";": "csv", "|": "csv"}
 _EXCEL_LINE = re.compile(r"sep=(.)\r?\n")
@@ -20,23 +20,22 @@ csv.field_size_limit(2 * MAX_LINE_BYTES)
 
 
 class HeaderFault(ValueError):
-    """An invalid header; the message says why."""
+    """An invalid header; `reason` says why."""
 
-    def __init__(self, reason: str, code: str, **params: Any) -> None:
+    def __init__(self, reason: Message) -> None:
         super().__init__(reason)
-        self.code, self.params = code, params
+        self.reason = reason
 
 
 def names_of(header: Sequence[object]) -> list[str]:
     """The column names in a header. A column without one is named by its position. Raises `HeaderFault`."""
     if len(header) > MAX_COLUMNS:
-        raise HeaderFault(f"has more than {MAX_COLUMNS:,} columns", "too_many_columns", most=MAX_COLUMNS)
+        raise HeaderFault(say("too_many_columns", most=MAX_COLUMNS))
     cells = ["" if cell is None else str(cell).strip().removeprefix("\ufeff") for cell in header]
     names = [name or f"column {place}" for place, name in enumerate(cells, start=1)]
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        name = printable(twice)
-        raise HeaderFault(f"duplicate column {name!r}; rename one of the two", "duplicate_column", column=name)
+        raise HeaderFault(say("duplicate_column", column=printable(twice)))
     return names
 
 
@@ -96,10 +95,7 @@ class TableReader:
     def close(self) -> None:
         self._take(b"", complete=True)
         if self._names and not self._has_rows:
-            reason = (
-                "there are no rows below the header. With curl, send the file with --data-binary: -d removes line breaks"
-            )
-            self._sink.fail("", reason, self._line, "header_alone")
+            self._sink.fail("", say("header_alone"), self._line)
 
     def _take(self, data: bytes, complete: bool = False) -> None:
         new = self._decoder.decode(data, final=complete)
@@ -112,8 +108,7 @@ class TableReader:
         if self._size >= self._need or complete:
             self._read(complete)
         if self._size + len(self._rest) > MAX_LINE_BYTES:
-            reason = f"a row is longer than {MAX_LINE_BYTES:,} bytes; a closing quotation mark may be missing"
-            self._sink.give_up(reason, self._line + 1, "row_too_long", {"most": MAX_LINE_BYTES})
+            self._sink.give_up(say("row_too_long", most=MAX_LINE_BYTES), self._line + 1)
 
     def _read(self, complete: bool) -> None:
         taken = 0
@@ -137,9 +132,8 @@ class TableReader:
                 return
             except csv.Error as error:
                 if "unexpected end" in str(error):
-                    self._sink.give_up("a closing quotation mark is missing", self._line + 1, "open_quote")
-                reason = f"not a valid table row: {error}"
-                self._sink.give_up(reason, self._line + 1, "quotes", {"problem": str(error)})
+                    self._sink.give_up(say("open_quote"), self._line + 1)
+                self._sink.give_up(say("quotes", problem=str(error)), self._line + 1)
             yield reader.line_num - seen, cells
             seen = reader.line_num
 
@@ -150,29 +144,26 @@ class TableReader:
 
     def _row(self, cells: list[str], line: int) -> None:
         if self._has_broken and not all(map(is_text, cells)):
-            fault = undecodable(self._encoding)
+            reason = undecodable(self._encoding).reason
             if self._names is None:
-                self._sink.give_up(fault.reason, line, fault.code, fault.params)
+                self._sink.give_up(reason, line)
             self._has_rows = True
-            self._sink.fail("", fault.reason, line, fault.code, fault.params)
+            self._sink.fail("", reason, line)
             return
         if self._names is None:
             try:
                 self._names = names_of(cells)
             except HeaderFault as fault:
-                self._sink.give_up(str(fault), line, fault.code, fault.params)
+                self._sink.give_up(fault.reason, line)
             return
         self._has_rows = True
         width = len(self._names)
         # If the row begins with a number, the header may lack the name of an index, and the last cell may be empty.
         if any(cells[width:]) or (len(cells) > width and cells[0].strip().isdecimal()):
-            mark = "tabs" if self._delimiter == "\t" else f"“{self._delimiter}”"
-            reason = f"has {len(cells)} cells for {width} columns; quote cells that contain {mark}"
-            self._sink.fail("", reason, line, "cells_and_columns", {"cells": len(cells), "columns": width})
+            self._sink.fail("", say("cells_and_columns", cells=len(cells), columns=width), line)
             return
         if sum(map(len, cells)) * 4 > MAX_LINE_BYTES and sum(len(cell.encode()) for cell in cells) > MAX_LINE_BYTES:
-            reason = f"the row is longer than {MAX_LINE_BYTES:,} bytes"
-            self._sink.fail("", reason, line, "row_too_long", {"most": MAX_LINE_BYTES})
+            self._sink.fail("", say("row_too_long", most=MAX_LINE_BYTES), line)
             return
         row = {name: cell for name, cell in zip(self._names, cells, strict=False) if cell}
         self._sink.value("train", as_left_out(row), line)

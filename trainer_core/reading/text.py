@@ -15,6 +15,7 @@ from trainer_core.reading.shapes import shape_of, shape_of_head
 from trainer_core.reading.sink import Format, Part, Reader, Sink, tell_kind
 from trainer_core.reading.whole_files import WholeFileReader
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
+from trainer_core.wording import Message, say
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _SHOWN_ROWS = 3
@@ -58,10 +59,10 @@ class TextReader:
         try:
             found = encodings.encoding_of(head[:CHUNK_BYTES], complete, self._options.encoding)
         except encodings.UnknownEncoding as error:
-            self._sink.give_up(str(error), None, error.code, error.params)
+            self._sink.give_up(error.reason, None)
         if isinstance(found, encodings.Unknown):
             if unreadable.is_binary(head[:CHUNK_BYTES]):
-                self._refuse(unreadable.binary())
+                self._sink.give_up(unreadable.not_rows("binary"), None)
             raise encodings.ask(found, head[:CHUNK_BYTES], _first_rows)
         self._encoding = found
         if found:
@@ -89,8 +90,7 @@ class TextReader:
             self._unproved = data[first.start() :]
             return data[: first.start()]
         if encodings.is_utf8_of_letters(data[first.start() :], final):
-            reason = "the file is already UTF-8: leave `encoding` out"
-            self._sink.give_up(reason, None, "already_unicode", {"encoding": "UTF-8"})
+            self._sink.give_up(say("already_unicode", encoding="UTF-8"), None)
         self._is_proved = True
         return data
 
@@ -104,7 +104,7 @@ class TextReader:
         self._buffer = head
         is_long = len(head) >= CHUNK_BYTES
         if complete and not head:
-            self._sink.give_up("there are no rows: the file is empty", None, "empty_file", {})
+            self._sink.give_up(say("empty_file"), None)
         if complete or is_long or (b"\n" in head and len(head) >= CHUNK_BYTES // 4):
             text = head[:CHUNK_BYTES].decode("utf-8", "replace")
             delimiter, length = tables.marked_delimiter(text)
@@ -117,9 +117,8 @@ class TextReader:
             self._buffer = b""
 
     def _choose(self, head: str, is_long: bool) -> Reader:
-        found = unreadable.unreadable_text(head)
-        if found:
-            self._refuse(found)
+        if found := unreadable.unreadable_text(head):
+            self._sink.give_up(found, None)
         end = b"\r" if "\r" in head.strip() and "\n" not in head else b"\n"
         line, mark, rest = head.partition(end.decode())
         if self._is_document(head, line, bool(rest.strip())):
@@ -127,15 +126,14 @@ class TextReader:
         starts_as_json = line[:1] in {"{", "["} or (not mark and is_long)
         is_text = starts_as_json or _is_json(line)
         if not is_text and unreadable.is_binary(head.encode()):
-            self._refuse(unreadable.binary())
+            self._sink.give_up(unreadable.not_rows("binary"), None)
         delimiter = None if is_text else tables.delimiter_of(head)
         if delimiter:
             tell_kind(self._sink, tables.kind_of_table(delimiter), self._encoding)
             return tables.TableReader(self._sink, delimiter, self._line, self._encoding)
         if not is_text and not rest.lstrip().startswith("{"):
             shown = " ".join(line.split())[:60]
-            reason = f"neither JSON nor a table with a header and at least two columns; it begins with “{shown}”"
-            self._sink.give_up(reason, self._line + 1, "no_rows_here", {"begins": shown})
+            self._sink.give_up(say("no_rows_here", begins=shown), self._line + 1)
         tell_kind(self._sink, "jsonl", self._encoding)
         return JsonlReader(self._sink, self._line, end, self._encoding)
 
@@ -155,9 +153,6 @@ class TextReader:
 
     def _columns(self) -> Reader:
         return WholeFileReader(self._sink, "json_columns", None, self._options, encoding=self._encoding)
-
-    def _refuse(self, found: unreadable.Unreadable) -> NoReturn:
-        self._sink.give_up(found.reason, None, "not_rows", {"kind": found.name})
 
 
 def _from_first_cell(data: bytes) -> bytes:
@@ -193,9 +188,9 @@ class _FirstRows:
         if len(self.rows) == _SHOWN_ROWS:
             raise _Enough
 
-    def fail(self, field: str, reason: str, line: int | None, code: str | None = None, params: Any = None) -> None: ...
+    def fail(self, field: str, reason: Message, line: int | None) -> None: ...
 
-    def give_up(self, reason: str, line: int | None, code: str | None = None, params: Any = None) -> NoReturn:
+    def give_up(self, reason: Message, line: int | None) -> NoReturn:
         raise _Enough
 
 

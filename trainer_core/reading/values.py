@@ -9,6 +9,7 @@ from typing import Any
 
 from trainer_core.reading.limits import MAX_COLUMNS, MAX_ITEMS, MAX_ROW_DEPTH
 from trainer_core.row_rules import is_text
+from trainer_core.wording import Message, say
 
 _MAX_NAME = 80
 _HARMLESS = re.compile(r"'+[=+\-@\t\r]")
@@ -16,11 +17,11 @@ _HALF_LETTER = re.compile(r"\\[uU][dD][89a-fA-F]")
 
 
 class RowFault(Exception):
-    """Why a value cannot be a row: the key, and the reason with its code."""
+    """Why a value cannot be a row: the key, and the reason."""
 
-    def __init__(self, field: str, reason: str, code: str, **params: Any) -> None:
+    def __init__(self, field: str, reason: Message) -> None:
         super().__init__(reason)
-        self.field, self.reason, self.code, self.params = printable(field), reason, code, params
+        self.field, self.reason = printable(field), reason
 
 
 def printable(name: str) -> str:
@@ -44,7 +45,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         name = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise RowFault(name, "is a duplicate key; keep one of the two", "duplicate_key", key=printable(name))
+        raise RowFault(name, say("duplicate_key", key=printable(name)))
     return found
 
 
@@ -63,8 +64,7 @@ def _named(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         for one in value if isinstance(value, list) else (value,):
             if isinstance(one, _Unsayable):
-                reason = f"{one.text} is not a valid JSON number; remove the key, or use null"
-                raise RowFault(key, reason, "not_finite", value=one.text)
+                raise RowFault(key, say("not_finite", value=one.text))
     return {}
 
 
@@ -86,7 +86,7 @@ def decode(text: str, start: int = 0) -> tuple[Any, int]:
         value, end = _STRICT.raw_decode(text, start)
     except _NotFinite:
         _NAMING.raw_decode(text, start)
-        raise RowFault("", "contains a number that is not valid in JSON", "not_finite", value="NaN") from None
+        raise RowFault("", say("not_finite", value="NaN")) from None
     if text.count("{", start, end) + text.count("[", start, end) > MAX_ROW_DEPTH:
         check_depth(value)
     if text.count(",", start, end) >= MAX_ITEMS:
@@ -104,7 +104,7 @@ def check_depth(value: Any) -> None:
         for _ in range(MAX_ROW_DEPTH):
             level = [below for one in level for below in _children(one)]
         if level:
-            raise RowFault(name, f"is nested deeper than {MAX_ROW_DEPTH} levels", "too_deep", most=MAX_ROW_DEPTH)
+            raise RowFault(name, say("too_deep", most=MAX_ROW_DEPTH))
 
 
 def check_lengths(value: Any) -> None:
@@ -114,7 +114,7 @@ def check_lengths(value: Any) -> None:
         level = [top]
         while level:
             if any(isinstance(one, (list, dict)) and len(one) > MAX_ITEMS for one in level):
-                raise RowFault(name, f"contains a list of more than {MAX_ITEMS:,} items", "too_many_items", most=MAX_ITEMS)
+                raise RowFault(name, say("too_many_items", most=MAX_ITEMS))
             level = [below for one in level for below in _children(one)]
 
 
@@ -125,8 +125,7 @@ def check_letters(value: Any) -> None:
         level = [name, top]
         while level:
             if any(isinstance(one, str) and not is_text(one) for one in level):
-                reason = "contains an unpaired surrogate: a character was cut in half"
-                raise RowFault(name, reason, "half_character")
+                raise RowFault(name, say("half_character"))
             level = [below for one in level for below in _children(one, keys=True)]
 
 
@@ -150,18 +149,17 @@ def row_of_line(text: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise explained(error) from None
     except RecursionError:
-        reason = f"not valid JSON: nested deeper than {MAX_ROW_DEPTH} levels"
-        raise RowFault("", reason, "too_deep", most=MAX_ROW_DEPTH) from None
-    except ValueError as error:
-        raise RowFault("", f"not valid JSON: {error}", "not_json", problem=str(error)) from None
+        raise RowFault("", say("too_deep", most=MAX_ROW_DEPTH)) from None
+    except ValueError:
+        raise RowFault("", unreadable_number()) from None
     return as_row(value)
 
 
 def as_row(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise RowFault("", "a row must be a JSON object", "not_an_object")
+        raise RowFault("", say("not_an_object"))
     if len(value) > MAX_COLUMNS:
-        raise RowFault("", f"has more than {MAX_COLUMNS:,} keys", "too_many_columns", most=MAX_COLUMNS)
+        raise RowFault("", say("too_many_columns", most=MAX_COLUMNS))
     return value
 
 
@@ -179,14 +177,30 @@ def explained(error: json.JSONDecodeError) -> RowFault:
     """A parser's error, explained by the mistakes that people make."""
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].lstrip()
     if error.msg == "Extra data" and after == ",":
-        return RowFault("", "the line ends with a comma; JSONL has no commas between rows", "trailing_comma")
+        return RowFault("", say("trailing_comma"))
     if error.msg == "Extra data" and after[:1] == "{":
-        reason = "several objects are on one line: line breaks are missing. With curl, send the file with --data-binary"
-        return RowFault("", reason, "line_ends_lost")
+        return RowFault("", say("line_ends_lost"))
     if error.msg.startswith("Illegal trailing comma") or (before[-1:] == "," and after[:1] in {"]", "}"}):
-        reason = "not valid JSON: trailing comma before a closing bracket; remove it"
-        return RowFault("", reason, "trailing_comma")
+        return RowFault("", say("trailing_comma"))
     if after[:1] == "'":
-        return RowFault("", 'not valid JSON: text is in single quotes; use double quotes (")', "single_quotes")
-    problem = f"{error.msg} at column {error.colno}"
-    return RowFault("", f"not valid JSON: {problem}", "not_json", problem=problem)
+        return RowFault("", say("single_quotes"))
+    code = next((code for begin, code in _PARSER_SAYS.items() if error.msg.startswith(begin)), "json.value")
+    return RowFault("", say("not_json", problem=say(code, column=error.colno)))
+
+
+# How the parser's messages begin, and our codes for them.
+_PARSER_SAYS = {
+    "Expecting value": "json.value",
+    "Expecting property name": "json.key",
+    "Expecting ',' delimiter": "json.comma",
+    "Expecting ':' delimiter": "json.colon",
+    "Invalid control character": "json.control",
+    "Invalid \\": "json.escape",
+    "Unterminated string": "json.open_text",
+    "Extra data": "json.more",
+}
+
+
+def unreadable_number() -> Message:
+    """Why the parser raises a `ValueError` of no kind of its own: Python limits the digits of a whole number."""
+    return say("not_json", problem=say("json.digits"))

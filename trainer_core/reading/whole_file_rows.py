@@ -2,8 +2,8 @@
 
 It runs as its own process with limits on memory and time, because the sizes in a file's metadata cannot be trusted. The
 first line of output is `{"kind": …}`. Every other line is the row's number, a space and its JSON; for a zip with one
-table, the table's bytes follow instead. An error is one line on standard error: a library's message with exit code 1,
-JSON with 2. It imports nothing from this package, to start fast.
+table, the table's bytes follow instead. An error is one line on standard error: a library's message with exit code 1, or
+with 2 the code and the values of a sentence in the catalogues, as JSON. It imports nothing from this package, to start fast.
 """
 
 import datetime
@@ -34,8 +34,13 @@ class Refused(Exception):
     """An error of this program's own, as JSON."""
 
 
-def refuse(code: str, reason: str, params: dict[str, Any] | None = None, **more: Any) -> NoReturn:
-    raise Refused(json.dumps({"code": code, "reason": reason, "params": params or {}, **more}))
+def refuse(code: str, params: dict[str, Any] | None = None, **more: Any) -> NoReturn:
+    raise Refused(json.dumps({"code": code, "params": params or {}, **more}))
+
+
+def refuse_broken(code: str, **params: Any) -> NoReturn:
+    """Refuses a file that is not valid, with a sentence of our own about it."""
+    refuse("not_valid", {"problem": {"code": code, "params": params}})
 
 
 def main(kind: str, most_row_bytes: int, most_expanded_bytes: int, sheet: str) -> None:
@@ -64,7 +69,7 @@ def main(kind: str, most_row_bytes: int, most_expanded_bytes: int, sheet: str) -
     for number, row in rows:
         line = json.dumps(row, ensure_ascii=False, default=as_json).encode("utf-8", "backslashreplace")
         if len(line) > most_row_bytes:
-            refuse("row_too_long", f"the row is longer than {most_row_bytes:,} bytes", {"most": most_row_bytes}, line=number)
+            refuse("row_too_long", {"most": most_row_bytes}, line=number)
         sys.stdout.buffer.write(b"%d %s\n" % (number, line))
 
 
@@ -101,7 +106,7 @@ def of_parquet(most_expanded_bytes: int) -> Iterator[tuple[int, Any]]:
     with parquet.ParquetFile(source(), pre_buffer=False, buffer_size=2**16) as file:
         metadata: Any = file.metadata
         if sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)) > most_expanded_bytes:
-            refuse("expands", "the Parquet file expands to more than 200 times its size", {"most": 200})
+            refuse("expands", {"most": 200})
         check_columns(metadata.num_columns, file.schema_arrow.names)
         yield from rows_of(file.iter_batches(batch_size=_ROWS_A_BATCH, use_threads=False))
 
@@ -126,10 +131,10 @@ def slices(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_columns(count: int, names: list[str]) -> None:
     if count > _MOST_COLUMNS:
-        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
+        refuse("too_many_columns", {"most": _MOST_COLUMNS})
     twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
     if twice is not None:
-        refuse("duplicate_column", f"duplicate column {twice!r}; rename one of the two", {"column": twice})
+        refuse("duplicate_column", {"column": twice})
 
 
 def rows_of(batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
@@ -165,23 +170,21 @@ def of_json_columns() -> Iterator[tuple[int, Any]]:
         try:
             columns = json.loads(file.read().decode("utf-8-sig"), object_pairs_hook=checked)
         except UnicodeDecodeError:
-            refuse("not_utf8", "contains a byte that is not UTF-8")
+            refuse("not_utf8")
         except RecursionError:
-            refuse("too_deep", "nested too deeply", {"most": _MOST_DEPTH})
+            refuse("too_deep", {"most": _MOST_DEPTH})
     if twice:
-        name = twice[0].encode("utf-8", "backslashreplace").decode()
-        refuse("duplicate_key", f"duplicate key {name!r}; keep one of the two", {"key": name})
+        refuse("duplicate_key", {"key": twice[0].encode("utf-8", "backslashreplace").decode()})
     if not all(isinstance(column, dict) for column in columns.values()):
-        refuse("not_columns", "some values are columns, and others are not; save it with orient='records'")
+        refuse("not_columns")
     if all(name.isdecimal() for name in columns):
         yield from enumerate(columns.values(), start=1)
         return
     if len(columns) > _MOST_COLUMNS:
-        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
+        refuse("too_many_columns", {"most": _MOST_COLUMNS})
     places = next(iter(columns.values())).keys()
-    odd = next((name for name, column in columns.items() if column.keys() != places), None)
-    if odd is not None:
-        refuse("not_columns", f"the column {odd!r} has a different index than the first; save it with orient='records'")
+    if any(column.keys() != places for column in columns.values()):
+        refuse("not_columns")
     for number, place in enumerate(places, start=1):
         yield number, {name: column[place] for name, column in columns.items()}
 
@@ -193,45 +196,43 @@ def of_workbook(sheet: str) -> Iterator[tuple[int, Any]]:
     try:
         import python_calamine as calamine
     except ImportError:
-        reason = "reading workbooks needs the package `python-calamine`, which is not installed; save the sheet as CSV"
-        refuse("not_installed", reason, {"package": "python-calamine"})
+        refuse("not_installed", {"package": "python-calamine"})
     try:
         book = calamine.load_workbook(source())
         yield from of_sheets(book, sheet)
     except calamine.PasswordError:
-        refuse("password", "the workbook has a password: save it without one")
+        refuse("password")
     except (calamine.CalamineError, calamine.ZipError, calamine.XmlError) as error:
         # The kind is known here: what calamine did not detect is a file that it cannot read.
-        is_broken = "detect file format" in str(error)
-        raise ValueError("it is damaged, or unusual: save it as XLSX or CSV" if is_broken else str(error)) from None
+        if "detect file format" in str(error):
+            refuse_broken("problem.damaged")
+        raise ValueError(str(error)) from None
 
 
 def check_old_office() -> None:
     """Refuses other files in the container format of old workbooks, by the names inside."""
     with source() as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data.find("EncryptedPackage".encode("utf-16-le")) >= 0:
-            refuse("password", "the workbook has a password: save it without one")
+            refuse("password")
         if data.find("WordDocument".encode("utf-16-le")) >= 0:
-            refuse("not_rows", "a Word document, not rows: save its table as CSV or XLSX", {"kind": "doc"})
+            refuse("not_rows", {"kind": "doc"})
         if data.find("PowerPoint Document".encode("utf-16-le")) >= 0:
-            refuse("not_rows", "a presentation, not rows: save its table as CSV or XLSX", {"kind": "ppt"})
+            refuse("not_rows", {"kind": "ppt"})
 
 
 def of_sheets(book: Any, sheet: str) -> Iterator[tuple[int, Any]]:
     names: list[str] = book.sheet_names
     if sheet and sheet not in names:
-        shown = ", ".join(names[:_SHOWN_NAMES])
-        refuse("unknown_sheet", f"there is no sheet {sheet!r}; the sheets are {shown}", {"sheets": names[:_SHOWN_NAMES]})
+        refuse("unknown_sheet", {"sheet": sheet, "sheets": names[:_SHOWN_NAMES]})
     if not sheet:
         hidden = {one.name for one in book.sheets_metadata if not str(one.visible).endswith("Visible") or is_chart(one)}
         full = [name for name in names if name not in hidden and has_rows(book, name)]
         if len(full) > 1:
-            reason = f"several sheets have rows ({', '.join(full[:_SHOWN_NAMES])}): set `sheet` to the one to read"
             first = [row for _, (_, row) in zip(range(_SHOWN_ROWS), rows_of_sheet(book, full[0]), strict=False)]
             shown = json.loads(json.dumps(first, default=as_json))
-            refuse("sheet_unclear", reason, {"sheets": full[:_SHOWN_NAMES]}, rows=shown)
+            refuse("sheet_unclear", {"sheets": full[:_SHOWN_NAMES]}, rows=shown)
         if not full:
-            refuse("empty_workbook", "the workbook has no rows; a sheet needs a header and rows below it")
+            refuse("empty_workbook")
         sheet = full[0]
     yield from rows_of_sheet(book, sheet)
 
@@ -261,7 +262,7 @@ def rows_of_sheet(book: Any, name: str) -> Iterator[tuple[int, Any]]:
 
 def columns_of(cells: list[Any]) -> list[str]:
     if len(cells) > _MOST_COLUMNS:
-        refuse("too_many_columns", f"has more than {_MOST_COLUMNS:,} columns", {"most": _MOST_COLUMNS})
+        refuse("too_many_columns", {"most": _MOST_COLUMNS})
     names = ["" if cell is None else str(cell).strip() for cell in cells]
     names = [name or f"column {place}" for place, name in enumerate(names, start=1)]
     check_columns(len(names), names)
@@ -292,7 +293,7 @@ def of_zip(most_expanded_bytes: int) -> str:
             infos = file.infolist()
             office = kind_of_office({info.filename for info in infos}, file)
             if sum(info.file_size for info in infos) > most_expanded_bytes:
-                refuse("expands", "the zip file expands to more than 200 times its size", {"most": 200})
+                refuse("expands", {"most": 200})
             if office:
                 return office
             info = only_table(infos)
@@ -301,7 +302,7 @@ def of_zip(most_expanded_bytes: int) -> str:
                 while data := table.read(_PIECE_BYTES):
                     sys.stdout.buffer.write(data)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{error}; it may be truncated") from None
+        refuse_broken("problem.truncated", problem=str(error))
     except (NotImplementedError, EOFError, zlib.error) as error:
         raise ValueError(str(error)) from None
     return "zip"
@@ -316,25 +317,20 @@ def kind_of_office(names: set[str], file: Any) -> str | None:
     if is_book or any(name.startswith("xl/workbook") for name in plain):
         return "xlsx"
     if has(file, names, "META-INF/manifest.xml", b"encryption-data"):
-        refuse("password", "the workbook has a password: save it without one")
+        refuse("password")
     if "mimetype" in names and "content.xml" in names:
         with file.open("mimetype") as about:
             kind = about.read(200).decode("ascii", "replace")
         if "spreadsheet" in kind:
             return "ods"
-        refuse("not_rows", "an office document, not rows: save its table as CSV or XLSX", {"kind": "odf"})
-    known = (
-        ("word/", "docx", "a Word document, not rows: save its table as CSV or XLSX"),
-        ("ppt/", "pptx", "a presentation, not rows: save its table as CSV or XLSX"),
-    )
-    for folder, kind, reason in known:
+        refuse("not_rows", {"kind": "odf"})
+    for folder, kind in (("word/", "docx"), ("ppt/", "pptx")):
         if any(name.startswith(folder) for name in names) and "[Content_Types].xml" in names:
-            refuse("not_rows", reason, {"kind": kind})
+            refuse("not_rows", {"kind": kind})
     if any(name.endswith("/data.pkl") or name == "data.pkl" for name in names):
-        what = "a pickled object (as torch.save writes), not rows: it could run code; export its rows as CSV or JSONL"
-        refuse("not_rows", what, {"kind": "pickle"})
+        refuse("not_rows", {"kind": "pickle"})
     if names and all(name.endswith(".npy") for name in names):
-        refuse("not_rows", "NumPy arrays (npz), not rows: export them as CSV, JSONL or Parquet", {"kind": "numpy"})
+        refuse("not_rows", {"kind": "numpy"})
     return None
 
 
@@ -348,20 +344,20 @@ def has(file: Any, names: set[str], name: str, word: bytes) -> bool:
 
 def only_table(infos: list[Any]) -> Any:
     if len(infos) > _MOST_FILES:
-        refuse(
-            "several_files", f"the zip contains more than {_MOST_FILES:,} files; send the one with the rows", {"files": []}
-        )
+        refuse("several_files", {"files": shown_names(infos)})
     # macOS adds metadata files that the sender does not know of.
     files = [info for info in infos if not info.is_dir() and not is_hidden(info.filename)]
     if not files:
-        refuse("empty_zip", "the zip contains no files")
+        refuse("empty_zip")
     if len(files) > 1:
-        names = [info.filename[:100] for info in files[:_SHOWN_NAMES]]
-        shown = ", ".join(names) + (", …" if len(files) > len(names) else "")
-        refuse("several_files", f"the zip contains several files ({shown}); send the one with the rows", {"files": names})
+        refuse("several_files", {"files": shown_names(files)})
     if files[0].flag_bits & 1:
-        refuse("password", "the zip has a password: send it without one")
+        refuse("password")
     return files[0]
+
+
+def shown_names(infos: list[Any]) -> list[str]:
+    return [info.filename[:100] for info in infos[:_SHOWN_NAMES]]
 
 
 def is_hidden(name: str) -> bool:
@@ -370,12 +366,15 @@ def is_hidden(name: str) -> bool:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
-        sys.stdout.flush()
+        try:
+            main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+            sys.stdout.flush()
+        except MemoryError:
+            # Arrow raises this too.
+            refuse_broken("problem.memory")
     except Refused as error:
         sys.stderr.write(str(error))
         sys.exit(2)
-    except (MemoryError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         # Arrow raises these types too.
-        reason = "reading it needs too much memory" if isinstance(error, MemoryError) else str(error)
-        sys.exit(reason.splitlines()[0] if reason else type(error).__name__)
+        sys.exit(str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -24,8 +24,10 @@ from trainer_core.reading.limits import (
     most_bytes_out,
 )
 from trainer_core.reading.sink import Inside, Reader, Sink, tell_kind
+from trainer_core.reading.unreadable import not_rows
 from trainer_core.reading.values import RowFault, as_left_out, row_of_line
 from trainer_core.reading_options import ReadingOptions
+from trainer_core.wording import say
 
 _PROGRAM = Path(__file__).with_name("whole_file_rows.py")
 # What the process needs to start. It gets no secrets.
@@ -73,10 +75,7 @@ class WholeFileReader:
     def feed(self, data: bytes) -> None:
         self._bytes_in += len(data)
         if self._bytes_in > MAX_WHOLE_FILE_BYTES and (self._copy or self._kind not in _STREAMED):
-            size = MAX_WHOLE_FILE_BYTES // 2**20
-            what = "JSON with columns" if self._kind == "json_columns" else f"a {self._name} file"
-            reason = f"{what} can have at most {size} MiB; send its rows as JSONL, CSV or Parquet"
-            self._sink.give_up(reason, None, "too_large", {"most_mib": size})
+            self._sink.give_up(say("too_large", most_mib=MAX_WHOLE_FILE_BYTES // 2**20), None)
         if self._copy:
             self._copy.write(data)
 
@@ -132,7 +131,7 @@ class WholeFileReader:
             try:
                 row = as_left_out(row_of_line(text.decode()))
             except RowFault as fault:
-                self._sink.fail(fault.field, fault.reason, int(number), fault.code, fault.params)
+                self._sink.fail(fault.field, fault.reason, int(number))
             else:
                 self._sink.value("train", row, int(number))
 
@@ -156,8 +155,7 @@ class WholeFileReader:
         reader.close()
 
     def _expands(self) -> NoReturn:
-        reason = f"the {self._name} file expands to more than {MAX_EXPANSION} times its size"
-        self._sink.give_up(reason, None, "expands", {"most": MAX_EXPANSION})
+        self._sink.give_up(say("expands", most=MAX_EXPANSION), None)
 
     def _end(self, process: "subprocess.Popen[bytes]") -> None:
         """Raises the error that the process ended with, if any."""
@@ -167,22 +165,21 @@ class WholeFileReader:
         if code == 2 and told:
             self._tell(json.loads(told[-1]))
         if code == 1:
-            problem = told[-1] if told else "it cannot be read"
-            reason = f"not valid {self._name}: {problem}"
-            self._sink.give_up(reason, None, "not_valid", {"kind": self._name, "problem": problem})
+            problem = told[-1] if told else say("problem.unreadable")
+            self._sink.give_up(say("not_valid", kind=self._name, problem=problem), None)
         if code:
-            reason = f"not valid {self._name}: reading it needs too much memory or time"
-            self._sink.give_up(reason, None, "needs_too_much", {"kind": self._name})
+            self._sink.give_up(say("needs_too_much", kind=self._name), None)
 
     def _tell(self, found: dict[str, Any]) -> NoReturn:
         """Gives up with the program's own reason, or asks its question."""
-        if found["code"] == "sheet_unclear":
-            detail = Detail("sheet", found["reason"], code=found["code"], params=found["params"])
-            question = Question(
-                "sheet", tuple(found["params"]["sheets"]), found["params"]["sheets"][0], tuple(found["rows"])
-            )
-            raise DataUnclear(found["reason"], [detail], question=question)
-        if found["code"] == "not_utf8":
-            fault = undecodable(self._encoding)
-            self._sink.give_up(fault.reason, None, fault.code, fault.params)
-        self._sink.give_up(found["reason"], found.get("line"), found["code"], found["params"])
+        code, params = found["code"], found["params"]
+        if code == "not_utf8":
+            self._sink.give_up(undecodable(self._encoding).reason, None)
+        if code == "not_rows":
+            self._sink.give_up(not_rows(params["kind"]), None)
+        reason = say(code, **params | ({"kind": self._name} if code == "not_valid" else {}))
+        if code == "sheet_unclear":
+            sheets = params["sheets"]
+            question = Question("sheet", tuple(sheets), sheets[0], tuple(found["rows"]))
+            raise DataUnclear(reason, [Detail("sheet", reason)], question=question)
+        self._sink.give_up(reason, found.get("line"))
