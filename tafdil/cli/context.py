@@ -151,7 +151,10 @@ def message_of(error: TafdilClientError) -> str:
     """What an error says."""
     match error:
         case ApiError():
-            return sentence(vars(error))
+            said = sentence(vars(error))
+            # The service's sentence may name headers and routes.
+            own = f"cli.message.{error.message_code}"
+            return Message(own, error.params) if isinstance(said, Message) and is_known(own) else said
         case JobFailed():
             return say("cli.job_ended", id=error.job.id, standing=standing(error.job))
         case Unreachable() if error.url:
@@ -180,15 +183,15 @@ def standing(job: JobFields) -> Message:
         case "queued" if job.queue_position:
             return say("cli.queued_at", position=job.queue_position)
         case "running":
-            phase = f"cli.phase.{job.phase}"
-            what: str = say(phase) if is_known(phase) else job.phase or say("cli.state.running")
+            phase = f"run_phase.{job.phase}"
+            what: str = say(phase) if is_known(phase) else job.phase or say("job_state.running")
             where = say("cli.at_step", what=what, step=job.step, steps=job.total_steps) if job.total_steps else what
             asked = f"cli.asked.{job.requested}"
             return say("cli.asked_for", what=where, asked=say(asked)) if is_known(asked) else say("cli.runs", what=where)
         case "failed" if job.error:
             return say("cli.failed_because", reason=sentence(job.error))
         case state:
-            known = say(f"cli.state.{state}")
+            known = say(f"job_state.{state}")
             return say("cli.with_effect", state=known, effect=say(f"cli.effect.{job.effect}")) if job.effect else known
 
 
@@ -198,7 +201,7 @@ def spoken(detail: Mapping[str, Any]) -> str:
     if detail["field"]:
         found = say("request_invalid", field=detail["field"], reason=found)
     if "line" in detail:
-        found = say("cli.at_line", line=detail["line"], reason=found)
+        found = say("detail.line", line=detail["line"], reason=found)
     if detail.get("count", 1) > 1:
         lines = ", ".join(map(str, detail["lines"])) + (", …" if detail["count"] > len(detail["lines"]) else "")
         found = say("cli.in_rows", n=detail["count"], lines=lines, reason=found)

@@ -21,6 +21,8 @@ def read_spec(source: str | None) -> dict[str, Any]:
         return {}
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except FileNotFoundError:
+        usage(say("cli.no_file", path=source))
     except OSError as error:
         usage(say("cli.cannot_read", path=source, problem=error.strerror or str(error)))
     shown = say("cli.standard_input") if source == "-" else source

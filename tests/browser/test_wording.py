@@ -198,7 +198,7 @@ def test_a_refused_model_is_explained_in_arabic(browser: Browser, seeded: Seeded
         with page.expect_request("**/v1/jobs/validate?*"):
             found.button("new.check").click()
         until(refuse)
-        expect(page.locator("#f-model")).to_be_focused()
+        expect(page.locator("#f-model")).to_be_focused(timeout=30_000)
         quoted = page.locator("#f-model-error q.apart")
         expect(quoted).to_have_text(PROBLEM)
         expect(quoted).to_have_attribute("lang", "en")

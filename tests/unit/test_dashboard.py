@@ -86,7 +86,7 @@ def test_whatever_the_service_says_by_name_has_words() -> None:
         assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
     ends = set(Cause) - {Cause.CLAIM, Cause.RESUME}
     assert {f"outcome.{cause.value}" for cause in ends} <= set(WORDS["en"])
-    effects = {f"{family}.{verdict}" for family in ("effect", "effect_text", "forecast") for verdict in get_args(Verdict)}
+    effects = {f"{family}.{verdict}" for family in ("verdict", "effect_text", "forecast") for verdict in get_args(Verdict)}
     assert {f"unit.{name}" for name in get_args(UnitName)} <= set(WORDS["en"])
     assert effects | {f"measured.{name}" for name in get_args(RowsFrom)} <= set(WORDS["en"])
 
@@ -98,7 +98,7 @@ def test_no_sentence_of_the_service_is_repeated() -> None:
 
 
 def test_whatever_is_found_in_rows_has_words() -> None:
-    assert {f"finding.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
+    assert {f"found.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
 
 
 def test_nothing_comes_from_elsewhere_and_no_markup_is_made_of_text() -> None:

@@ -34,7 +34,7 @@ const EFFECT_MARKS = { changed: "●", hardly_changed: "○", collapsed: "✗" }
 /** What a run did to its model as a mark, a word and a colour; nothing if it was not measured. */
 export const Effect = ({ effect }) =>
   effect &&
-  html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`effect.${effect}`)}</span>`;
+  html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`verdict.${effect}`)}</span>`;
 
 /** A method's name, the same in every language. */
 export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${methodTitle(name)}</span>`;
@@ -197,7 +197,7 @@ export const RenderedRows = ({ rows }) => html`
         ${t("rows.row", { n: typeof row.row === "string" ? plain(row.row) : row.row })}
         ${row.label !== null && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}
       </h3>
-      ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`finding.${row.dropped_because}`) })}</p>`}
+      ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`found.${row.dropped_because}`) })}</p>`}
       <h4>${t("rows.prompt")}</h4>
       <${Tokens} tokens=${row.prompt} />
       ${Object.entries(row.answers).map(([name, tokens]) => html`<h4>${t(`rows.${name}`)}</h4><${Tokens} tokens=${tokens} />`)}

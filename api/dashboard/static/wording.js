@@ -68,12 +68,12 @@ export function ErrorBox({ error, title, isPlaced = () => false }) {
   const says = Boolean(error.message || error.message_code) && !isSaidBy(details, error);
   const headline = (text) => html`<strong>${title ? `${title}: ` : ""}${text}</strong>`;
   if (placed && !shown.length && !says)
-    return html`<div class="box error" role="alert">${headline(t("detail.fields", { n: placed }))}</div>`;
+    return html`<div class="box error" role="alert">${headline(t("wrong.fields", { n: placed }))}</div>`;
   return html`
     <div class="box error" role="alert">
       ${headline(errorTitle(error.code))}
       ${says && html`<p><${Message} of=${error} /></p>`}
-      ${placed > 0 ? html`<p>${t("detail.fields", { n: placed })}</p>` : !isOfFile(error) && html`<${Hint} of=${error} />`}
+      ${placed > 0 ? html`<p>${t("wrong.fields", { n: placed })}</p>` : !isOfFile(error) && html`<${Hint} of=${error} />`}
       ${shown.length > 0 && html`<${Details} of=${shown} />`}
     </div>
   `;
@@ -97,9 +97,9 @@ export const Details = ({ of: details }) => html`
   <ul>
     ${details.slice(0, 50).map(
       (detail) => html`<li>
-        ${detail.line !== undefined && html`${t("detail.line", { n: detail.line })} `}
+        ${detail.line !== undefined && html`${t("wrong.line", { n: detail.line })} `}
         ${detail.field && html`<${Name} text=${detail.field} /> `}<${Reason} of=${detail} />
-        ${detail.count > 1 && html` ${t("detail.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
+        ${detail.count > 1 && html` ${t("wrong.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
       </li>`,
     )}
   </ul>
