@@ -19,10 +19,10 @@ const isKnown = (code, params = {}) => Boolean(code) && has(code) && placesOf(co
 /** A sentence by its code and values, and below it the long words of a library. */
 export function Worded({ code, params = {} }) {
   const parts = pieces(code, params.n);
-  const quoted = parts.includes(QUOTED) && String(params[QUOTED]);
+  const quoted = parts.includes(QUOTED) && typeof params[QUOTED] === "string" ? params[QUOTED] : "";
   const isName = (at) => parts[at - 1]?.endsWith("`") && parts[at + 1]?.startsWith("`");
   const shown = parts.map((piece, at) => {
-    if (at % 2 && piece === QUOTED) return quoted.length > SHORT ? "…" : html`<${Quotation} text=${quoted} isInline=${true} />`;
+    if (at % 2 && piece === QUOTED && quoted) return quoted.length > SHORT ? "…" : html`<${Quotation} text=${quoted} isInline=${true} />`;
     if (at % 2) return html`<${Value} of=${params[piece]} isName=${isName(at)} />`;
     return html`<${Prose} text=${piece.slice(isName(at - 1) ? 1 : 0, isName(at + 1) ? -1 : undefined)} />`;
   });
