@@ -491,4 +491,4 @@ def accepting(language: str | None) -> dict[str, str]:
 
 def unreachable(base_url: str, error: Exception) -> Unreachable:
     reason = str(error) or type(error).__name__
-    return Unreachable(f"no answer from {base_url}: {reason}")
+    return Unreachable(f"no answer from {base_url}: {reason}", base_url, reason)

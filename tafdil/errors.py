@@ -121,7 +121,11 @@ class WaitTimeout(TafdilClientError, TimeoutError):
 
 
 class Unreachable(TafdilClientError):
-    """The service did not answer."""
+    """The service did not answer. `url` and `reason` say which one and why, if nothing at all answered."""
+
+    def __init__(self, message: str, url: str = "", reason: str = "") -> None:
+        self.url, self.reason = url, reason
+        super().__init__(message)
 
 
 class DamagedDownload(TafdilClientError):

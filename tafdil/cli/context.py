@@ -1,6 +1,7 @@
 """What every command shares: the connection, where it prints, and how it ends."""
 
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -13,12 +14,14 @@ from rich.console import Console
 
 from tafdil.cli.streams import as_json as json_for
 from tafdil.cli.streams import shows_direction
+from tafdil.cli.words import VARIABLE, in_words, language, sentence, unknown_language
 from tafdil.client import Client
 from tafdil.errors import (
     ApiError,
     Conflict,
     Forbidden,
     InvalidRequest,
+    JobFailed,
     NotFound,
     RateLimited,
     TafdilClientError,
@@ -27,8 +30,9 @@ from tafdil.errors import (
     Unreachable,
     WaitTimeout,
 )
-from tafdil.models import Model
+from tafdil.models import JobFields, Model
 from tafdil.text import isolated, visible
+from trainer_core.wording import LANGUAGES, Message, is_known, say
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -78,9 +82,9 @@ def connection() -> Client:
     """A client for the command that runs."""
     where = _connection.get()
     try:
-        return Client(where.url, key=where.key)
+        return Client(where.url, key=where.key, language=language())
     except UnicodeEncodeError:
-        usage("the API key contains characters other than ASCII letters and digits; copy it again")
+        usage(say("cli.key_not_ascii"))
 
 
 def connection_url() -> str | None:
@@ -95,13 +99,15 @@ def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
     def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         as_json = bool(kwargs.get("as_json"))
         try:
+            if (wrong := unknown_language()) is not None:
+                usage(say("cli.unknown_language", variable=VARIABLE, value=wrong, known=list(LANGUAGES)))
             return function(*args, **kwargs)
         except TafdilClientError as error:
             _fail(error, as_json)
         except UnicodeEncodeError as error:
             _fail(_no_text(error), as_json)
         except KeyboardInterrupt:
-            complaints.print("interrupted")
+            remark(say("cli.interrupted"))
             raise typer.Exit(130) from None
         except BrokenPipeError:
             # Who read the output has seen enough.
@@ -117,45 +123,104 @@ def _no_text(error: UnicodeEncodeError) -> "Usage":
     if not all("\ud800" <= letter <= "\udfff" for letter in broken):
         raise error
     escaped = broken.encode("ascii", "backslashreplace").decode()
-    return Usage(f"an argument or the spec contains {escaped}, which is not valid text; write it in UTF-8")
+    return Usage(say("cli.not_text", text=escaped))
 
 
 def _fail(error: TafdilClientError, as_json: bool) -> NoReturn:
     code = 2 if isinstance(error, Usage) else next((code for kind, code in _CODES if isinstance(error, kind)), 1)
+    message = message_of(error)
     if as_json:
-        told: dict[str, Any] = {"message": str(error), "exit_code": code}
+        told: dict[str, Any] = {"message": plain(message), "exit_code": code}
         if isinstance(error, ApiError):
-            told |= {"code": error.code, "message": error.message, "hint": error.hint, "details": error.details}
+            told |= {"code": error.code, "hint": plain(hint_of(vars(error))), "details": error.details}
             told |= {"question": error.question} if error.question else {}
         print(json_for({"error": told}, sys.stderr), file=sys.stderr)
     else:
-        complain(error.message if isinstance(error, ApiError) else str(error))
+        complain(message)
         if isinstance(error, ApiError):
             for detail in error.details[1:10]:
-                complain("  ", spoken(detail))
-            if error.hint:
-                complaints.print(error.hint, markup=False)
+                complain_more(spoken(detail))
+            if hint := hint_of(vars(error)):
+                remark(hint)
         if isinstance(error, Unreachable):
-            complaints.print("Is it running? `tafdil serve` starts one on this machine; --url names another.", markup=False)
+            remark(say("cli.unreachable_hint"))
     raise typer.Exit(code) from error
+
+
+def message_of(error: TafdilClientError) -> str:
+    """What an error says."""
+    match error:
+        case ApiError():
+            said = sentence(vars(error))
+            # The service's sentence may name headers and routes.
+            own = f"cli.message.{error.message_code}"
+            return Message(own, error.params) if isinstance(said, Message) and is_known(own) else said
+        case JobFailed():
+            return say("cli.job_ended", id=error.job.id, standing=standing(error.job))
+        case Unreachable() if error.url:
+            return say("cli.no_answer", url=error.url, problem=error.reason)
+        case _:
+            first = error.args[0] if error.args else ""
+            return first if isinstance(first, Message) else say("cli.client_error", problem=str(error))
+
+
+def hint_of(error: Mapping[str, Any]) -> str:
+    """What to do about an error of the service, for people at a terminal."""
+    own, general = f"cli.hint.{error['code']}", f"hint.{error['code']}"
+    if isinstance(error["hint"], Message) or not error["hint"]:
+        return error["hint"]
+    return say(own) if is_known(own) else say(general) if is_known(general) else error["hint"]
+
+
+def plain(message: str) -> str:
+    """A message as a value of JSON."""
+    return in_words(message, io.StringIO()) if isinstance(message, Message) else message
+
+
+def standing(job: JobFields) -> Message:
+    """Where a job stands."""
+    match job.state:
+        case "queued" if job.queue_position:
+            return say("cli.queued_at", position=job.queue_position)
+        case "running":
+            phase = f"run_phase.{job.phase}"
+            what: str = say(phase) if is_known(phase) else job.phase or say("job_state.running")
+            where = say("cli.at_step", what=what, step=job.step, steps=job.total_steps) if job.total_steps else what
+            asked = f"cli.asked.{job.requested}"
+            return say("cli.asked_for", what=where, asked=say(asked)) if is_known(asked) else say("cli.runs", what=where)
+        case "failed" if job.error:
+            return say("cli.failed_because", reason=sentence(job.error))
+        case state:
+            known = say(f"job_state.{state}")
+            return say("cli.with_effect", state=known, effect=say(f"cli.effect.{job.effect}")) if job.effect else known
 
 
 def spoken(detail: Mapping[str, Any]) -> str:
     """An error detail on one line."""
-    place = f"line {detail['line']}: " if "line" in detail else ""
-    field = f"{detail['field']}: " if detail["field"] else ""
-    many = ""
+    found = sentence(detail, "reason", "code")
+    if detail["field"]:
+        found = say("request_invalid", field=detail["field"], reason=found)
+    if "line" in detail:
+        found = say("detail.line", line=detail["line"], reason=found)
     if detail.get("count", 1) > 1:
-        lines = ", ".join(map(str, detail["lines"]))
-        more = ", …" if detail["count"] > len(detail["lines"]) else ""
-        many = f" (in {detail['count']:,} rows: {lines}{more})"
-    return f"{place}{field}{detail['reason']}{many}"
+        lines = ", ".join(map(str, detail["lines"])) + (", …" if detail["count"] > len(detail["lines"]) else "")
+        found = say("cli.in_rows", n=detail["count"], lines=lines, reason=found)
+    return found
 
 
-def complain(*parts: str) -> None:
-    """A line of an error."""
-    lead = "" if parts[0].startswith("  ") else "error: "
-    complaints.print(visible(lead + "".join(parts)), style="red", markup=False)
+def complain(message: str) -> None:
+    """The first line of an error."""
+    complaints.print(in_words(say("cli.error", message=message), sys.stderr), style="red", markup=False)
+
+
+def complain_more(message: str) -> None:
+    """A further line of an error."""
+    complaints.print(f"  {in_words(message, sys.stderr)}", style="red", markup=False)
+
+
+def remark(message: str) -> None:
+    """A line for a person beside the output."""
+    complaints.print(in_words(message, sys.stderr), markup=False)
 
 
 class Usage(TafdilClientError):
@@ -177,9 +242,14 @@ def show_json(value: Model | Mapping[str, Any] | list[Any], *, in_a_line: bool =
     print(json_for(shown, sys.stdout, None if in_a_line else 2), flush=True)
 
 
-def say(text: str, style: str | None = None) -> None:
-    """A line for a person; text of users in it is `told` first."""
-    console.print(text, style=style, markup=False)
+def emit(text: str, style: str | None = None) -> None:
+    """A line for a person: a `Message` in the person's language, or text in which that of users is `told` first."""
+    console.print(in_words(text, sys.stdout) if isinstance(text, Message) else text, style=style, markup=False)
+
+
+def warn(warning: Mapping[str, Any]) -> None:
+    """A warning of a run."""
+    emit(say("cli.warning", message=sentence(warning)), "yellow")
 
 
 def told(text: object) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 from rich.text import Text
 
-from tafdil.cli.context import Json, command, complain, connection, console, say, show_json, told, usage
+from tafdil.cli.context import Json, command, complain, connection, console, emit, show_json, told, usage
 from tafdil.cli.listing import Column, show_listing
 from tafdil.cli.names import DatasetName, find_dataset
 from tafdil.cli.reading import (
@@ -22,15 +22,17 @@ from tafdil.cli.reading import (
     options_of,
     tell_reading,
 )
+from tafdil.cli.words import sentence
 from tafdil.errors import InvalidRequest
 from tafdil.models import Reading
 from tafdil.text import visible
-from trainer_core.config import SETTINGS, joined
+from trainer_core.config import SETTINGS
 from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_conversion import convert as convert_file
 from trainer_core.row_rules import LABELLED
 from trainer_core.rows import RowReport, check_file
+from trainer_core.wording import say
 
 app = typer.Typer(no_args_is_help=True)
 _SHOWN_ERRORS = 20
@@ -61,11 +63,11 @@ def check(
         show_json({"valid": True, **found})
         return
     is_labelled = report.kind == LABELLED
-    takers = joined([each.title for each in SETTINGS if each.takes(LABELLED)], "and")
-    what = f"labelled answers, for {takers}" if is_labelled else "preference pairs, for every method"
-    say(f"good: {report.train_rows} rows, {report.validation_rows} for validation; {what}")
+    takers = [each.title for each in SETTINGS if each.takes(LABELLED)]
+    what = say("cli.labelled_answers", methods=takers) if is_labelled else say("cli.preference_pairs")
+    emit(say("cli.file_good", rows=report.train_rows, validation=report.validation_rows, what=what))
     if is_labelled:
-        say(f"{report.desirable_rows} are desirable, {report.train_rows - report.desirable_rows} are not")
+        emit(say("cli.labels", wanted=report.desirable_rows, unwanted=report.train_rows - report.desirable_rows))
     tell_reading(found)
 
 
@@ -83,7 +85,7 @@ def upload(
 ) -> None:
     """Uploads a file; the service checks every row."""
     if not path.is_file():
-        usage(f"there is no file {path}")
+        usage(say("cli.no_file", path=str(path)))
     options = options_of(maps, encoding, sheet, threshold, on_invalid)
     with connection() as client:
         try:
@@ -91,16 +93,16 @@ def upload(
         except InvalidRequest as error:
             if as_json or error.question is None:
                 raise
-            complain(error.message)
+            complain(sentence(vars(error)))
             ask(error.question, "upload", path, options)
             raise typer.Exit(3) from error
     if as_json:
         show_json(dataset)
         return
-    say(f"{dataset.id}  {dataset.train_rows} rows ({dataset.kind})")
+    emit(say("cli.uploaded", id=dataset.id, rows=dataset.train_rows, kind=dataset.kind))
     tell_reading(dataset.as_dict())
     if dataset.skipped_rows:
-        say(f"see them: tafdil data broken {dataset.id} broken.csv")
+        emit(say("cli.see_broken", command=f"tafdil data broken {dataset.id} broken.csv"))
 
 
 @app.command()
@@ -118,21 +120,22 @@ def convert(
     """Converts a file to Tafdil's own format on this machine; nothing is sent."""
     options = options_of(maps, encoding, sheet, threshold, on_invalid)
     if out.exists():
-        usage(f"{out} already exists; choose another name, or remove it first")
+        usage(say("cli.file_exists", path=str(out)))
     part = out.with_name(f".{out.name}.part")
     try:
         with _told_of_data("convert", path, options, as_json, str(out)):
             report = convert_file(path, part, options)
         part.rename(out)
     except OSError as error:
-        usage(f"cannot write {out}: {error.strerror}")
+        usage(say("cli.cannot_write", path=str(out), problem=error.strerror or ""))
     finally:
         part.unlink(missing_ok=True)
     found = _reported(report)
     if as_json:
         show_json({"out": str(out), **found})
         return
-    say(f"{out}: {report.train_rows} rows, {report.validation_rows} for validation ({report.kind})")
+    rows = {"rows": report.train_rows, "validation": report.validation_rows}
+    emit(say("cli.converted", path=str(out), **rows, kind=report.kind))
     tell_reading(found)
 
 
@@ -149,8 +152,10 @@ def broken(
     try:
         out.write_bytes(table)
     except OSError as error:
-        usage(f"cannot write {out}: {error.strerror}")
-    show_json({"out": str(out), "size_bytes": len(table)}) if as_json else say(f"{out}: {len(table):,} bytes")
+        usage(say("cli.cannot_write", path=str(out), problem=error.strerror or ""))
+    show_json({"out": str(out), "size_bytes": len(table)}) if as_json else emit(
+        say("cli.written", path=str(out), bytes=len(table))
+    )
 
 
 def _reported(report: RowReport) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _told_of_data(command: str, path: Path, options: ReadingOptions, as_json: bo
         if as_json:
             show_json({"valid": False, **said})
         elif isinstance(error, DataUnclear) and error.question:
-            complain(error.message)
+            complain(sentence(said))
             ask(said["question"], command, path, options, *more)
         else:
             complain_of_data(said, _SHOWN_ERRORS)
@@ -187,7 +192,7 @@ def list_datasets(as_json: Json = False) -> None:
         show_json(list(found))
         return
     if not found:
-        say("There are no datasets yet.")
+        emit(say("cli.no_datasets"))
         return
     rows: list[tuple[str, ...]] = []
     for one in found:
@@ -212,12 +217,12 @@ def show(
     if as_json:
         show_json({**found.as_dict(), "rows": rows})
         return
-    say(f"{found.id}  {told(found.name or '')}  {found.train_rows:,} rows ({found.kind}, {found.format})")
+    emit(f"{found.id}  {told(found.name or '')}  {found.train_rows:,} rows ({found.kind}, {found.format})")
     for row in rows:
-        say(f"\nrow {row['row']}", "bold")
+        emit(f"\nrow {row['row']}", "bold")
         for field in ("prompt", "completion", "label", "chosen", "rejected"):
             if field in row:
-                say(f"{field:>11}  {told(row[field])}")
+                emit(f"{field:>11}  {told(row[field])}")
 
 
 @app.command()
@@ -238,7 +243,7 @@ def preview(
         return
     for row in result["rows"]:
         for name, tokens in row["answers"].items():
-            say(f"\nrow {row['row']}, {name}: {len(row['prompt'])} + {len(tokens)} tokens", "bold")
+            emit(f"\nrow {row['row']}, {name}: {len(row['prompt'])} + {len(tokens)} tokens", "bold")
             text = Text()
             for token in [*row["prompt"], *tokens]:
                 text.append(visible(token["text"]), style="underline" if token["trained"] else "dim")
@@ -251,4 +256,4 @@ def delete(dataset: DatasetName, as_json: Json = False) -> None:
     """Deletes a dataset. Refused while a job that is not over uses it."""
     with connection() as client:
         removed = client.delete_dataset(find_dataset(client, dataset).id)
-    show_json(removed) if as_json else say(f"deleted, {removed['freed_bytes']:,} bytes")
+    show_json(removed) if as_json else emit(say("cli.dataset_deleted", bytes=removed["freed_bytes"]))

@@ -10,8 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from tafdil.cli.context import message_of
 from tafdil.client import Client
 from tafdil.errors import TafdilClientError
+from trainer_core.wording import say
 
 _LITTLE_SPACE = 5 * 2**30
 _ASK_TIMEOUT_S = 20
@@ -19,7 +21,7 @@ _ASK_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `is_good` None: worth knowing, and no fault."""
+    """One thing that was looked at. `is_good` None: worth knowing, and not a fault."""
 
     what: str
     is_good: bool | None
@@ -29,12 +31,13 @@ class Finding:
 
 def examine(client: Client, data_dir: Path) -> Iterator[Finding]:
     """Looks at this machine, then at the service."""
-    yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0], "Tafdil needs Python 3.11 or newer.")
+    yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0], say("cli.doctor.python"))
     yield from _packages()
     yield _gpu()
     place = data_dir if data_dir.exists() else data_dir.absolute().parent
     free = shutil.disk_usage(place).free
-    yield Finding("disk", free > _LITTLE_SPACE, f"{free / 2**30:.0f} GiB free at {place}", "Checkpoints need room.")
+    space = say("cli.doctor.disk", gib=round(free / 2**30), path=str(place))
+    yield Finding("disk", free > _LITTLE_SPACE, space, say("cli.doctor.disk_advice"))
     yield from _service(client)
 
 
@@ -43,8 +46,8 @@ def _packages() -> Iterator[Finding]:
         missing = [name for name in names if find_spec(name) is None]
         what = {"train": "training", "local": "embedded broker"}[group]
         if missing:
-            advice = f"Only needed where trainings run: pip install -c constraints.txt 'tafdil[{group}]'"
-            yield Finding(what, None, f"{', '.join(missing)} not installed", advice)
+            advice = say("cli.doctor.install", command=f"pip install -c constraints.txt 'tafdil[{group}]'")
+            yield Finding(what, None, say("cli.doctor.missing", packages=missing), advice)
         else:
             yield Finding(what, True, ", ".join(f"{name} {_version(name)}" for name in names))
 
@@ -59,14 +62,14 @@ def _version(name: str) -> str:
 def _gpu() -> Finding:
     program = shutil.which("nvidia-smi")
     if program is None:
-        return Finding("GPU", None, "none here; trainings run on the CPU")
+        return Finding("GPU", None, say("cli.doctor.no_gpu"))
     try:
         asked = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
         found = subprocess.run(
             asked, capture_output=True, encoding="utf-8", errors="replace", timeout=_ASK_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError) as error:
-        return Finding("GPU", False, f"nvidia-smi fails: {error}", "Check the driver.")
+        return Finding("GPU", False, say("cli.doctor.gpu_fails", problem=str(error)), say("cli.doctor.driver"))
     return Finding("GPU", True, "; ".join(found.stdout.strip().splitlines()))
 
 
@@ -74,23 +77,25 @@ def _service(client: Client) -> Iterator[Finding]:
     try:
         health = client.readiness()
     except TafdilClientError as error:
-        yield Finding("service", None, str(error), "`tafdil serve` starts one on this machine; --url names another.")
+        yield Finding("service", None, message_of(error), say("cli.unreachable_hint"))
         return
-    yield Finding("service", bool(health["ready"]), f"{client.base_url} answers", "See the API's log.")
-    yield Finding("database", health["database"] == "up", str(health["database"]), "Check TAFDIL_DATABASE_URL.")
-    advice = "Jobs are kept, and start when it is back. Check TAFDIL_REDIS_URL."
+    yield Finding(
+        "service", bool(health["ready"]), say("cli.doctor.answers", url=client.base_url), say("cli.doctor.api_log")
+    )
+    yield Finding("database", health["database"] == "up", str(health["database"]), say("cli.doctor.database"))
+    advice = say("cli.doctor.broker")
     yield Finding("broker", health["broker"] == "up", str(health["broker"]), advice)
     overdue = float(health["oldest_expired_lease_s"])
-    yield Finding("dispatcher", overdue == 0, f"leases overdue by {overdue:g} s", "Does a dispatcher run?")
+    yield Finding("dispatcher", overdue == 0, say("cli.doctor.overdue", seconds=overdue), say("cli.doctor.dispatcher"))
     try:
         session = client.session()
     except TafdilClientError as error:
-        yield Finding("key", False, str(error), "Set TAFDIL_API_KEY to a key from `tafdil keys create`.")
+        yield Finding("key", False, message_of(error), say("cli.hint.unauthorized"))
         return
     if not session["keys_are_on"]:
-        yield Finding("keys", None, "off: the API answers this machine alone", "Set TAFDIL_ADMIN_KEY before you expose it.")
+        yield Finding("keys", None, say("cli.doctor.keys_off"), say("cli.doctor.admin_key"))
     elif session["tenant"] is None:
-        given = "the key is not valid" if os.environ.get("TAFDIL_API_KEY") else "no key was given"
-        yield Finding("key", False, given, "Set TAFDIL_API_KEY to a key from `tafdil keys create`.")
+        given = say("cli.doctor.bad_key" if os.environ.get("TAFDIL_API_KEY") else "cli.doctor.no_key")
+        yield Finding("key", False, given, say("cli.hint.unauthorized"))
     else:
-        yield Finding("key", True, f"tenant {session['tenant']}, {', '.join(session['scopes'])}")
+        yield Finding("key", True, say("cli.doctor.tenant", tenant=session["tenant"], scopes=list(session["scopes"])))

@@ -1,14 +1,17 @@
 """Commands on what jobs leave behind: list, download, merge, push, delete."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tafdil.cli.context import Json, command, connection, say, show_json
+from tafdil.cli.context import Json, command, connection, emit, show_json
 from tafdil.cli.listing import Column, show_listing
 from tafdil.cli.names import JobName, find_job
+from tafdil.cli.words import in_words
+from trainer_core.wording import say
 
 Kinds = Annotated[
     list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest; again for more.")
@@ -26,7 +29,7 @@ def files(job: JobName, kinds: Kinds = None, as_json: Json = False) -> None:
         show_json(list(found))
         return
     if not found:
-        say("It has left nothing behind yet.")
+        emit(say("cli.no_files"))
         return
     columns = (Column("kind"), Column("size", is_number=True), Column("sha256"), Column("name", is_whole=True))
     show_listing(columns, [(file.kind, f"{file.size_bytes:,}", file.sha256[:12], file.name) for file in found])
@@ -47,9 +50,9 @@ def download(
         show_json([str(path) for path in saved])
         return
     for path in saved:
-        say(str(path))
+        emit(str(path))
     if not saved:
-        say("It has no such files yet.")
+        emit(say("cli.no_such_files"))
 
 
 @command
@@ -60,7 +63,7 @@ def merge(job: JobName, as_json: Json = False) -> None:
     if as_json:
         show_json(task)
     else:
-        say(f"merged: {(task.result or {}).get('size_bytes', 0):,} bytes")
+        emit(say("cli.merged", bytes=(task.result or {}).get("size_bytes", 0)))
 
 
 @command
@@ -74,7 +77,7 @@ def push(
     """Puts a model on the hub that the service is configured for."""
     with connection() as client:
         task = client.wait_task(client.push(find_job(client, job).id, name, kind, not public).id, _PATIENCE_S)
-    show_json(task) if as_json else say((task.result or {}).get("url", ""))
+    show_json(task) if as_json else emit((task.result or {}).get("url", ""))
 
 
 @command
@@ -88,14 +91,15 @@ def delete(
     """Deletes checkpoints and merged weights of a job that is over, or other files, or the job itself."""
     with connection() as client:
         found = find_job(client, job)
-        what = "the whole job" if whole else ", ".join(kinds or ["checkpoint", "merged"]) + " files"
         if not yes:
-            typer.confirm(f"Delete {what} of {found.id}?", abort=True, err=True)
+            chosen = list(kinds or ["checkpoint", "merged"])
+            asked = say("cli.delete_job", id=found.id) if whole else say("cli.delete_files", kinds=chosen, id=found.id)
+            typer.confirm(in_words(asked, sys.stderr), abort=True, err=True)
         removed = found.delete() if whole else client.delete_artifacts(found.id, kinds or ("checkpoint", "merged"))
     if as_json:
         show_json(removed)
     else:
-        say(f"deleted {len(removed.removed)} files, {removed.freed_bytes:,} bytes; {len(removed.kept)} files stay")
+        emit(say("cli.deleted", n=len(removed.removed), bytes=removed.freed_bytes, kept=len(removed.kept)))
 
 
 COMMANDS: Sequence[Any] = (files, download, merge, push, delete)

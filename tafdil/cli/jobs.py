@@ -13,17 +13,19 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tafdil.cli.context import Json, command, connection, console, say, show_json, told
+from tafdil.cli.context import Json, command, connection, console, emit, hint_of, remark, show_json, standing, told, warn
 from tafdil.cli.listing import Column, show_listing
 from tafdil.cli.names import JobName, find_job
 from tafdil.cli.specs import changes, data_fields, named_datasets, read_spec
 from tafdil.cli.streams import is_unicode
+from tafdil.cli.words import in_words, sentence
 from tafdil.client import Client, Job
-from tafdil.effects import EFFECTS, FORECASTS, evidence_lines
+from tafdil.effects import evidence_lines
 from tafdil.errors import JobFailed, NotFound, WaitTimeout
 from tafdil.models import Comparison
 from tafdil.text import visible
 from trainer_core.config import METHODS, joined
+from trainer_core.wording import Message, say
 
 Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; again for more.")]
 FromCheckpoint = Annotated[bool, typer.Option("--from-checkpoint", help="Start from the old job's newest checkpoint.")]
@@ -82,8 +84,8 @@ def submit(
         elif as_json:
             show_json(job)
         else:
-            say(f"{job.id}  {job.describe()}")
-            say(f"watch it: tafdil watch {job.id[:8]}", "dim")
+            _changed(job, as_json)
+            emit(say("cli.watch_it", command=f"tafdil watch {job.id[:8]}"), "dim")
 
 
 def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
@@ -92,28 +94,34 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
         return
     plan, data = result["plan"], result["data"]
     train = data["train"]
-    say(f"{data['rows_trained_on']} rows train, {data['rows_validated_on']} validate; {plan['optimizer_steps']} steps")
+    rows = {"train": data["rows_trained_on"], "validate": data["rows_validated_on"]}
+    emit(say("cli.dry_rows", **rows, steps=plan["optimizer_steps"]))
     for one in data.get("datasets", []):
-        say(f"  {told(one['name'])}: {one['rows_taken']} of its {one['rows_in_file']} rows")
+        taken = say("cli.dry_dataset", name=one["name"], taken=one["rows_taken"], rows=one["rows_in_file"])
+        emit(f"  {in_words(taken, sys.stdout)}")
     dropped = train["rows_dropped"] + sum(one["rows"] for one in train.get("findings", []) if one["dropped"])
-    say(f"{train['prompts_cut']} prompts and {train['completions_cut']} answers cut, {dropped} rows dropped")
+    emit(say("cli.dry_cut", prompts=train["prompts_cut"], answers=train["completions_cut"], dropped=dropped))
     if result.get("stop_tokens"):
-        say(f"answers end at {' or '.join(told(token['token']) for token in result['stop_tokens'])}")
+        emit(say("cli.dry_stops", tokens=[token["token"] for token in result["stop_tokens"]]))
     if "desirable_rows" in data:
-        say(f"{data['desirable_rows']} rows are desirable, {data['undesirable_rows']} are not")
+        emit(say("cli.labels", wanted=data["desirable_rows"], unwanted=data["undesirable_rows"]))
     if result["memory"]:
         memory = result["memory"]
-        sizes = [memory[name] / 2**30 for name in ("bytes", "low_bytes", "high_bytes")]
-        fits = {True: ", which fits", False: ", which does NOT fit", None: ""}[memory["fits"]]
-        say("memory about {:.1f} GiB ({:.1f} to {:.1f})".format(*sizes) + fits)
+        sizes = {name: round(memory[field] / 2**30, 1) for name, field in _bounds("bytes")}
+        fits = {True: "cli.dry_memory_fits", False: "cli.dry_memory_too_much", None: "cli.dry_memory"}[memory["fits"]]
+        emit(say(fits, **sizes))
     if result["time"] and result["time"]["seconds"] is not None:
-        spans = [_span(result["time"][name]) for name in ("seconds", "low_seconds", "high_seconds")]
-        say("time about {} ({} to {}), by {}".format(*spans, told(result["time"]["basis"])))
+        spans = {name: _said_span(result["time"][field]) for name, field in _bounds("seconds")}
+        emit(say("cli.dry_time", **spans, basis=result["time"]["basis"]))
     if (forecast := result.get("forecast")) and forecast["effect"]:
-        say(f"{FORECASTS.get(forecast['effect'], forecast['effect'])}, judging by {told(forecast['basis'])}")
+        emit(say("cli.dry_forecast", forecast=say(f"cli.forecast.{forecast['effect']}"), basis=forecast["basis"]))
     for warning in result["warnings"]:
-        say(f"warning: {told(warning['message'])}", "yellow")
-    say("Nothing was queued.", "dim")
+        warn(warning)
+    emit(say("cli.nothing_queued"), "dim")
+
+
+def _bounds(unit: str) -> tuple[tuple[str, str], ...]:
+    return (("about", unit), ("low", f"low_{unit}"), ("high", f"high_{unit}"))
 
 
 @command
@@ -130,7 +138,7 @@ def list_(
         show_json(found)
         return
     if not found:
-        say("There are no jobs" + (" like that." if state or method else " yet."))
+        emit(say("cli.no_such_jobs" if state or method else "cli.no_jobs"))
         return
     rows: list[tuple[str, ...]] = []
     for job in found:
@@ -164,7 +172,7 @@ def show(
         ("name", told(found.name) if found.name else None),
         ("method", found.method),
         ("model", told(found.model_name)),
-        ("state", told(found.describe())),
+        ("state", in_words(standing(found), sys.stdout)),
         ("starts in", _span(found.seconds_until_start) if found.seconds_until_start is not None else None),
         ("ends in", _span(found.seconds_left) if found.seconds_left is not None else None),
         ("created", _ago(found.created_at)),
@@ -174,16 +182,17 @@ def show(
     ]
     for label, value in rows:
         if value is not None:
-            say(f"{label:>10}  {value}")
+            emit(f"{label:>10}  {value}")
     for line in evidence_lines(evidence) if evidence else ():
-        say(f"{'effect':>10}  {line}")
+        emit(f"{'effect':>10}  {line}")
     for one in tries:
-        reason = f": {told(one.reason)}" if one.reason else ""
-        say(f"{'try ' + str(one.number):>10}  {told(one.worker)}, {one.device}, {one.outcome or 'runs'}{reason}")
+        said = {"message": one.reason, "message_code": one.reason_code, "params": one.reason_params}
+        reason = f": {in_words(sentence(said), sys.stdout)}" if one.reason else ""
+        emit(f"{'try ' + str(one.number):>10}  {told(one.worker)}, {one.device}, {one.outcome or 'runs'}{reason}")
     for warning in found.warnings:
-        say(f"{'warning':>10}  {told(warning['message'])}", "yellow")
+        emit(f"{'warning':>10}  {in_words(sentence(warning), sys.stdout)}", "yellow")
     if found.error:
-        say(f"{'hint':>10}  {found.error['hint']}", "red")
+        emit(f"{'hint':>10}  {in_words(hint_of(found.error), sys.stdout)}", "red")
 
 
 @command
@@ -194,6 +203,15 @@ def watch(job: JobName, as_json: Json = False) -> None:
 
 
 def _watch(client: Client, job: Job, as_json: bool) -> None:
+    try:
+        _watch_to_the_end(client, job, as_json)
+    except KeyboardInterrupt:
+        # The person may think that the job ended with the command.
+        remark(say("cli.watch_interrupted", command=f"tafdil watch {job.id[:8]}"))
+        raise typer.Exit(130) from None
+
+
+def _watch_to_the_end(client: Client, job: Job, as_json: bool) -> None:
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -209,7 +227,7 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
         for last in client.watch(job.id):
             for warning in last.warnings:
                 if warning["message"] not in seen and not as_json:
-                    say(f"warning: {told(warning['message'])}", "yellow")
+                    warn(warning)
                 seen.add(warning["message"])
             if as_json:
                 show_json(last, in_a_line=True)
@@ -218,21 +236,25 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
                 if time.monotonic() - read_at >= _METRICS_EVERY_S or last.is_over:
                     read_at = time.monotonic()
                     screen.update(Group(progress, _newest_metrics(client, job.id)))
-            elif (line := told(last.describe())) not in seen:
+            elif (line := in_words(standing(last), sys.stdout)) not in seen:
                 seen.add(line)
-                say(line)
+                emit(line)
     if not as_json and not live:
         console.print(_newest_metrics(client, job.id))
     if last.state != "succeeded":
         raise JobFailed(last)
     if not as_json and last.effect not in (None, "changed"):
-        say(f"{EFFECTS.get(last.effect, last.effect)}; see why: tafdil show {last.id[:8]}", "yellow")
+        emit(say("cli.see_why", effect=say(f"cli.effect.{last.effect}"), command=f"tafdil show {last.id[:8]}"), "yellow")
     if not as_json:
-        say(f"Ask it something: tafdil compare {last.id[:8]} 'ما عاصمة مصر؟'", "dim")
+        emit(say("cli.ask_it", command=f"tafdil compare {last.id[:8]} 'ما عاصمة مصر؟'"), "dim")
 
 
 def _advance(progress: Progress, bar: TaskID, job: Job) -> None:
-    progress.update(bar, completed=job.percent, description=f"{told(job.name or job.id[:12])}  {told(job.describe())}")
+    progress.update(bar, completed=job.percent, description=_line_of(job))
+
+
+def _line_of(job: Job) -> str:
+    return f"{told(job.name or job.id[:12])}  {in_words(standing(job), sys.stdout)}"
 
 
 def _newest_metrics(client: Client, job_id: str) -> Table:
@@ -305,7 +327,7 @@ def metrics(
 
 
 def _changed(job: Job, as_json: bool) -> None:
-    show_json(job) if as_json else say(f"{job.id}  {told(job.describe())}")
+    show_json(job) if as_json else emit(f"{job.id}  {in_words(standing(job), sys.stdout)}")
 
 
 @command
@@ -374,17 +396,17 @@ def compare(
         if answer.result is None:
             continue
         result, proof = answer.result, answer.result["proof"]
-        say(f"\n{told(answer.request['prompt'])}", "bold")
-        say(f"  reference  {told(result['reference_model_response'])}")
-        say(f"  trained    {told(result['trained_model_response'])}")
-        say(f"  {_proof_line(proof, result.get('dtype'))}", "dim")
+        emit(f"\n{told(answer.request['prompt'])}", "bold")
+        emit(f"  reference  {told(result['reference_model_response'])}")
+        emit(f"  trained    {told(result['trained_model_response'])}")
+        emit(f"  {_proof_line(proof, result.get('dtype'))}", "dim")
     _all_answered(answers, wait_s)
 
 
 def _all_answered(answers: Sequence[Comparison], wait_s: float) -> None:
     late = [answer.id for answer in answers if answer.result is None]
     if late:
-        raise WaitTimeout(f"{len(late)} of {len(answers)} questions were not answered in {wait_s:g} s: {', '.join(late)}")
+        raise WaitTimeout(say("cli.not_answered", late=len(late), asked=len(answers), seconds=wait_s, ids=late))
 
 
 def _proof_line(proof: dict[str, Any], dtype: str | None) -> str:
@@ -395,6 +417,14 @@ def _proof_line(proof: dict[str, Any], dtype: str | None) -> str:
     sides = (str(proof.get(name, ""))[:12] for name in ("trained_fingerprint", "reference_fingerprint"))
     line = "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof["max_logit_difference"])
     return f"{line}{told}; proof: {proof.get('covers', 'tensors only')}"
+
+
+def _said_span(seconds: float) -> Message:
+    if seconds < 90:
+        return say("cli.seconds", n=round(seconds))
+    if seconds < 5400:
+        return say("cli.minutes", n=round(seconds / 60))
+    return say("cli.hours", n=round(seconds / 3600, 1))
 
 
 def _span(seconds: float) -> str:

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from tafdil.cli.context import Json, command, complaints, connection, say, show_json
+from tafdil.cli.context import Json, command, connection, emit, remark, show_json
 from tafdil.cli.listing import Column, show_listing
+from trainer_core.wording import say
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,9 +36,7 @@ def create(
         show_json(key)
         return
     print(key.key)
-    complaints.print(
-        f"for tenant {key.tenant}, {', '.join(key.scopes)}; it cannot be shown again", style="dim", markup=False
-    )
+    remark(say("cli.key_made", tenant=key.tenant, scopes=list(key.scopes)))
 
 
 @app.command("list")
@@ -50,7 +49,7 @@ def list_keys(as_json: Json = False) -> None:
         show_json(list(found))
         return
     if not found:
-        say("There are no keys yet.")
+        emit(say("cli.no_keys"))
         return
     rows: list[tuple[str, ...]] = []
     for key in found:
@@ -71,4 +70,4 @@ def revoke(
     """Revokes a key, for good; its next request is refused."""
     with connection() as client:
         key = client.revoke_key(key_id)
-    show_json(key) if as_json else say(f"{key.id} is revoked")
+    show_json(key) if as_json else emit(say("cli.key_revoked", id=key.id))

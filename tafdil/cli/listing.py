@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tafdil.cli.context import console, say, told
+from tafdil.cli.context import console, emit, told
 from tafdil.text import visible
 
 _GAP = 2
@@ -81,10 +81,10 @@ def show_listing(
 def _show_blocks(columns: Sequence[Column], rows: Sequence[Sequence[str]], styles: Sequence[str | None]) -> None:
     for row, style in zip(rows, styles, strict=True):
         cells = list(zip(columns, row, strict=True))
-        say(next(told(text) for column, text in cells if column.is_whole), style)
+        emit(next(told(text) for column, text in cells if column.is_whole), style)
         others = [f"{column.name} {told(text)}" for column, text in cells if text and not column.is_whole]
         for line in _lines(others, console.width - len(_INDENT)):
-            say(_INDENT + line, style)
+            emit(_INDENT + line, style)
 
 
 def _lines(items: Sequence[str], width: int) -> list[str]:

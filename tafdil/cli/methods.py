@@ -5,10 +5,11 @@ from typing import Annotated, Any
 
 import typer
 
-from tafdil.cli.context import Json, command, connection, say, show_json, told
+from tafdil.cli.context import Json, command, connection, emit, show_json, told
 from tafdil.cli.listing import Column, show_listing
-from tafdil.errors import NotFound
+from tafdil.cli.names import not_found
 from tafdil.models import Method, MethodField
+from trainer_core.wording import say
 
 
 @command
@@ -24,9 +25,8 @@ def methods(
         return
     method = next((each for each in found if name.lower() in (each.name, each.title.lower())), None)
     if method is None:
-        known = ", ".join(each.name for each in found)
-        message, hint = f"no method has the name {name!r}", f"The service has {known}."
-        raise NotFound(404, {"code": "not_found", "message": message, "hint": hint})
+        known = [each.name for each in found]
+        raise not_found(say("cli.no_method", name=name), say("cli.known_methods", methods=known))
     show_json(method) if as_json else _show(method)
 
 
@@ -36,10 +36,10 @@ def _list(found: list[Method]) -> None:
 
 
 def _show(method: Method) -> None:
-    say(f"{told(method.title)}, {told(method.full_name)} (arXiv:{told(method.paper)})", "bold")
-    say(told(method.description["en"]))
+    emit(f"{told(method.title)}, {told(method.full_name)} (arXiv:{told(method.paper)})", "bold")
+    emit(told(method.description["en"]))
     reference = "is part of the loss" if method.loss_needs_reference else "is not part of the loss"
-    say(f"Dataset kinds: {told(', '.join(method.dataset_kinds))}. The reference model {reference}.")
+    emit(f"Dataset kinds: {told(', '.join(method.dataset_kinds))}. The reference model {reference}.")
     # What people set first comes first; the rest follows as the spec declares it.
     fields = sorted(method.fields, key=lambda field: not field.is_main)
     rows = [(each.name, _default(each), each.describe(), each.help["en"]) for each in fields]

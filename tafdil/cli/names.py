@@ -14,6 +14,7 @@ from tafdil.cli.context import usage
 from tafdil.client import Client, Job
 from tafdil.errors import NotFound
 from tafdil.models import Dataset
+from trainer_core.wording import Message, say
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="An id or its beginning, a name, or `last` for the newest job.")]
 DatasetName = Annotated[
@@ -88,8 +89,8 @@ def _search(kind: _Kind[Thing], name: str) -> Thing | None:
     if name == NEWEST:
         newest = next(iter(kind.newest_first(1)), None)
         if newest is None:
-            message, hint = f"there is no {kind.noun} yet", f"Make one: {kind.made_by}"
-            raise NotFound(404, {"code": "not_found", "message": message, "hint": hint})
+            hint = say("cli.make_one", command=kind.made_by)
+            raise not_found(say(f"cli.none_yet.{kind.noun}"), hint)
         return newest
     found = [one for one in islice(kind.newest_first(_LOOKED_THROUGH), _LOOKED_THROUGH) if _is_meant(one, name)]
     if len(found) > 1:
@@ -104,17 +105,21 @@ def _is_meant(one: _Thing, name: str) -> bool:
     return one.name is not None and unicodedata.normalize("NFC", one.name) == unicodedata.normalize("NFC", name)
 
 
-def _candidates(kind: _Kind[Thing], name: str, found: Sequence[Thing]) -> str:
-    lines = [f"{len(found)} {kind.noun}s match {name!r}; use one of these ids:"]
-    for one in found[:_SHOWN_CANDIDATES]:
-        lines.append(f"  {one.id}  {one.created_at:%Y-%m-%d %H:%M}  {one.name or ''}".rstrip())
-    if len(found) > _SHOWN_CANDIDATES:
-        lines.append(f"  and {len(found) - _SHOWN_CANDIDATES} more: {kind.listed_by}")
-    return "\n".join(lines)
+def _candidates(kind: _Kind[Thing], name: str, found: Sequence[Thing]) -> Message:
+    lines = [f"  {one.id}  {one.created_at:%Y-%m-%d %H:%M}  {one.name or ''}".rstrip() for one in found]
+    listed = "\n".join(lines[:_SHOWN_CANDIDATES])
+    message = say(f"cli.several.{kind.noun}", n=len(found), name=name, listed=listed)
+    left = len(found) - _SHOWN_CANDIDATES
+    return say("cli.several_more", message=message, n=left, command=kind.listed_by) if left > 0 else message
+
+
+def not_found(message: Message, hint: Message) -> NotFound:
+    """An error as of the service, for what it has not."""
+    return NotFound(404, {"code": "not_found", "message": message, "hint": hint})
 
 
 def _found(kind: _Kind[Thing], name: str, one: Thing | None) -> Thing:
     if one is None:
-        message = f"no {kind.noun} matches the name or id {name!r} (searched the newest {_LOOKED_THROUGH:,})"
-        raise NotFound(404, {"code": "not_found", "message": message, "hint": f"List them with: {kind.listed_by}"})
+        message = say(f"cli.none_matches.{kind.noun}", name=name, searched=_LOOKED_THROUGH)
+        raise not_found(message, say("cli.list_them", command=kind.listed_by))
     return one

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,11 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from tafdil.cli.context import complain, complaints, connection_url, say, spoken, told, usage
+from tafdil.cli.context import complain, complain_more, complaints, connection_url, emit, remark, spoken, told, usage
+from tafdil.cli.words import in_words, sentence
 from tafdil.text import visible
 from trainer_core.reading_options import ReadingOptions
+from trainer_core.wording import say
 
 Maps = Annotated[
     list[str] | None,
@@ -44,33 +47,37 @@ def options_of(
     for pair in maps or ():
         field, separator, column = pair.partition("=")
         if not separator or not field or not column:
-            usage(f"--map takes field=column, as in --map prompt=question; not {pair!r}")
+            usage(say("cli.map_form", value=pair))
         if field.strip() in columns:
-            usage(f"--map says twice what {field.strip()} is; name one column")
+            usage(say("cli.map_twice", field=field.strip()))
         columns[field.strip()] = column
     given = {"encoding": encoding, "sheet": sheet, "threshold": threshold, "on_invalid": on_invalid}
     try:
         return ReadingOptions.model_validate({**given, "map": columns or None})
     except ValidationError as error:
         first = error.errors()[0]
-        usage(f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}")
+        option = f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}"
+        usage(say("cli.option_invalid", option=option, problem=first["msg"]))
 
 
 def tell_reading(found: Mapping[str, Any]) -> None:
     """Prints how a file was read: `found` has the fields of a report or of a dataset."""
     if found.get("file_kind"):
-        where = f", encoding {found['encoding']}" if found.get("encoding") else ""
-        layout = f", layout {found['layout']}" if found.get("layout") not in _UNPUBLISHED else ""
-        say(f"read as {found['file_kind']}{where}{layout}")
+        read: str = found["file_kind"]
+        if found.get("encoding"):
+            read = say("cli.with_encoding", read=read, encoding=found["encoding"])
+        if found.get("layout") not in _UNPUBLISHED:
+            read = say("cli.with_layout", read=read, layout=found["layout"])
+        emit(say("cli.read_as", read=read))
     for field, column in (found.get("mapping") or {}).items():
         if field != column:
-            say(f"{field:>12} is read from {told(column)}")
+            emit(say("cli.read_from", field=f"{field:>12}", column=column))
     if found.get("unused"):
-        say(f"unused columns: {', '.join(told(column) for column in found['unused'])}")
+        emit(say("cli.unused_columns", columns=found["unused"]))
     if skipped := found.get("skipped_rows"):
-        say(f"skipped {skipped:,} invalid {'row' if skipped == 1 else 'rows'}")
+        emit(say("cli.skipped", n=skipped))
     for warning in found.get("warnings") or ():
-        say(visible(f"warning: {spoken(warning)}"), "yellow")
+        emit(say("cli.warning", message=spoken(warning)), "yellow")
 
 
 def ask(question: Mapping[str, Any], command: str, path: Path, options: ReadingOptions, *more: str) -> None:
@@ -92,17 +99,19 @@ def ask(question: Mapping[str, Any], command: str, path: Path, options: ReadingO
     else:
         table.add_column({"encoding": "encoding", "sheet": "sheet", "threshold": "column"}[about])
         for choice in question["choices"]:
-            table.add_row(Text(told(choice) + ("  (most likely)" if choice == guess else "")))
+            table.add_row(
+                Text(told(choice) + (f"  {in_words(say('cli.most_likely'), sys.stderr)}" if choice == guess else ""))
+            )
     complaints.print(table)
     for row in filter(None, question["rows"][:1]):
-        complaints.print("the first row would be:" if guess else "the first row:")
+        remark(say("cli.first_row_would" if guess else "cli.first_row"))
         for field, value in list(row.items())[:_SAMPLE_FIELDS]:
             text = str(value)
             shown = text if len(text) <= _SAMPLE_WIDTH else f"{text[:_SAMPLE_WIDTH]}…"
             complaints.print(Text(f"{told(field):>12}  {told(shown)}"))
     is_whole = bool(guess) and (about != "map" or _whole(guess) == guess)
-    lead = "If this is right, run:" if is_whole else "To continue, run:"
-    complaints.print(Text(f"{lead}\n  {visible(answer(question, command, path, options, *more))}"))
+    remark(say("cli.run_if_right" if is_whole else "cli.run_to_continue"))
+    complaints.print(Text(f"  {visible(answer(question, command, path, options, *more))}"))
 
 
 def answer(question: Mapping[str, Any], command: str, path: Path, options: ReadingOptions, *more: str) -> str:
@@ -133,9 +142,9 @@ def _whole(guess: Mapping[str, str]) -> dict[str, str]:
 
 def complain_of_data(error: Mapping[str, Any], shown: int) -> None:
     """Prints an error of a file, with at most `shown` details."""
-    complain(error["message"])
+    complain(sentence(error))
     details = error["details"]
     for detail in details[1:shown]:
-        complain("  ", spoken(detail))
+        complain_more(spoken(detail))
     if len(details) > shown:
-        complain(f"  and {len(details) - shown} more")
+        complain_more(say("cli.and_more", n=len(details) - shown))

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Generator
@@ -12,23 +13,28 @@ from typing import Annotated, Any
 
 import typer
 
-from tafdil.cli.context import Json, command, complaints, connection, console, say, show_json, told
+from tafdil.cli.context import (
+    Json,
+    command,
+    complain,
+    complaints,
+    connection,
+    console,
+    emit,
+    message_of,
+    plain,
+    remark,
+    show_json,
+)
 from tafdil.cli.doctor import examine
+from tafdil.cli.words import in_words
 from tafdil.client import Client
 from tafdil.errors import TafdilClientError
 from tafdil.local_stack import LocalStack
+from trainer_core.wording import say
 
 DataDir = Annotated[Path | None, typer.Option(help="Where datasets, runs, logs and the database are kept.")]
 ModelsDir = Annotated[Path | None, typer.Option(help="Your models: <models-dir>/Qwen/Qwen2.5-0.5B-Instruct.")]
-
-
-# What a person should know before anybody else reaches it.
-_EXPOSURE = {
-    False: "It binds 127.0.0.1: only this machine can reach it, and whoever uses this machine may use it. To let others in, "
-    "set TAFDIL_ADMIN_KEY and TAFDIL_ALLOWED_HOSTS, and put a proxy with TLS in front.",
-    True: "It binds 127.0.0.1, and every request needs a key: `tafdil keys create` makes one. To let others in, set "
-    "TAFDIL_ALLOWED_HOSTS, and put a proxy with TLS in front.",
-}
 
 
 class _Ended(Exception):
@@ -64,16 +70,18 @@ def serve(
             if as_json:
                 show_json({"url": stack.url, "data_dir": str(stack.data_dir), "keys_are_on": stack.has_keys})
             else:
-                console.print(f"Tafdil serves {stack.url} (open it in a browser; the API's reference: {stack.url}/docs)")
-                console.print(f"Data and logs: {stack.data_dir}. Ctrl-C stops it.")
-                console.print(f"{_EXPOSURE[stack.has_keys]}\n")
+                emit(say("cli.serves", url=stack.url, docs=f"{stack.url}/docs"))
+                emit(say("cli.serves_data", path=str(stack.data_dir)))
+                # What a person should know before anybody else reaches it.
+                emit(say("cli.exposed_with_keys" if stack.has_keys else "cli.exposed_without_keys"))
+                console.print()
             while True:
                 stack.watch()
                 time.sleep(1)
     except _Ended:
-        complaints.print("Stopped. Running jobs resume from their checkpoints at the next start.")
+        remark(say("cli.stopped"))
     except TafdilClientError as error:
-        complaints.print(f"error: {error}", style="red", markup=False, highlight=False)
+        complain(message_of(error))
         raise typer.Exit(1) from error
 
 
@@ -99,10 +107,10 @@ def demo(
                     results = run(client, shown, stack.watch)
                     shown.print("\nStopping ...")
         except _Ended as ended:
-            complaints.print(f"stopped by {ended}")
+            remark(say("cli.stopped_by", signal=str(ended)))
             raise typer.Exit(130) from ended
         except TafdilClientError as error:
-            complaints.print(f"error: {error}", style="red", markup=False, highlight=False)
+            complain(message_of(error))
             raise typer.Exit(1) from error
     if as_json:
         show_json(results)
@@ -118,13 +126,13 @@ def doctor(
     with connection() as client:
         found = list(examine(client, data_dir))
     if as_json:
-        show_json([dict(vars(one)) for one in found])
+        show_json([{**vars(one), "told": plain(one.told), "advice": plain(one.advice)} for one in found])
     else:
         for one in found:
             mark, style = {True: ("ok ", "green"), False: ("BAD", "red"), None: ("-  ", "yellow")}[one.is_good]
-            say(f"{mark} {one.what:16} {told(one.told)}", style)
+            emit(f"{mark} {one.what:16} {in_words(one.told, sys.stdout)}", style)
             if not one.is_good and one.advice:
-                say(f"    {'':16} {one.advice}")
+                emit(f"    {'':16} {in_words(one.advice, sys.stdout)}")
     if any(one.is_good is False for one in found):
         raise typer.Exit(1)
 

@@ -12,8 +12,7 @@ from typing import Any
 from tafdil.cli.context import usage
 from tafdil.cli.names import find_dataset, is_id, search_dataset
 from tafdil.client import Client
-
-_SAVE_IT = "Save it as UTF-8; in Notepad: Save as, Encoding: UTF-8."
+from trainer_core.wording import say
 
 
 def read_spec(source: str | None) -> dict[str, Any]:
@@ -22,19 +21,22 @@ def read_spec(source: str | None) -> dict[str, Any]:
         return {}
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except FileNotFoundError:
+        usage(say("cli.no_file", path=source))
     except OSError as error:
-        usage(f"cannot read {source}: {error}")
-    shown = "standard input" if source == "-" else source
+        usage(say("cli.cannot_read", path=source, problem=error.strerror or str(error)))
+    shown = say("cli.standard_input") if source == "-" else source
     kind = "TOML" if source.lower().endswith(".toml") else "JSON"
     text = _text(data, shown)
     try:
         spec = tomllib.loads(text) if kind == "TOML" else json.loads(text)
     except (ValueError, RecursionError) as error:
-        hint = "" if kind == "TOML" or source == "-" else " The name of a TOML file must end in .toml."
-        reason = "its values are nested too deeply" if isinstance(error, RecursionError) else str(error)
-        usage(f"{shown} is not valid {kind}: {reason}.{hint}")
+        if isinstance(error, RecursionError):
+            usage(say("cli.spec_too_deep", file=shown))
+        code = "cli.spec_not_toml" if kind == "TOML" else "cli.spec_not_json" if source == "-" else "cli.spec_file_not_json"
+        usage(say(code, file=shown, problem=str(error)))
     if not isinstance(spec, dict):
-        usage(f"{shown} must contain an object with the fields of a job spec")
+        usage(say("cli.spec_not_object", file=shown))
     return spec
 
 
@@ -45,9 +47,9 @@ def _text(data: bytes, shown: str) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         byte, place = data[error.start], error.start
-        usage(f"{shown} is not {encoding.upper()} text (byte 0x{byte:02x} at offset {place}). {_SAVE_IT}")
+        usage(say("cli.spec_bytes", file=shown, encoding=encoding.upper(), byte=f"0x{byte:02x}", offset=place))
     if "\0" in text:
-        usage(f"{shown} is neither UTF-8 nor UTF-16 text. {_SAVE_IT}")
+        usage(say("cli.spec_no_text", file=shown))
     # A file that was converted twice has two byte order marks.
     return text.lstrip("\ufeff")
 
@@ -67,7 +69,7 @@ def changes(assignments: Sequence[str]) -> dict[str, Any]:
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator or not name:
-            usage(f"--set takes name=value, not {assignment!r}")
+            usage(say("cli.set_form", value=assignment))
         try:
             found[name.strip()] = json.loads(text)
         except ValueError:

@@ -28,10 +28,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Generator[OnlyTheAPI]:
 
 
 def terminal(
-    words: list[str], folder: Path, stack: OnlyTheAPI, encoding: str = "utf-8"
+    words: list[str], folder: Path, stack: OnlyTheAPI, encoding: str = "utf-8", **more: str
 ) -> "subprocess.CompletedProcess[str]":
     """A command as a person runs it: a process of its own, in her folder, on a console of some encoding."""
-    environment = {**os.environ, "TAFDIL_URL": stack.url, "PYTHONIOENCODING": encoding, "COLUMNS": "100"}
+    environment = {**os.environ, "TAFDIL_URL": stack.url, "PYTHONIOENCODING": encoding, "COLUMNS": "100"} | more
     command = [sys.executable, "-m", "tafdil.cli", *words]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, encoding=encoding, timeout=120, check=False
@@ -75,3 +75,17 @@ def test_columns_of_any_name_take_the_command_that_the_terminal_proposes(tmp_pat
     ran = terminal([*words[1:], "--json"], tmp_path, stack)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert json.loads(ran.stdout)["mapping"] == {"prompt": "السؤال", "chosen": "نص أ", "rejected": "نص ب"}
+
+
+@pytest.mark.parametrize("more", [{"LC_ALL": "", "LC_MESSAGES": "", "LANG": "ar_EG.UTF-8"}, {"TAFDIL_LANG": "ar"}])
+def test_a_broken_sheet_is_explained_in_the_language_of_the_locale(
+    tmp_path: Path, stack: OnlyTheAPI, more: dict[str, str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "س", "chosen": \n', encoding="utf-8")
+    for command in ("check", "upload"):
+        arabic = terminal(["data", command, "rows.jsonl"], tmp_path, stack, **more)
+        assert (arabic.returncode, arabic.stdout) == (3, "")
+        assert arabic.stderr.startswith("خطأ: ")
+        english = terminal(["data", command, "rows.jsonl"], tmp_path, stack, TAFDIL_LANG="en")
+        assert english.stderr.startswith("error: ")
+        assert "خطأ" not in english.stderr

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, 
 
 from tests.servers import absent
 from tests.wording import LATIN
+from trainer_core.wording import Language, catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "api" / "dashboard" / "static" / "locales"
@@ -81,7 +82,8 @@ class Screen:
 
     def __init__(self, context: BrowserContext, url: str, language: str) -> None:
         self.url, self.language = url, language
-        self.words: dict[str, Any] = json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8"))
+        own = json.loads((LOCALES / f"{language}.json").read_text(encoding="utf-8"))
+        self.words: dict[str, Any] = catalogue(cast("Language", language)) | own
         self.complaints: list[str] = []
         self.dialogs: list[str] = []
         self.page: Page = context.new_page()

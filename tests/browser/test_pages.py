@@ -81,8 +81,10 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         found.unfold()
         page.locator("#f-chat_template_kwargs").fill("{not json")
         found.button("new.check").click()
-        page.get_by_text(found.say("new.not_json")).wait_for()
-        page.locator("#f-chat_template_kwargs[aria-invalid=true]").wait_for()
+        wrong = page.locator("#f-chat_template_kwargs[aria-invalid=true]")
+        wrong.wait_for()
+        expect(wrong).to_be_focused()
+        expect(page.locator("#f-chat_template_kwargs-error")).to_contain_text(found.say("new.not_json", problem=""))
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

@@ -389,7 +389,7 @@ def test_files_are_downloaded_and_deleted(live: Live, tmp_path: Path, spec: dict
     damaged = run(live, "download", job_id, str(tmp_path / "other"), "--kind", "log")
     assert "no such files" in damaged.stdout
     run(live, "delete", job_id, code=1, stdin="n\n")
-    assert "1 files" in run(live, "delete", job_id, "--kind", "model", "--yes").stdout
+    assert "1 file," in run(live, "delete", job_id, "--kind", "model", "--yes").stdout
     run(live, "delete", job_id, "--job", "--yes")
     run(live, "show", job_id, code=4)
 

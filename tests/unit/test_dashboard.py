@@ -13,9 +13,8 @@ from jobs.states import Cause, JobState, Phase, Request
 from tests.wording import LATIN
 from trainer_core.config.units import UnitName
 from trainer_core.effect import RowsFrom, Verdict
-from trainer_core.errors import CODES
 from trainer_core.row_signal import DROPPED, NOTED
-from worker.warm_start import ColdReason
+from trainer_core.wording import catalogue
 
 STATIC = Path(__file__).resolve().parents[2] / "api" / "dashboard" / "static"
 OWN = [
@@ -34,8 +33,6 @@ FAMILIES: dict[str, type[StrEnum]] = {
     "phase": Phase,
     "requested": Request,
     "artifact": ArtifactKind,
-    "event": Cause,
-    "start": ColdReason,
 }
 
 
@@ -74,9 +71,10 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
     asked = set(re.findall(r"""\bt\(\s*"([\w.]+)\"""", SOURCE)) | set(
         re.findall(r"""[?:]\s*"([a-z_]+\.[a-z_]+)\"""", SOURCE)
     )
-    assert asked - set(WORDS["en"]) == set()
+    asked |= set(re.findall(r"""\bcode="([\w.]+)\"""", SOURCE))
+    assert asked - set(WORDS["en"]) - set(catalogue("en")) == set()
     # Keys that are put together, by their beginning.
-    made = set(re.findall(r"\b(?:t|pieces)\(\s*`(\w+)\.\$\{", SOURCE))
+    made = set(re.findall(r"\b(?:t|has)\(\s*`(\w+)\.\$\{", SOURCE))
     # The service sends these with what they are about: `GET /v1/methods`.
     made |= {"field", "method"}
     unused = {key for key in WORDS["en"] if key not in asked and key.split(".")[0] not in made}
@@ -86,23 +84,21 @@ def test_every_word_that_is_asked_for_is_there_and_the_other_way_round() -> None
 def test_whatever_the_service_says_by_name_has_words() -> None:
     for family, names in FAMILIES.items():
         assert {f"{family}.{name.value}" for name in names} <= set(WORDS["en"]), family
-    effects = {f"{family}.{verdict}" for family in ("effect", "effect_text", "forecast") for verdict in get_args(Verdict)}
+    ends = set(Cause) - {Cause.CLAIM, Cause.RESUME}
+    assert {f"outcome.{cause.value}" for cause in ends} <= set(WORDS["en"])
+    effects = {f"{family}.{verdict}" for family in ("verdict", "effect_text", "forecast") for verdict in get_args(Verdict)}
     assert {f"unit.{name}" for name in get_args(UnitName)} <= set(WORDS["en"])
     assert effects | {f"measured.{name}" for name in get_args(RowsFrom)} <= set(WORDS["en"])
-    for code, error in CODES.items():
-        assert f"error.{code}" in WORDS["en"]
-        assert WORDS["en"][f"hint.{code}"] == error.hint
+
+
+def test_no_sentence_of_the_service_is_repeated() -> None:
+    """The page has both in one catalogue."""
+    for language, words in WORDS.items():
+        assert set(words) & set(catalogue(language)) == set()
 
 
 def test_whatever_is_found_in_rows_has_words() -> None:
-    assert {f"finding.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
-
-
-def test_every_kind_of_event_that_a_training_reports_has_words() -> None:
-    reporter = (STATIC.parents[2] / "worker" / "reporter.py").read_text(encoding="utf-8").split('"""')[1]
-    kinds = set(re.findall(r"`(\w+)`", reporter)) - {"type", "progress", "alive", "finished", "stopped"}
-    assert {"samples", "checkpoint", "first_step"} <= kinds
-    assert {f"event.{kind}" for kind in kinds} <= set(WORDS["en"])
+    assert {f"found.{code}" for code in (*DROPPED, *NOTED)} <= set(WORDS["en"])
 
 
 def test_nothing_comes_from_elsewhere_and_no_markup_is_made_of_text() -> None:

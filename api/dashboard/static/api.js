@@ -1,6 +1,7 @@
 // The service over HTTP: calls, errors, event streams, and hooks that keep a page current.
 
 import { useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { current } from "./language.js";
 
 /** An error in the service's one shape: code, message, hint, details; `status` 0 when nothing answered. */
 export class ApiError extends Error {
@@ -18,12 +19,13 @@ function address(path, query = {}) {
 
 async function send(method, path, { query, body, headers = {}, signal } = {}) {
   const isJson = body !== undefined && !(body instanceof Blob);
+  const sent = { "Accept-Language": current(), ...(isJson && { "Content-Type": "application/json" }), ...headers };
   let response;
   try {
     response = await fetch(address(path, query), {
       method,
       signal,
-      headers: isJson ? { "Content-Type": "application/json", ...headers } : headers,
+      headers: sent,
       body: isJson ? JSON.stringify(body) : body,
     });
   } catch (error) {
@@ -52,6 +54,7 @@ export function sendFile(path, file, { query, signal, onProgress }) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", address(path, query));
+    request.setRequestHeader("Accept-Language", current());
     request.responseType = "json";
     request.upload.onprogress = (event) => event.lengthComputable && onProgress(event.loaded / event.total);
     request.upload.onload = () => onProgress(1);
@@ -115,14 +118,16 @@ export function usePoll(load, every, dependencies) {
       const mine = ++round;
       const began = performance.now();
       let answer = null;
+      let isGone = false;
       try {
         answer = await load(controller.signal);
         if (mine === round && !controller.signal.aborted) setFound({ data: answer, error: null });
       } catch (error) {
         if (error.name === "AbortError" || mine !== round) return;
+        isGone = error.status === 404;
         setFound((old) => ({ ...old, error }));
       }
-      const wait = every(answer);
+      const wait = isGone ? 0 : every(answer);
       if (wait && mine === round && !controller.signal.aborted)
         timer = setTimeout(look, Math.max(wait, 5 * (performance.now() - began)));
     }

@@ -12,9 +12,11 @@ import { Jobs } from "./pages/jobs.js";
 import { NewJob } from "./pages/new_job.js";
 import { Overlay } from "./pages/overlay.js";
 import { SignIn } from "./pages/sign_in.js";
-import { Busy, ErrorBox } from "./parts.js";
+import { Busy, isId, Missing } from "./parts.js";
 import { User } from "./text.js";
+import { ErrorBox } from "./wording.js";
 
+const ROOMS = ["jobs", "new", "datasets", "curves"];
 const THEMES = ["auto", "light", "dark"];
 
 /** The place in the address after `#`: the parts of its path and its query. */
@@ -25,6 +27,9 @@ function place() {
 
 /** The page of a place: its title and what it shows. */
 function page({ parts: [room = "jobs", id, part], query }) {
+  const kind = room === "datasets" ? "dataset" : "job";
+  const ids = room === "new" ? [query.get("from")] : [room === "curves" ? id?.split(",") : id].flat();
+  if (ROOMS.includes(room) && !ids.filter(Boolean).every(isId)) return [t(`${kind}.title`), html`<${Missing} kind=${kind} />`];
   if (room === "jobs" && id && part === "compare") return [t("compare.title"), html`<${Compare} key=${id} id=${id} />`];
   if (room === "jobs" && id)
     return [t("job.title"), html`<${Job} key=${id} id=${id} part=${part ?? "curves"} query=${query} />`];

@@ -17,10 +17,12 @@ export function preferred() {
   return navigator.languages.some((each) => each.startsWith("ar")) ? "ar" : "en";
 }
 
-/** Loads a language's catalogue and turns the page to its direction. */
+const load = async (path) => (await fetch(path)).json();
+
+/** Loads a language's catalogues, the page's own and the service's sentences, and turns the page to its direction. */
 export async function use(code) {
-  const response = await fetch(`/assets/locales/${code}.json`);
-  words = await response.json();
+  const [own, sentences] = await Promise.all(["locales", "wording"].map((folder) => load(`/assets/${folder}/${code}.json`)));
+  words = { ...sentences, ...own };
   language = code;
   document.documentElement.lang = code;
   document.documentElement.dir = code === "ar" ? "rtl" : "ltr";

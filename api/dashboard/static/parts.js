@@ -1,9 +1,10 @@
 // Small pieces that every page uses.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
-import { Block, Code, User, plain } from "./text.js";
-import { ago, bytes, has, instant, instantInZone, instantToSecond, number, pieces, t } from "./language.js";
+import { Block, Code, plain } from "./text.js";
+import { ago, bytes, instant, instantInZone, instantToSecond, number, t } from "./language.js";
 import { methodTitle } from "./methods.js";
+import { ErrorBox, Reason } from "./wording.js";
 
 const Stamp = ({ at, say }) => (at ? html`<time datetime=${at} title=${instantInZone(at)}>${say(at)}</time>` : "–");
 export const Time = ({ at }) => html`<${Stamp} at=${at} say=${instant} />`;
@@ -33,7 +34,7 @@ const EFFECT_MARKS = { changed: "●", hardly_changed: "○", collapsed: "✗" }
 /** What a run did to its model as a mark, a word and a colour; nothing if it was not measured. */
 export const Effect = ({ effect }) =>
   effect &&
-  html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`effect.${effect}`)}</span>`;
+  html`<span class="effect ${effect}"><span aria-hidden="true">${EFFECT_MARKS[effect]}</span> ${t(`verdict.${effect}`)}</span>`;
 
 /** A method's name, the same in every language. */
 export const Method = ({ name }) => html`<span dir="ltr" translate=${false}>${methodTitle(name)}</span>`;
@@ -46,82 +47,21 @@ export const Progress = ({ job }) => html`
   </span>
 `;
 
-/** An error of the service: what happened, what to do, and every detail. */
-export function ErrorBox({ error, title }) {
-  if (!error) return null;
-  const code = has(`error.${error.code}`) ? error.code : "internal";
-  return html`
-    <div class="box error" role="alert">
-      <strong>${title ? `${title}: ` : ""}${t(`error.${code}`)}</strong>
-      ${error.message && !isSaid(error.details) && html`<${Block} text=${error.message} kind="plain" />`}
-      ${!isOfFile(error) && html`<p>${t(`hint.${code}`)}</p>`}
-      ${error.details?.length > 0 && html`<${Details} of=${error.details} />`}
-    </div>
-  `;
-}
-
-/** Whether the details say in the reader's language what the message says in English. */
-const isSaid = (details) => details?.length > 0 && details.every(({ code }) => code && has(`reason.${code}`));
-
-/** Whether an error is of a whole file: its reason says what to do, and no row can be mended. */
-const isOfFile = ({ code, details }) => code === "data_invalid" && isSaid(details) && details.every(({ line }) => line === undefined);
-
-/** What is wrong with which rows, one thing a line. */
-const Details = ({ of: details }) => html`
-  <ul>
-    ${details.slice(0, 50).map(
-      (detail) => html`<li>
-        ${detail.line !== undefined && html`${t("error.line", { n: detail.line })} `}
-        ${detail.field && html`<${Name} text=${detail.field} /> `}<${Reason} of=${detail} />
-        ${detail.count > 1 && html` ${t("error.rows", { n: detail.count })} <span class="number" dir="ltr">${detail.lines.map((line) => number(line)).join(", ")}${detail.count > detail.lines.length ? ", …" : ""}</span>`}
-      </li>`,
-    )}
-  </ul>
-`;
-
-/** A field of a spec, or a column of a file, which may be in any script. */
-const Name = ({ text }) => (/^[ -~]+$/.test(text) ? html`<${Code} text=${text} />` : html`<strong><${User} text=${text} /></strong>`);
-
-/** Why something is wrong, in the reader's language where the reason has a name that we have words for. */
-const Reason = ({ of: { code, reason, params } }) =>
-  code && has(`reason.${code}`)
-    ? pieces(`reason.${code}`).map((piece, at) => (at % 2 ? html`<${Value} name=${piece} of=${params?.[piece]} />` : piece))
-    : html`<${User} text=${reason} />`;
-
-/** A value within a sentence: a number, a kind of file or row that has a name here, or text of a user. */
-function Value({ name, of: value }) {
-  if (typeof value === "number") return number(value);
-  if (Array.isArray(value)) return value.map((each, at) => html`${at > 0 && t("list.mark")}<${User} text=${each} />`);
-  const isKind = name === "kind" || name === "expected";
-  if (isKind && has(`file.${value}`)) return t(`file.${value}`);
-  if (isKind && has(`kind.${value}`)) return t(`kind.${value}`);
-  return html`<${User} text=${value} />`;
-}
-
-/** What is valid in a file and probably a mistake, in the form of an error's details. */
-export const Reasons = ({ of: details }) =>
-  details?.length > 0 &&
-  html`<div class="box warning">
-    <h2>${t("warnings.title")}</h2>
-    <${Details} of=${details} />
-  </div>`;
-
-/** Warnings of the service: `{code, message}`. */
-export const Warnings = ({ found }) =>
-  found?.length
-    ? html`<div class="box warning">
-        <h2>${t("warnings.title")}</h2>
-        <ul>
-          ${found.map((each) => html`<li><${Code} text=${each.code} />: <${User} text=${each.message} /></li>`)}
-        </ul>
-      </div>`
-    : null;
-
 export const Busy = ({ text }) => html`<p class="busy" role="status">${text ?? t("busy")}</p>`;
 
-/** What a question answered so far: nothing yet, an error, or the page's part. */
-export const Loaded = ({ of, children }) =>
-  html`<${ErrorBox} error=${of.error} />${of.data ? children(of.data) : of.error ? null : html`<${Busy} />`}`;
+/**
+ * What a question answered so far: nothing yet, an error, or the page's part. `kind`: what the question is about, if it may
+ * be gone: `job` or `dataset`.
+ */
+export const Loaded = ({ of, kind, children }) =>
+  kind && !of.data && of.error?.code === "not_found"
+    ? html`<${Missing} kind=${kind} />`
+    : html`<${ErrorBox} error=${of.error} />${of.data ? children(of.data) : of.error ? null : html`<${Busy} />`}`;
+
+export const isId = (text) => /^[0-9a-f]{32}$/.test(text);
+
+/** A page of something that does not exist, with the way to what does. `kind`: `job` or `dataset`. */
+export const Missing = ({ kind }) => html`<p>${t(`missing.${kind}`)} <a href="#/${kind}s">${t(`${kind}s.title`)}</a></p>`;
 
 /** A table that turns into cards where the screen is narrow. `columns`: `[heading, cell(row)]`. */
 export const Table = ({ caption, columns, rows, keyOf }) => html`
@@ -137,7 +77,7 @@ export const Table = ({ caption, columns, rows, keyOf }) => html`
     <tbody>
       ${rows.map(
         (row) => html`<tr key=${keyOf(row)}>
-          ${columns.map(([heading, cell]) => html`<td data-label=${heading}>${cell(row)}</td>`)}
+          ${columns.map(([heading, cell]) => html`<td data-label=${heading}><div>${cell(row)}</div></td>`)}
         </tr>`,
       )}
     </tbody>
@@ -212,16 +152,32 @@ export function Action({ label, act, main = false }) {
   `;
 }
 
-/** A labelled field of a form, with a hint and what is wrong with it. `children(attributes)` makes the input. */
-export function Field({ id, label, name, hint, error, children }) {
-  const about = [hint && `${id}-hint`, error && `${id}-error`].filter(Boolean).join(" ");
-  const attributes = { id, name, "aria-describedby": about || undefined, "aria-invalid": error ? "true" : undefined };
+/** Attributes of an input, which mark it if it is wrong. `wrong`: details of an error. */
+export const marks = (id, hint, wrong) => ({
+  "aria-describedby": [hint && `${id}-hint`, wrong?.length && `${id}-error`].filter(Boolean).join(" ") || undefined,
+  "aria-invalid": wrong?.length ? "true" : undefined,
+});
+
+/** What is wrong with an input, a reason a line. */
+export const Wrong = ({ id, of: wrong }) =>
+  wrong?.length > 0 &&
+  html`<div class="wrong" id="${id}-error">${wrong.map((detail) => html`<p><${Reason} of=${detail} /></p>`)}</div>`;
+
+/** The details of an error by the field that they are about, for `Field`. */
+export const byField = (error, placeOf = (field) => field) => Object.groupBy(error?.details ?? [], ({ field }) => placeOf(field));
+
+/**
+ * A labelled field of a form, with a hint and what is wrong with it. `wrong`: details of an error; `children(attributes)`
+ * makes the input.
+ */
+export function Field({ id, label, name, hint, wrong, children }) {
+  const attributes = { id, name, ...marks(id, hint, wrong) };
   return html`
     <div class="field">
       <label for=${id}>${label}${name && html` <${Code} text=${name} />`}</label>
       ${children(attributes)}
       ${hint && html`<p class="hint" id="${id}-hint">${hint}</p>`}
-      ${error && html`<p class="wrong" id="${id}-error"><${User} text=${error} /></p>`}
+      <${Wrong} id=${id} of=${wrong} />
     </div>
   `;
 }
@@ -241,7 +197,7 @@ export const RenderedRows = ({ rows }) => html`
         ${t("rows.row", { n: typeof row.row === "string" ? plain(row.row) : row.row })}
         ${row.label !== null && html` · ${t(row.label ? "rows.desirable" : "rows.undesirable")}`}
       </h3>
-      ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`finding.${row.dropped_because}`) })}</p>`}
+      ${row.dropped_because && html`<p class="wrong">${t("rows.dropped", { why: t(`found.${row.dropped_because}`) })}</p>`}
       <h4>${t("rows.prompt")}</h4>
       <${Tokens} tokens=${row.prompt} />
       ${Object.entries(row.answers).map(([name, tokens]) => html`<h4>${t(`rows.${name}`)}</h4><${Tokens} tokens=${tokens} />`)}

@@ -40,9 +40,23 @@ export const Block = ({ text, children, kind = "" }) =>
 /** Names of fields, ids, numbers with signs: left to right whatever stands around. */
 export const Code = ({ text }) => html`<code dir="ltr" translate=${false}>${visible(text)}</code>`;
 
-/** A sentence of ours whose names and values stand in backticks. */
-export const Prose = ({ text }) =>
-  text.split("`").map((part, at) => (at % 2 ? html`<${Code} text=${part} />` : part));
+const NAMES = /`([^`]*)`|\b([A-Za-z]+_\w+)/;
+// Latin words in an Arabic sentence stand together, so that a command keeps its order. Proper names, such as JSON, are not code.
+const NAMES_IN_ARABIC = /`([^`]*)`|([A-Za-z](?:[\w./[\]='"<>:+ -]*[\w\]'">])?)/;
+const isProper = (name) => /^[A-Z]/.test(name) && !/[_/:=]/.test(name);
+
+/** A sentence of ours whose names and values stand in backticks, or show by their letters. */
+export function Prose({ text }) {
+  const isArabic = /[\u0600-\u06ff]/.test(text);
+  return text.split(isArabic ? NAMES_IN_ARABIC : NAMES).map((part, at) => {
+    if (at % 3 === 0 || !part) return part;
+    return at % 3 === 2 && isArabic && isProper(part) ? html`<bdi translate=${false}>${part}</bdi>` : html`<${Code} text=${part} />`;
+  });
+}
+
+/** The words of a library or of an earlier version: English, on lines of their own or, if there are few, within a sentence. */
+export const Quotation = ({ text, isInline = false }) =>
+  html`<q class="quotation ${isInline ? "" : "apart"}" dir="ltr" lang="en" translate=${false}>${visible(text)}</q>`;
 
 /** What a machine printed or wrote: English, left to right. */
 export const Machine = ({ text, ...rest }) =>

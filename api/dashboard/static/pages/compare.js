@@ -3,8 +3,9 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { events, get, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Ago, Amount, Busy, ErrorBox, Facts, Field, Loaded, Method, Pager } from "../parts.js";
+import { Ago, Amount, Busy, byField, Facts, Field, Loaded, Method, Pager } from "../parts.js";
 import { Block, Code, User, differences } from "../text.js";
+import { ErrorBox } from "../wording.js";
 import { titleOf } from "./jobs.js";
 import { promptText } from "./samples.js";
 
@@ -23,7 +24,7 @@ export function Compare({ id }) {
     [id, cursor],
   );
   const [shown, setShown] = useState(null);
-  return html`<${Loaded} of=${job}>
+  return html`<${Loaded} of=${job} kind="job">
     ${(found) => html`
       <p class="title"><a href="#/jobs/${id}"><${User} text=${titleOf(found)} /></a> <${Method} name=${found.method} /> · <${Code} text=${found.model_name} /></p>
       <${Question} id=${id} onPartial=${setShown} onDone=${(done) => {
@@ -77,19 +78,19 @@ function Question({ id, onPartial, onDone }) {
       setState({ busy: false, error: error.code ? error : { code: "unreachable", message: "" } });
     }
   }
-  const wrong = Object.fromEntries((state.error?.details ?? []).map(({ field, reason }) => [field, reason]));
+  const wrong = byField(state.error);
   return html`<form onSubmit=${ask}>
-    <${Field} id="c-prompt" label=${t("compare.prompt")} error=${wrong.prompt}>
+    <${Field} id="c-prompt" label=${t("compare.prompt")} wrong=${wrong.prompt}>
       ${(attributes) => html`<textarea ...${attributes} rows="3" dir="auto" required value=${form.prompt} onInput=${(event) => setForm({ ...form, prompt: event.currentTarget.value })}></textarea>`}
     </${Field}>
     <div class="filters">
-      <${Field} id="c-length" label=${t("compare.max_length")} error=${wrong.max_length}>${input("max_length")}</${Field}>
-      <${Field} id="c-temperature" label=${t("compare.temperature")} hint=${t("compare.greedy")} error=${wrong.temperature}>${input("temperature")}</${Field}>
-      <${Field} id="c-seed" label=${t("compare.seed")} error=${wrong.seed}>${input("seed")}</${Field}>
+      <${Field} id="c-length" label=${t("compare.max_length")} wrong=${wrong.max_length}>${input("max_length")}</${Field}>
+      <${Field} id="c-temperature" label=${t("compare.temperature")} hint=${t("compare.greedy")} wrong=${wrong.temperature}>${input("temperature")}</${Field}>
+      <${Field} id="c-seed" label=${t("compare.seed")} wrong=${wrong.seed}>${input("seed")}</${Field}>
     </div>
     <button class="main" disabled=${state.busy || !form.prompt.trim()}>${t("compare.ask")}</button>
     ${state.busy && html`<${Busy} text=${t("compare.busy")} />`}
-    <${ErrorBox} error=${state.error} />
+    <${ErrorBox} error=${state.error} isPlaced=${({ field }) => field in form} />
   </form>`;
 }
 

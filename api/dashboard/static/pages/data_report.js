@@ -91,8 +91,8 @@ const Findings = ({ found }) =>
     ? html`<ul>
         ${found.map(
           (each) => html`<li>
-            ${t(`finding.${each.code}`)}: <${Amount} value=${each.rows} /> <${Numbers} of=${each.first_rows} />
-            ${each.dropped && html` ${t("finding.dropped")}`}
+            ${t(`found.${each.code}`)}: <${Amount} value=${each.rows} /> <${Numbers} of=${each.first_rows} />
+            ${each.dropped && html` ${t("found.dropped")}`}
           </li>`,
         )}
       </ul>`

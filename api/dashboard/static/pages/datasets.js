@@ -4,8 +4,9 @@ import { html, useState } from "../vendor/preact-htm.js";
 import { answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
 import { LABELLED } from "../methods.js";
-import { Ago, Amount, Busy, Bytes, Confirm, ErrorBox, Facts, Field, Loaded, Pager, Reasons, RenderedRows, Table, Time } from "../parts.js";
+import { Ago, Amount, Busy, Bytes, Confirm, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
+import { ErrorBox, Reasons } from "../wording.js";
 import { isPublished } from "./mapper.js";
 import { promptText } from "./samples.js";
 import { UploadButton } from "./upload.js";
@@ -49,7 +50,7 @@ export function Dataset({ id }) {
     () => 0,
     [id],
   );
-  return html`<${Loaded} of=${found}>
+  return html`<${Loaded} of=${found} kind="dataset">
     ${(dataset) => html`
       <p class="title"><${User} text=${nameOf(dataset)} /></p>
       <${Report} dataset=${dataset} />

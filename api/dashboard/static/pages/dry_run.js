@@ -3,8 +3,9 @@
 import { html } from "../vendor/preact-htm.js";
 import { Folded } from "../charts.js";
 import { bytes, decimal, duration, number, t } from "../language.js";
-import { Amount, Facts, RenderedRows, Warnings } from "../parts.js";
+import { Amount, Facts, RenderedRows } from "../parts.js";
 import { Code, Machine } from "../text.js";
+import { Warnings } from "../wording.js";
 import { DataReport } from "./data_report.js";
 
 export function DryRun({ result }) {

@@ -12,7 +12,8 @@ const ORDER = ["model", "merged", "metrics", "log", "manifest", "checkpoint"];
 const MERGE_WAIT_S = 60;
 
 export function Files({ job }) {
-  const [note, setNote] = useState("");
+  // Written when it is drawn: the language may change meanwhile.
+  const [note, setNote] = useState({ say: () => "" });
   const isOver = FINAL.has(job.state);
   const found = usePoll(
     (signal) => get(`/v1/jobs/${job.id}/artifacts`, {}, signal),
@@ -20,19 +21,19 @@ export function Files({ job }) {
     [job.id, job.state],
   );
   async function merge() {
-    setNote(t("files.merging"));
+    setNote({ say: () => t("files.merging") });
     try {
       await answered(await post(`/v1/jobs/${job.id}/merge`, undefined, { query: { wait_s: MERGE_WAIT_S } }));
     } catch (error) {
-      setNote("");
+      setNote({ say: () => "" });
       throw error;
     }
-    setNote(t("files.merged"));
+    setNote({ say: () => t("files.merged") });
     found.again();
   }
   async function clear() {
     const { freed_bytes: freed, removed } = await remove(`/v1/jobs/${job.id}/artifacts`);
-    setNote(html`${t("files.cleared", { n: removed.length })} (<${Bytes} count=${freed} />)`);
+    setNote({ say: () => html`${t("files.cleared", { n: removed.length })} (<${Bytes} count=${freed} />)` });
     found.again();
   }
   return html`
@@ -41,7 +42,7 @@ export function Files({ job }) {
       html`<p class="buttons">
       ${job.state === "succeeded" && job.spec.use_lora && html`<${Action} label=${t("files.merge")} act=${merge} />`}
       <${Confirm} label=${t("files.clear")} question=${t("files.clear_sure")} act=${clear} danger=${true} />
-      <span role="status">${note}</span>
+      <span role="status">${note.say()}</span>
     </p>`
     }
     <${Loaded} of=${found}>

@@ -9,7 +9,6 @@ import {
   Action,
   Amount,
   Confirm,
-  ErrorBox,
   Facts,
   Loaded,
   Method,
@@ -17,12 +16,12 @@ import {
   State,
   Table,
   Time,
-  TimeToSecond,
-  Warnings,
 } from "../parts.js";
 import { Code, Machine, User, plain } from "../text.js";
+import { ErrorBox, Said, Warnings } from "../wording.js";
 import { DataReport } from "./data_report.js";
 import { EffectBox } from "./effect.js";
+import { Events } from "./events.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
 import { useCurves } from "./overlay.js";
@@ -39,7 +38,7 @@ export function Job({ id, part, query }) {
     [id],
   );
   const events = useJobEvents(id);
-  return html`<${Loaded} of=${found}>
+  return html`<${Loaded} of=${found} kind="job">
     ${(job) => html`
       <${Head} job=${job} again=${found.again} />
       <${ErrorBox} error=${job.error} title=${t("job.ended_by")} />
@@ -172,28 +171,6 @@ function JobCurves({ job, others }) {
   `;
 }
 
-/** What an event says besides its name. */
-function told({ type, data }) {
-  if (type === "phase") return t(`phase.${data.phase}`);
-  if (data.message) return html`<${User} text=${data.message} />`;
-  if (data.error) return html`<${Code} text=${data.error.code} />: <${User} text=${data.error.message} />`;
-  const { at, attempt, ...rest } = data;
-  if (type === "effect") return t(`effect.${data.effect}`);
-  if (type === "first_step" && data.start)
-    return html`${t(`start.${data.reason ?? data.start}`)} <${Code} text=${JSON.stringify(rest)} />`;
-  if (type === "samples") return t("event.samples_text", { step: data.step, n: data.samples.length });
-  return Object.keys(rest).length && type !== "data" ? html`<${Code} text=${JSON.stringify(rest)} />` : "";
-}
-
-const Events = ({ events }) => html`
-  <${Table} caption=${t("part.events")} rows=${[...events].reverse()} keyOf=${(event) => event.id} columns=${[
-    [t("event.time"), (event) => html`<${TimeToSecond} at=${event.data.at} />`],
-    [t("event.what"), (event) => t(`event.${event.type}`)],
-    [t("job.attempt"), (event) => html`<${Amount} value=${event.data.attempt} />`],
-    [t("event.told"), told],
-  ]} />
-`;
-
 function Logs({ job }) {
   const [attempt, setAttempt] = useState("");
   const load = async (signal) => ({
@@ -236,7 +213,7 @@ function Attempts({ job }) {
           t("attempt.outcome"),
           (each) =>
             each.outcome
-              ? html`${t(`event.${each.outcome}`)} ${each.reason ? html`<${User} text=${each.reason} />` : ""}`
+              ? html`${t(`outcome.${each.outcome}`)} <${Said} code=${each.reason_code} params=${each.reason_params} english=${each.reason} />`
               : "–",
         ],
         [

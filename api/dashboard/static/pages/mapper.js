@@ -3,8 +3,9 @@
 import { html, useEffect, useRef } from "../vendor/preact-htm.js";
 import { t } from "../language.js";
 import { LABELLED } from "../methods.js";
-import { Busy, ErrorBox, Field, Reasons } from "../parts.js";
+import { Busy, Field } from "../parts.js";
 import { Code, User, plain } from "../text.js";
+import { ErrorBox, Reasons } from "../wording.js";
 import { Conversations } from "./turns.js";
 
 /** The fields of each kind of table beside the prompt. */

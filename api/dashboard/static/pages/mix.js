@@ -2,7 +2,7 @@
 
 import { html } from "../vendor/preact-htm.js";
 import { t } from "../language.js";
-import { Field } from "../parts.js";
+import { Field, Wrong } from "../parts.js";
 import { plain } from "../text.js";
 
 const MEASURES = ["all", "weight", "rows"];
@@ -65,7 +65,7 @@ export function TrainingData({ data, mix, choices, wrong, onChange }) {
   const more = html`<p><button type="button" onClick=${add}>${t("new.mix_add")}</button></p>`;
   if (!mix.length)
     return html`
-      <${Field} id="f-data" label=${t("new.data")} name="dataset_id" hint=${t("new.data_hint")} error=${wrong.dataset_id ?? wrong.dataset_path}>
+      <${Field} id="f-data" label=${t("new.data")} name="dataset_id" hint=${t("new.data_hint")} wrong=${wrong.dataset_id ?? wrong.dataset_path}>
         ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${data} empty=${t("new.data_choose")} choices=${choices} onChange=${(word) => onChange({ data: word })} />`}
       </${Field}>
       ${more}
@@ -74,7 +74,7 @@ export function TrainingData({ data, mix, choices, wrong, onChange }) {
     <fieldset class="mix">
       <legend>${t("new.data")}</legend>
       <p class="hint">${t("new.mix_hint")}</p>
-      ${wrong.datasets && html`<p class="wrong">${plain(wrong.datasets)}</p>`}
+      <${Wrong} id="f-datasets" of=${wrong.datasets} />
       ${mix.map((each, at) => html`<${Entry} key=${at} at=${at} entry=${each} choices=${choices} wrong=${wrong} onChange=${(changes) => set(at, changes)} onRemove=${() => remove(at)} />`)}
       ${more}
     </fieldset>
@@ -83,10 +83,10 @@ export function TrainingData({ data, mix, choices, wrong, onChange }) {
 
 function Entry({ at, entry, choices, wrong, onChange, onRemove }) {
   const of = (name) => wrong[`datasets.${at}.${name}`];
-  const error = wrong[`datasets.${at}`] ?? of("dataset_id") ?? of("dataset_path");
+  const ofSource = wrong[`datasets.${at}`] ?? of("dataset_id") ?? of("dataset_path");
   return html`
     <div class="entry" role="group" aria-label=${t("new.mix_dataset", { n: at + 1 })}>
-      <${Field} id="f-mix-${at}" label=${t("new.mix_dataset", { n: at + 1 })} error=${error}>
+      <${Field} id="f-mix-${at}" label=${t("new.mix_dataset", { n: at + 1 })} wrong=${ofSource}>
         ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${entry.source} empty=${t("new.data_choose")} choices=${choices} onChange=${(word) => onChange({ source: word, name: undefined })} />`}
       </${Field}>
       <${Field} id="f-mix-${at}-measure" label=${t("new.mix_measure")}>
@@ -96,7 +96,7 @@ function Entry({ at, entry, choices, wrong, onChange, onRemove }) {
       </${Field}>
       ${
         entry.measure !== "all" &&
-        html`<${Field} id="f-mix-${at}-amount" label=${t(`take.${entry.measure}`)} error=${of(entry.measure)}>
+        html`<${Field} id="f-mix-${at}-amount" label=${t(`take.${entry.measure}`)} wrong=${of(entry.measure)}>
           ${(attributes) => html`<input ...${attributes} type="number" min="0" step="any" dir="ltr" value=${entry.amount} onInput=${(event) => onChange({ amount: event.currentTarget.value })} />`}
         </${Field}>`
       }

@@ -4,8 +4,9 @@ import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
 import { ApiError, answered, get, post, usePoll } from "../api.js";
 import { current, t } from "../language.js";
 import { methodOf, methods } from "../methods.js";
-import { Busy, ErrorBox, Field, Method } from "../parts.js";
+import { Busy, byField, Field, Method, Missing } from "../parts.js";
 import { Code } from "../text.js";
+import { ErrorBox } from "../wording.js";
 import { DataSelect, datasetsOf, mixOf, source, sourceFields, TrainingData } from "./mix.js";
 import { UploadButton } from "./upload.js";
 import { DryRun } from "./dry_run.js";
@@ -46,18 +47,18 @@ function emptyForm() {
   return { ...EMPTY, method: first?.name, model_name: first?.example.model_name ?? "" };
 }
 
-/** The spec that the form says. Throws an `ApiError` that names the fields whose JSON cannot be read. */
+/** The spec that the form says. Throws an `ApiError` about fields that are empty and must not be, or whose JSON cannot be read. */
 function specOf(form) {
   const values = {};
-  const details = [];
+  const details = missing(form);
   for (const field of allFieldsOf(form.method).filter(({ name }) => isSet(form.values[name]))) {
     try {
       values[field.name] = sent(field, form.values[field.name]);
     } catch (error) {
-      details.push({ field: field.name, reason: error.message });
+      details.push({ field: field.name, code: "new.not_json", params: { problem: error.message } });
     }
   }
-  if (details.length) throw new ApiError(0, { code: "spec_invalid", message: t("new.not_json"), details });
+  if (details.length) throw new ApiError(0, { code: "spec_invalid", message: "", details });
   return {
     method: form.method,
     ...(form.name && { name: form.name }),
@@ -69,8 +70,29 @@ function specOf(form) {
   };
 }
 
+/** Details of an error for what every run needs and the form lacks. */
+function missing({ model_name: model, data, mix }) {
+  const found = [];
+  if (!model.trim()) found.push({ field: "model_name", code: "new.required" });
+  if (!mix.length && !data) found.push({ field: "dataset_id", code: "new.choose_data" });
+  mix.forEach(({ source: one, measure, amount }, at) => {
+    if (!one) found.push({ field: `datasets.${at}.dataset_id`, code: "new.choose_data" });
+    if (measure !== "all" && !amount) found.push({ field: `datasets.${at}.${measure}`, code: "new.required" });
+  });
+  return found;
+}
+
 /** Where the form shows an error: a list is one input, but each dataset of a mix has inputs of its own. */
 const placeOf = (field) => (field.startsWith("datasets.") ? field : field.split(".")[0]);
+
+/** The places of a form that show what is wrong with them. */
+function placesOf({ method, mix }) {
+  const data = mix.length
+    ? ["datasets", ...mix.flatMap(({ measure }, at) => ["", ".dataset_id", ".dataset_path", `.${measure}`].map((name) => `datasets.${at}${name}`))]
+    : ["dataset_id", "dataset_path"];
+  const own = ["name", "model_name", "eval_dataset_id", "eval_dataset_path"];
+  return new Set([...own, ...data, ...allFieldsOf(method).map(({ name }) => name)]);
+}
 
 // Not `randomUUID`, which browsers have on encrypted pages alone.
 const newKey = () =>
@@ -81,6 +103,7 @@ export function NewJob({ from }) {
   const [checked, setChecked] = useState({ is: "not" });
   const [submitted, setSubmitted] = useState({ busy: false, error: null });
   const report = useRef(null);
+  const fields = useRef(null);
   const datasets = usePoll(
     (signal) => get("/v1/datasets", { limit: 200 }, signal),
     () => 0,
@@ -112,11 +135,15 @@ export function NewJob({ from }) {
     try {
       const result = await answered(await post("/v1/jobs/validate", spec, { query: { wait_s: 60 } }));
       setChecked({ is: "good", spec, result, key: newKey() });
+      report.current?.focus();
     } catch (error) {
       setChecked({ is: "refused", error });
     }
-    report.current?.focus();
   }
+  // The first field that is wrong, or else the error: once the page shows them.
+  useEffect(() => {
+    if (checked.is === "refused") (fields.current.querySelector("[aria-invalid=true]") ?? report.current).focus();
+  }, [checked]);
   async function submit() {
     setSubmitted({ busy: true, error: null });
     try {
@@ -127,12 +154,11 @@ export function NewJob({ from }) {
       setSubmitted({ busy: false, error });
     }
   }
-  const wrong = Object.fromEntries(
-    (checked.error?.details ?? []).filter(({ field }) => field).map(({ field, reason }) => [placeOf(field), reason]),
-  );
+  const wrong = byField(checked.error, placeOf);
+  const places = placesOf(form);
   return html`
-    <${ErrorBox} error=${old.error ?? datasets.error} />
-    <form class="job" onSubmit=${check} noValidate>
+    ${old.error?.code === "not_found" ? html`<${Missing} kind="job" />` : html`<${ErrorBox} error=${old.error ?? datasets.error} />`}
+    <form class="job" onSubmit=${check} noValidate ref=${fields}>
       <${Basics} form=${form} change=${change} wrong=${wrong} datasets=${datasets} />
       <fieldset>
         <legend>${t("new.main")}</legend>
@@ -144,7 +170,7 @@ export function NewJob({ from }) {
     </form>
     <section class="report" aria-label=${t("dry.title")} tabindex="-1" ref=${report}>
       ${checked.is === "busy" && html`<${Busy} text=${t("new.checking")} />`}
-      <${ErrorBox} error=${checked.error} title=${t("new.refused")} />
+      <${ErrorBox} error=${checked.error} title=${t("new.refused")} isPlaced=${({ field }) => places.has(placeOf(field))} />
       ${
         checked.is === "good" &&
         html`<${DryRun} result=${checked.result} />
@@ -183,14 +209,14 @@ function Basics({ form, change, wrong, datasets }) {
       <${Methods} chosen=${form.method} onChoose=${choose} />
       <p><button type="button" onClick=${() => change(formOf(method.example))}>${t("new.sample")}</button> <span class="hint">${t("new.sample_hint")}</span></p>
     </fieldset>
-    <${Field} id="f-name" label=${t("new.name")} name="name" error=${wrong.name}>${text("name", { dir: "auto", maxLength: 200 })}</${Field}>
-    <${Field} id="f-model" label=${t("jobs.model")} name="model_name" hint=${t("new.model_hint")} error=${wrong.model_name}>${text("model_name", { dir: "ltr" })}</${Field}>
+    <${Field} id="f-name" label=${t("new.name")} name="name" wrong=${wrong.name}>${text("name", { dir: "auto", maxLength: 200 })}</${Field}>
+    <${Field} id="f-model" label=${t("jobs.model")} name="model_name" hint=${t("new.model_hint")} wrong=${wrong.model_name}>${text("model_name", { dir: "ltr" })}</${Field}>
     <${TrainingData} data=${form.data} mix=${form.mix} choices=${choices} wrong=${wrong} onChange=${change} />
     <${UploadButton} onDone=${(made) => {
       datasets.again();
       change(withUpload(form, `id:${made.id}`));
     }} />
-    <${Field} id="f-evaluation" label=${t("new.evaluation")} name="eval_dataset_id" error=${wrong.eval_dataset_id ?? wrong.eval_dataset_path}>
+    <${Field} id="f-evaluation" label=${t("new.evaluation")} name="eval_dataset_id" wrong=${wrong.eval_dataset_id ?? wrong.eval_dataset_path}>
       ${(attributes) => html`<${DataSelect} attributes=${attributes} value=${form.evaluation} empty=${t("new.evaluation_none")} choices=${choices} onChange=${(word) => change({ evaluation: word })} />`}
     </${Field}>
   `;
@@ -224,7 +250,7 @@ function Methods({ chosen, onChoose }) {
 
 const Fields = ({ of, form, change, wrong }) => html`<div class="numbers">
   ${of.map(
-    (field) => html`<${SpecField} key=${field.name} field=${field} value=${form.values[field.name]} error=${wrong[field.name]}
+    (field) => html`<${SpecField} key=${field.name} field=${field} value=${form.values[field.name]} wrong=${wrong[field.name]}
       change=${(value) => change({ values: { ...form.values, [field.name]: value } })} />`,
   )}
 </div>`;

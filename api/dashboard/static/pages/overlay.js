@@ -32,7 +32,7 @@ export function useCurves(ids, range) {
 export function Overlay({ ids }) {
   const [range, setRange] = useState(null);
   const found = useCurves(ids, range);
-  return html`<${Loaded} of=${found}>
+  return html`<${Loaded} of=${found} kind="job">
     ${(jobs) => html`
       <ul class="jobs">
         ${jobs.map(({ job, title }) => html`<li><a href="#/jobs/${job.id}"><${User} text=${title} /></a> <${State} state=${job.state} /></li>`)}

@@ -3,7 +3,8 @@
 import { html, useState } from "../vendor/preact-htm.js";
 import { post } from "../api.js";
 import { t } from "../language.js";
-import { ErrorBox, Field } from "../parts.js";
+import { Field } from "../parts.js";
+import { ErrorBox } from "../wording.js";
 
 export function SignIn({ onDone }) {
   const [key, setKey] = useState("");

@@ -4,7 +4,7 @@
 
 import { html } from "../vendor/preact-htm.js";
 import { current, number, t } from "../language.js";
-import { Field } from "../parts.js";
+import { Field, marks, Wrong } from "../parts.js";
 import { Code, Prose } from "../text.js";
 
 const LONG_TEXT = 1000;
@@ -70,16 +70,16 @@ function bounds(field) {
 }
 
 /** `value`: what the form keeps; `change(value)` hears what it is to keep. */
-export function SpecField({ field, value, error, change }) {
+export function SpecField({ field, value, wrong, change }) {
   const id = `f-${field.name}`;
   const label = field.label[current()];
   const form = isText(field) ? t("new.one_per_line") : takes(field, "list", "object") && t("new.as_json");
   const choices = takes(field, "list") && field.choices.map((choice) => html` <${Code} text=${choice} />`);
   const hint = html`<${Prose} text=${field.help[current()]} /> ${form}${choices}${bounds(field)}`;
-  if (isCheckbox(field)) return html`<${Checkbox} ...${{ id, label, hint, field, value, error, change }} />`;
+  if (isCheckbox(field)) return html`<${Checkbox} ...${{ id, label, hint, field, value, wrong, change }} />`;
   const canBeNull = field.nullable && field.default !== null;
   return html`
-    <${Field} id=${id} label=${label} name=${field.name} hint=${hint} error=${error}>
+    <${Field} id=${id} label=${label} name=${field.name} hint=${hint} wrong=${wrong}>
       ${(attributes) => html`
         <${Input} ...${{ attributes, field, value, change }} />
         ${
@@ -112,14 +112,14 @@ function Input({ attributes, field, value, change }) {
   return field.unit ? html`<span class="measured">${input}<span>${t(`unit.${field.unit}`)}</span></span>` : input;
 }
 
-const Checkbox = ({ id, label, hint, field, value, error, change }) => html`
+const Checkbox = ({ id, label, hint, field, value, wrong, change }) => html`
   <div class="field">
     <label class="choice" for=${id}>
-      <input type="checkbox" id=${id} name=${field.name} aria-describedby="${id}-hint" aria-invalid=${error ? "true" : undefined} checked=${value ?? field.default}
+      <input type="checkbox" id=${id} name=${field.name} ...${marks(id, hint, wrong)} checked=${value ?? field.default}
         onChange=${(event) => change(event.currentTarget.checked === field.default ? undefined : event.currentTarget.checked)} />
       <span>${label} <${Code} text=${field.name} /></span>
     </label>
     <p class="hint" id="${id}-hint">${hint}</p>
-    ${error && html`<p class="wrong">${error}</p>`}
+    <${Wrong} id=${id} of=${wrong} />
   </div>
 `;

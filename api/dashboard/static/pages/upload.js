@@ -3,8 +3,9 @@
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
 import { sendFile } from "../api.js";
 import { t } from "../language.js";
-import { Busy, ErrorBox } from "../parts.js";
+import { Busy } from "../parts.js";
 import { Code } from "../text.js";
+import { ErrorBox } from "../wording.js";
 import { answeredBy, isWhole, Mapper, remember, remembered } from "./mapper.js";
 
 const KINDS = ["CSV", "TSV", "XLSX", "JSONL", "JSON", "Parquet"];
