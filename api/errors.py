@@ -78,7 +78,7 @@ def install(app: FastAPI) -> None:
             return _not_allowed(request, methods)
         found = cast("RequestValidationError", error).errors()
         for item in found:
-            # What is no id at all names nothing either.
+            # A malformed id names nothing either.
             if item["loc"][0] == "path":
                 return error_response(_nothing_at(request, str(item["loc"][1]), str(item["input"])).as_dict())
         return error_response(invalid(found).as_dict())

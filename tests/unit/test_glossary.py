@@ -20,8 +20,6 @@ TERMS = re.findall(
 )
 CATALOGUES = sorted(path for path in ROOT.glob("*/**/ar.json") if ".venv" not in path.parts)
 ARABIC_PAGES = sorted([*ROOT.glob("*.ar.md"), *(ROOT / "docs").rglob("*.ar.md")])
-# Keys whose words come with the codes of errors, and are held to their own rules.
-ELSEWHERE = ("reason.", "error.", "hint.", "event.")
 # Packages whose comments, docstrings and texts are held to plain English.
 PLAIN = ("api",)
 # Made from descriptions in `jobs/settings.py`.
@@ -38,8 +36,7 @@ def bare(text: str) -> str:
 
 
 def words_of(catalogue: Path) -> dict[str, Any]:
-    found = json.loads(catalogue.read_text(encoding="utf-8"))
-    return {key: text for key, text in found.items() if not key.startswith(ELSEWHERE)}
+    return json.loads(catalogue.read_text(encoding="utf-8"))
 
 
 def pages() -> list[Path]:
@@ -82,7 +79,8 @@ def test_each_term_stands_once_with_a_sentence_in_both_languages() -> None:
 
 def test_the_terms_are_the_words_of_the_catalogues_and_pages() -> None:
     english = "\n".join(path.read_text(encoding="utf-8") for path in pages() if path != PAGE).lower()
-    arabic = bare("\n".join(path.read_text(encoding="utf-8") for path in (*CATALOGUES, *ARABIC_PAGES)))
+    sentences = (ROOT / "trainer_core" / "wording").glob("*.json")
+    arabic = bare("\n".join(path.read_text(encoding="utf-8") for path in (*CATALOGUES, *sentences, *ARABIC_PAGES)))
     for term, translated, *_ in TERMS:
         assert re.search(rf"\b{term.lower()}", english.replace("-", " ")), term
         assert all(word.removeprefix("ال") in arabic for word in bare(translated).split()), translated

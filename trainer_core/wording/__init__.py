@@ -42,9 +42,10 @@ class Message(str):
     params: dict[str, Any]
 
     def __new__(cls, code: str, params: Mapping[str, Any]) -> "Message":
+        params = {name: _writable(value) for name, value in params.items()}
         message = super().__new__(cls, worded(code, params))
         message.code = code
-        message.params = dict(params)
+        message.params = params
         return message
 
     def __getnewargs__(self) -> tuple[str, dict[str, Any]]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -146,6 +147,13 @@ def _shown(value: Any, language: Language) -> str:
             return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
         case _:
             return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
+
+
+def _writable(value: Any) -> Any:
+    """A value without halves of characters, which neither UTF-8 nor a database takes."""
+    if type(value) is str and not value.isascii():
+        return value.encode("utf-8", "backslashreplace").decode()
+    return [_writable(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
