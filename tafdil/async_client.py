@@ -131,7 +131,9 @@ class AsyncClient:
         retries: int = 3,
     ) -> None:
         self.base_url = base_url or os.environ.get("TAFDIL_URL") or DEFAULT_URL
-        self._http = httpx.AsyncClient(base_url=self.base_url, headers={**authorization(key), **accepting(language)})
+        self._http = httpx.AsyncClient(base_url=self.base_url, headers=authorization(key))
+        if language:
+            self._http.headers["Accept-Language"] = language
         self._timeout_s, self._retries = timeout_s, Retries(retries)
 
     async def __aenter__(self) -> Self:
@@ -490,11 +492,6 @@ def authorization(key: str | None) -> dict[str, str]:
     """The header that a key goes in; none without one."""
     found = key or os.environ.get("TAFDIL_API_KEY")
     return {"Authorization": f"Bearer {found}"} if found else {}
-
-
-def accepting(language: str | None) -> dict[str, str]:
-    """The header that asks for a language; none without one."""
-    return {"Accept-Language": language} if language else {}
 
 
 def unreachable(base_url: str, error: Exception) -> Unreachable:

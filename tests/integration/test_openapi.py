@@ -25,7 +25,7 @@ from jobs.settings import Settings
 from tests.api import BASE_URL, error_of
 from tests.fakes import FakeQueue
 from tests.seeds import Seeds, sow
-from trainer_core.errors import CODES
+from trainer_core.wording import LANGUAGES, worded
 
 EXAMPLES = int(os.environ.get("TAFDIL_TEST_EXAMPLES", "12"))
 ADMIN_KEY = "an-admin-key-of-more-than-32-letters"
@@ -49,8 +49,8 @@ def errors_have_one_shape(ctx: Any, response: Any, case: Any) -> None:
     if response.status_code < 400 or response.request.method == "HEAD" or case.operation.path == "/readyz":
         return
     error = response.json()["error"]
-    assert set(error) - {"question"} == FIELDS, error
-    assert error["hint"] == CODES[error["code"]].hint
+    assert set(error) - {"question", "message_code", "params"} == FIELDS, error
+    assert error["hint"] in [worded(f"hint.{error['code']}", {}, language) for language in LANGUAGES]
     text = response.content.decode()
     assert "Traceback" not in text
     assert not [place for place in PLACES if place in text], text
@@ -238,7 +238,10 @@ def test_the_description_says_of_every_operation_what_it_is_and_how_it_fails(set
             assert "403" in found, name
             assert {"401", "429", "500", "503"} <= found or is_open(path), name
             assert ("security" in operation) != is_open(path), name
-            assert not operation.get("parameters") or "422" in found, name
+            # Any text is an Accept-Language.
+            language = {"$ref": "#/components/parameters/AcceptLanguage"}
+            assert operation["parameters"][-1] == language, name
+            assert operation["parameters"] == [language] or "422" in found, name
             assert "requestBody" not in operation or {"408", "413", "422"} <= found, name
             assert "{" not in path or "404" in found, name
             for status, response in operation["responses"].items():
