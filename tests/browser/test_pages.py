@@ -71,7 +71,7 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         page.locator("#f-model").fill("Qwen/None")
         found.button("new.check").click()
         page.locator("#f-beta[aria-invalid=true]").wait_for()
-        expect(page.locator("#f-beta-error")).to_contain_text("greater than 0")
+        expect(page.locator("#f-beta-error")).to_contain_text(found.say("value.greater_than", bound="0"))
         found.keep("refused")
         assert found.untranslated() == []
         assert found.barriers() == []
@@ -97,7 +97,7 @@ def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, langua
         found.button("new.check").click()
         page.locator("[data-effect=hardly_changed]").wait_for()
         answered.result()
-        page.locator(".box.warning").get_by_text("this run will hardly change the model").wait_for()
+        page.locator(".box.warning").get_by_text(found.words["hardly_changes"].split(":")[0]).wait_for()
         found.keep("dry-run")
         assert found.untranslated() == []
         assert found.barriers() == []
