@@ -3,10 +3,13 @@
 import io
 import json
 import re
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from typer.testing import CliRunner, Result
 
 from jobs.repository import jobs
@@ -26,8 +29,8 @@ ARABIC = {"TAFDIL_LANG": "ar"}
 _UNSET = dict.fromkeys(("TAFDIL_LANG", "LC_ALL", "LC_MESSAGES", "LANG", "TAFDIL_API_KEY"))
 
 
-def run(url: str, *arguments: str, code: int = 0, **environment: str) -> Result:
-    variables: dict[str, str | None] = {**_UNSET, "COLUMNS": "200", **environment}
+def run(url: str, *arguments: str, code: int = 0, env: Mapping[str, str] | None = None) -> Result:
+    variables: dict[str, str | None] = {**_UNSET, "COLUMNS": "200", **(env or {})}
     result = CliRunner().invoke(app, ["--url", url, *arguments], env=variables)
     assert result.exit_code == code, f"{result.output}\n{result.stderr}\n{result.exception!r}"
     return result
@@ -55,13 +58,13 @@ def english(text: str) -> list[str]:
     ],
 )
 def test_the_environment_chooses_the_language(live: Live, environment: dict[str, str], expected: str) -> None:
-    stderr = run(live.url, "show", "last", code=4, **environment).stderr
+    stderr = run(live.url, "show", "last", code=4, env=environment).stderr
     assert stderr.startswith({"en": "error: there is no job yet", "ar": "خطأ: لا توجد أي مهمة بعد"}[expected])
 
 
 @pytest.mark.parametrize(("environment", "said"), [({}, "must be one of: en, ar"), ({"LANG": "ar_EG"}, "إحدى القيم")])
 def test_an_unknown_language_is_refused_by_name(live: Live, environment: dict[str, str], said: str) -> None:
-    stderr = run(live.url, "list", code=2, **environment, TAFDIL_LANG="fr").stderr
+    stderr = run(live.url, "list", code=2, env={**environment, "TAFDIL_LANG": "fr"}).stderr
     assert said in stderr
     assert "fr" in stderr
     assert "TAFDIL_LANG" in stderr
@@ -118,7 +121,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("arguments", "code"), FAILURES, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
 def test_what_is_wrong_is_said_in_arabic(live: Live, arguments: list[str], code: int) -> None:
-    result = run(live.url, *arguments, code=code, **ARABIC)
+    result = run(live.url, *arguments, code=code, env=ARABIC)
     shown = result.stdout + result.stderr
     assert re.search(r"^خطأ: .*[\u0621-\u064a]", result.stderr)
     # The words of a JSON or TOML parser are quoted as they are.
@@ -131,34 +134,26 @@ def test_what_is_wrong_is_said_in_arabic(live: Live, arguments: list[str], code:
 
 
 def test_a_key_that_is_missing_or_refused_is_said_for_people_at_a_terminal(settings: Settings) -> None:
-    kept = settings.model_copy(update={"admin_key": _secret("an-admin-key-of-more-than-32-letters")})
+    kept = settings.model_copy(update={"admin_key": SecretStr("an-admin-key-of-more-than-32-letters")})
     with serving(kept) as live:
         for environment in ({}, {"TAFDIL_API_KEY": "tafdil_of-nobody"}):
             for language in ("en", "ar"):
-                stderr = run(live.url, "list", code=6, TAFDIL_LANG=language, **environment).stderr
+                stderr = run(live.url, "list", code=6, env={"TAFDIL_LANG": language, **environment}).stderr
                 assert "TAFDIL_API_KEY" in stderr
                 assert "Bearer" not in stderr
                 assert ("خطأ" in stderr) == (language == "ar")
-        assert "ASCII" in run(live.url, "list", code=2, TAFDIL_API_KEY="مفتاح", **ARABIC).stderr
-
-
-def _secret(text: str) -> Any:
-    from pydantic import SecretStr
-
-    return SecretStr(text)
+        assert "ASCII" in run(live.url, "list", code=2, env={"TAFDIL_API_KEY": "مفتاح", **ARABIC}).stderr
 
 
 def test_a_service_that_is_away_is_said_in_both_languages() -> None:
     away = "http://127.0.0.1:9"
     assert "error: no answer from http://127.0.0.1:9: " in run(away, "list", code=8).stderr
-    stderr = run(away, "list", code=8, **ARABIC).stderr
+    stderr = run(away, "list", code=8, env=ARABIC).stderr
     assert "خطأ: لا تجيب الخدمة على http://127.0.0.1:9: " in stderr
     assert "`tafdil serve`" in stderr
 
 
 def test_a_dry_run_and_its_warnings_are_in_arabic(live: Live, tmp_path: Path) -> None:
-    import threading
-
     found = dry_run(config("ipo", tmp_path, learning_rate=1e-6))
     found["warnings"] = [
         {"code": "learning_rate_clamped", **said(say("learning_rate_clamped", asked=1e-3, cap=1e-6, used=1e-6))}
@@ -166,7 +161,7 @@ def test_a_dry_run_and_its_warnings_are_in_arabic(live: Live, tmp_path: Path) ->
     thread = threading.Thread(target=answer_dry_run, args=(live, json.loads(json.dumps(found))))
     thread.start()
     options = ["--method", "ipo", "--model", "tafdil/tiny-arabic-qwen-2", "--data", "samples/pairs_train.jsonl"]
-    shown = run(live.url, "submit", *options, "--dry-run", **ARABIC).stdout
+    shown = run(live.url, "submit", *options, "--dry-run", env=ARABIC).stdout
     thread.join()
     assert "لم تدخل أي مهمة الطابور." in shown
     assert "تحذير: " in shown
@@ -182,10 +177,10 @@ def test_a_job_is_submitted_watched_and_shown_in_arabic(live: Live) -> None:
     with live.database.transaction() as session:
         jobs.add_warning(session, fence, warning)
         assert jobs.finish(session, fence, Cause.FAIL, {"error": error}, reason=say("host_killed_run"))
-    watched = run(live.url, "watch", job_id, code=1, **ARABIC)
+    watched = run(live.url, "watch", job_id, code=1, env=ARABIC)
     assert "تحذير: " in watched.stdout
     assert f"خطأ: المهمة {job_id}: فشلت المهمة: " in watched.stderr
-    shown = run(live.url, "show", job_id, **ARABIC).stdout
+    shown = run(live.url, "show", job_id, env=ARABIC).stdout
     assert english(watched.output + shown) == []
     for found in (watched.stdout, shown):
         assert "فشلت المهمة: ليس للنموذج «تجربة/x» أوزان" in found
@@ -200,22 +195,24 @@ def test_an_interrupted_watch_says_that_the_job_goes_on(live: Live, monkeypatch:
 
     monkeypatch.setattr("tafdil.client.Client.watch", interrupted)
     assert "The job is not affected" in run(live.url, "watch", job_id, code=130).stderr
-    stderr = run(live.url, "watch", job_id, code=130, **ARABIC).stderr
+    stderr = run(live.url, "watch", job_id, code=130, env=ARABIC).stderr
     assert "لم تتأثر المهمة" in stderr
     assert f"tafdil watch {job_id[:8]}" in stderr
 
 
 def test_the_doctor_advises_in_arabic(live: Live, tmp_path: Path) -> None:
-    shown = run(live.url, "doctor", "--data-dir", str(tmp_path), **ARABIC).stdout
+    shown = run(live.url, "doctor", "--data-dir", str(tmp_path), env=ARABIC).stdout
     assert "الخدمة تجيب على" in shown
-    found = json.loads(run(live.url, "doctor", "--data-dir", str(tmp_path), "--json", **ARABIC).stdout)
+    found = json.loads(run(live.url, "doctor", "--data-dir", str(tmp_path), "--json", env=ARABIC).stdout)
     assert any("المساحة المتاحة" in each["told"] for each in found)
     assert not re.search(r"[\u2066-\u2069]", json.dumps(found, ensure_ascii=False))
 
 
 def test_errors_as_json_have_their_code_in_every_language(live: Live) -> None:
     by_language = {
-        language: json.loads(run(live.url, "show", "0" * 32, "--json", code=4, TAFDIL_LANG=language).stderr)["error"]
+        language: json.loads(run(live.url, "show", "0" * 32, "--json", code=4, env={"TAFDIL_LANG": language}).stderr)[
+            "error"
+        ]
         for language in ("en", "ar")
     }
     assert by_language["en"]["code"] == by_language["ar"]["code"] == "not_found"
