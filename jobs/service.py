@@ -19,7 +19,7 @@ from jobs.repository import attempts, datasets, jobs, metrics, tasks
 from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
-from jobs.tenancy import TenantService, found
+from jobs.tenancy import TenantService, WaitingFor, found
 from trainer_core.config import SETTINGS_OF
 from trainer_core.errors import Detail
 from trainer_core.row_names import naming
@@ -51,10 +51,11 @@ class ComparisonRequest(Sent):
 
 @dataclass(frozen=True)
 class QueuePlace:
-    """Where a queued job stands: its place (1: next to be claimed) and an estimate of when it starts."""
+    """Where a queued job stands: its place (1: next to be claimed), an estimate of when it starts, and what it waits for."""
 
     position: int
     seconds_until_start: float | None
+    waiting_for: WaitingFor
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,9 @@ class JobService(TenantService):
             for gpu_class, of_class in positions.items():
                 running = attempts.busy_seconds_left(session, gpu_class)
                 starts = seconds_until_starts(max(of_class.values()), running, durations)
-                places |= {job_id: QueuePlace(place, starts[place - 1]) for job_id, place in of_class.items()}
+                places |= {
+                    job_id: QueuePlace(place, starts[place - 1], self.waiting_for) for job_id, place in of_class.items()
+                }
             return places
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:

@@ -1,7 +1,7 @@
 """What every service behind the API has: a caller, who sees what is the tenant's and nothing else."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,7 @@ from jobs.settings import Settings
 from jobs.states import TaskKind
 
 Found = TypeVar("Found")
+WaitingFor = Literal["worker", "broker"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class TenantService:
     @property
     def tenant(self) -> str:
         return self.caller.tenant
+
+    @property
+    def waiting_for(self) -> WaitingFor:
+        """What queued jobs and tasks wait for: a free worker, or a broker that is away and wakes none."""
+        return "worker" if self.queue.is_up() else "broker"
 
     def task(self, task_id: str) -> TaskRecord:
         with self.database.reading() as session:

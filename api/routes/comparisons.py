@@ -43,7 +43,9 @@ async def compare(
     if stream:
         return streams.reply(comparison_events(service, waker, job_id, record.id))
     record = await answered(service, waker, record, wait_s)
-    return reply(record, Comparison.of(record), f"/v1/jobs/{job_id}/comparisons/{record.id}")
+    return reply(
+        record, Comparison.of(record, waiting_for=service.waiting_for), f"/v1/jobs/{job_id}/comparisons/{record.id}"
+    )
 
 
 @router.get(
@@ -68,10 +70,12 @@ def list_comparisons(
     found = service.comparisons(job_id, limit + 1, cursor)
     shown = found[:limit]
     next_cursor = shown[-1].id if len(found) > limit else None
-    return ComparisonPage(comparisons=[Comparison.of(record) for record in shown], next_cursor=next_cursor)
+    return ComparisonPage(
+        comparisons=[Comparison.of(record, waiting_for=service.waiting_for) for record in shown], next_cursor=next_cursor
+    )
 
 
 @router.get("/comparisons/{comparison_id}", responses=responses(404))
 def show(job_id: Id, comparison_id: Id, service: Service) -> Comparison:
     """A comparison and, once it is done, its answers."""
-    return Comparison.of(service.comparison(job_id, comparison_id))
+    return Comparison.of(service.comparison(job_id, comparison_id), waiting_for=service.waiting_for)

@@ -429,6 +429,12 @@ def mark_published(session: Session, job_id: str) -> None:
     session.execute(update(JobRecord).where(JobRecord.id == job_id).values(published_at=db_now()))
 
 
+def mark_unpublished(session: Session, job_id: str) -> None:
+    """For a queued job whose message the broker did not take."""
+    waits = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
+    session.execute(update(JobRecord).where(waits).values(published_at=None))
+
+
 def oldest_expired_lease_s(session: Session) -> float:
     """For how long the most overdue lease has run out, in seconds; 0 when none has."""
     overdue = session.scalar(
