@@ -231,13 +231,15 @@ class JobService(TenantService):
         """By job id, where those of the jobs stand that are queued."""
         with self.database.reading() as session:
             positions = jobs.queue_positions(session, found)
+            pausing = jobs.pausing(session, found)
             durations = attempts.last_durations_s(session) if positions else []
             places: dict[str, QueuePlace] = {}
             for gpu_class, of_class in positions.items():
                 running = attempts.busy_seconds_left(session, gpu_class)
                 starts = seconds_until_starts(max(of_class.values()), running, durations)
                 places |= {
-                    job_id: QueuePlace(place, starts[place - 1], self.waiting_for) for job_id, place in of_class.items()
+                    job_id: QueuePlace(place, starts[place - 1], "pause" if job_id in pausing else self.waiting_for)
+                    for job_id, place in of_class.items()
                 }
             return places
 

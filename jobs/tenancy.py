@@ -16,7 +16,7 @@ from jobs.settings import Settings
 from jobs.states import TaskKind
 
 Found = TypeVar("Found")
-WaitingFor = Literal["worker", "broker"]
+WaitingFor = Literal["worker", "broker", "pause"]
 
 
 @dataclass(frozen=True)

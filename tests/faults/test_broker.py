@@ -41,7 +41,7 @@ def behind_proxy(change: Callable[[Proxy], None]) -> Any:
         rig.service("api").environment = {**rig.environment, "TAFDIL_REDIS_URL": url}
         rig.relaunch("api")
         with Client(rig.url) as client:
-            until(lambda: client.ready())
+            until(client.ready)
         change(proxy)
         try:
             yield
