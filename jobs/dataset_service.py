@@ -76,6 +76,7 @@ class DatasetService(TenantService):
         """Deletes a dataset; returns its size in bytes. Raises `StateConflict` while a job that is not over uses it."""
         record = self.dataset(dataset_id)
         with self.database.transaction() as session:
+            datasets.lock(session, dataset_id)
             user = kept_jobs.open_user_of(session, self.tenant, dataset_id)
             if user is not None:
                 raise StateConflict(f"dataset {dataset_id} is used by job {user}, which is not over")

@@ -15,8 +15,8 @@ from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, 
 from jobs.estimates import seconds_until_starts
 from jobs.places import data_file, data_places, dataset_file, model_places
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
-from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
+from jobs.repository import attempts, datasets, jobs, kept_jobs, metrics, tasks
+from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, dataset_ids, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
 from jobs.tenancy import TenantService, WaitingFor, found
@@ -166,6 +166,7 @@ class JobService(TenantService):
         try:
             with self.database.transaction() as session:
                 quotas.check_job(session, self.settings, self.tenant)
+                self._hold(session, fields)
                 job_id = jobs.insert(session, {**fields, **owner, **trace}, data)
         except DuplicateKey:
             # The same request, sent twice at once: the other one was first.
@@ -175,6 +176,21 @@ class JobService(TenantService):
         self.queue.publish_training(job_id, fields["gpu_class"])
         self.queue.nudge(job_id)
         return self.job(job_id)
+
+    def _hold(self, session: Session, fields: dict[str, Any]) -> None:
+        """Checks that what a new job names is there, and keeps it until the job is stored.
+
+        Raises:
+            NotFound: a dataset was deleted.
+            StateConflict: the checkpoints to start from were.
+        """
+        # In the order of ids, so that two submits never wait for each other.
+        for dataset_id in sorted(dataset_ids(fields["resolved_spec"])):
+            if not datasets.held(session, self.tenant, dataset_id):
+                raise NotFound(f"there is no dataset {dataset_id}; upload it with POST /v1/datasets")
+        start_from = fields.get("start_from")
+        if start_from and not kept_jobs.has_checkpoint(session, self.tenant, start_from):
+            raise StateConflict(f"the checkpoints of job {start_from} were deleted; rerun the job without from_checkpoint")
 
     def _check_data(
         self,
@@ -370,6 +386,8 @@ class JobService(TenantService):
             job = self.own_job(session, job_id)
             if job.state != JobState.SUCCEEDED:
                 raise StateConflict(f"job {job_id} is {job.state}; only a succeeded job can be compared")
+            if job.artifact_path is None:
+                raise StateConflict(f"the model of job {job_id} was deleted; run the job again")
         return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
