@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Response
+from fastapi import APIRouter, Body, Depends, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from api.dependencies import Id, OpenStreams, Service, Wake
+from api.dependencies import Id, Service, StreamParameter, Wake, hold_stream, hold_stream_if_asked
 from api.errors import responses
 from api.schemas import Comparison, ComparisonPage
-from api.sse import comparison_events
+from api.sse import comparison_events, event_stream
 from api.waiting import WaitS, answered, reply
 from jobs.service import ComparisonRequest
 
@@ -22,26 +22,28 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.post("/compare", response_model=Comparison, responses={**responses(404, 409), **_ANSWERS})
+@router.post(
+    "/compare",
+    dependencies=[Depends(hold_stream_if_asked)],
+    response_model=Comparison,
+    responses={**responses(404, 409), **_ANSWERS},
+)
 async def compare(
     job_id: Id,
     request: Annotated[ComparisonRequest, Body()],
     service: Service,
     waker: Wake,
-    streams: OpenStreams,
     *,
     wait_s: WaitS = 60,
-    stream: Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")] = False,
+    stream: StreamParameter = False,
 ) -> Response:
     """Asks both models. 200 with the answers, or 202 with a `Location` to poll when they take longer than `wait_s`.
 
     With `stream` the reply is that of `/comparisons/{comparison_id}/events`.
     """
-    if stream:
-        streams.check()
     record = await run_in_threadpool(service.compare, job_id, request)
     if stream:
-        return streams.reply(comparison_events(service, waker, job_id, record.id))
+        return event_stream(comparison_events(service, waker, job_id, record.id))
     record = await answered(service, waker, record, wait_s)
     return reply(
         record, Comparison.of(record, waiting_for=service.waiting_for), f"/v1/jobs/{job_id}/comparisons/{record.id}"
@@ -50,13 +52,14 @@ async def compare(
 
 @router.get(
     "/comparisons/{comparison_id}/events",
+    dependencies=[Depends(hold_stream)],
     response_class=StreamingResponse,
     responses={**responses(404), 200: {"content": {"text/event-stream": {}}, "description": "Events"}},
 )
-async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake, streams: OpenStreams) -> Response:
+async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake) -> Response:
     """Server-sent events: `partial` with both texts so far, as often as they grew, then `result` or `error`, and the end."""
     await run_in_threadpool(service.comparison, job_id, comparison_id)
-    return streams.reply(comparison_events(service, waker, job_id, comparison_id))
+    return event_stream(comparison_events(service, waker, job_id, comparison_id))
 
 
 @router.get("/comparisons", responses=responses(404))

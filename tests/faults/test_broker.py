@@ -4,12 +4,13 @@ import os
 import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
+import redis
 
-from jobs.queue import CeleryQueue
+from jobs.queue import CeleryQueue, events_channel
 from jobs.settings import Settings
 from tafdil.client import Client
 from tests.faults.conftest import StartRig
@@ -96,3 +97,23 @@ def test_a_call_is_not_repeated_right_after_one_without_an_answer(start_rig: Sta
     assert queue.publish_training("0" * 32)
     assert queue.waiting(None) >= 2
     queue.close()
+
+
+def test_the_wake_up_channel_is_opened_again(start_rig: StartRig) -> None:
+    """Bytes that are no text do not end it, and a broker that froze is listened to again."""
+    rig, client = start_rig(workers=1)
+    channel = events_channel(Settings(redis_url=rig.environment["TAFDIL_REDIS_URL"]))
+    with closing(redis.Redis.from_url(rig.environment["TAFDIL_REDIS_URL"])) as broker:
+
+        def is_heard() -> bool:
+            return broker.pubsub_numsub(channel)[0][1] == 1
+
+        until(is_heard)
+        for garbage in (b"\xff\xfe", b"", b"x" * 10_000):
+            broker.publish(channel, garbage)
+        broker.client_kill_filter(_type="pubsub")
+        until(is_heard)
+        with frozen(rig):
+            pass
+        until(is_heard)
+    assert finished(rig, client, client.submit(job_spec(3))["id"], 3)
