@@ -23,6 +23,7 @@ from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
 from jobs.queue import CeleryQueue, JobQueue
+from jobs.sender import Sender
 from jobs.service import JobService
 from jobs.settings import Settings, get_settings
 
@@ -48,7 +49,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         await run_in_threadpool(uploads.sweep, settings)
         database = Database(settings.database)
         await run_in_threadpool(database.migrate)
-        app.state.service = JobService(database, queue or CeleryQueue(settings), settings)
+        sender = queue or Sender(CeleryQueue(settings), database)
+        app.state.service = JobService(database, sender, settings)
         collector = ServiceCollector(database, app.state.service.queue, settings)
         app.state.registry.register(collector)
         app.state.stream_limit = StreamLimit(settings.max_streams)
@@ -60,6 +62,8 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         finally:
             app.state.registry.unregister(collector)
             await app.state.waker.stop()
+            if isinstance(sender, Sender):
+                await run_in_threadpool(sender.close)
             database.dispose()
             await run_in_threadpool(tracing.close)
 

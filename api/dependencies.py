@@ -1,14 +1,12 @@
 """What routes are given."""
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
 from typing import Annotated
 
-from fastapi import Depends, Path, Request
-from fastapi.responses import StreamingResponse
+from fastapi import Depends, Path, Query, Request
 
 from api.limits import StreamLimit
-from api.sse import Waker, event_stream
+from api.sse import Waker
 from jobs.access import Access
 from jobs.artifact_service import ArtifactService
 from jobs.dataset_service import DatasetService
@@ -42,27 +40,25 @@ def get_waker(request: Request) -> Waker:
 Service = Annotated[JobService, Depends(get_service)]
 
 
-def get_streams(request: Request) -> "Streams":
-    return Streams(request.app.state.stream_limit, request.state.caller.key_id)
+async def hold_stream(request: Request) -> AsyncGenerator[None]:
+    """Counts an event stream of the caller's until its reply has ended. Raises `RateLimited`."""
+    limit: StreamLimit = request.app.state.stream_limit
+    with limit.held(request.state.caller.key_id):
+        yield
 
 
-@dataclass(frozen=True)
-class Streams:
-    """Opens event streams on the caller's account."""
-
-    limit: StreamLimit
-    key_id: str
-
-    def check(self) -> None:
-        """Raises `RateLimited` when the caller may not have one more: before anything is done for it."""
-        self.limit.check(self.key_id)
-
-    def reply(self, events: AsyncIterator[str]) -> StreamingResponse:
-        """A reply of events, if the caller may have one more. Raises `RateLimited`."""
-        return event_stream(self.limit.opened(self.key_id, events))
+StreamParameter = Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")]
 
 
-OpenStreams = Annotated[Streams, Depends(get_streams)]
+async def hold_stream_if_asked(request: Request, *, stream: StreamParameter = False) -> AsyncGenerator[None]:
+    """The same, for a route that streams on request."""
+    if not stream:
+        yield
+        return
+    async for _ in hold_stream(request):
+        yield
+
+
 KeyAccess = Annotated[Access, Depends(get_access)]
 Wake = Annotated[Waker, Depends(get_waker)]
 Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]

@@ -3,7 +3,9 @@
 ASGI middleware around everything, so that a route that is added is closed until it is named here, whatever it forgets.
 """
 
+import asyncio
 import re
+import time
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
@@ -13,7 +15,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import failure_response
 from jobs.access import LOCAL, Access, Caller
@@ -28,6 +30,8 @@ SESSION_COOKIE = "tafdil_session"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/", "/v1/session"})
 OPEN_PREFIXES = ("/assets/",)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+# How often the key of a request that lasts is looked at again.
+_RECHECK_S = 2.0
 _PORT = re.compile(r":\d{1,5}$")
 
 
@@ -39,6 +43,7 @@ class Gate:
         self._hosts = {host.lower() for host in settings.allowed_hosts}
         self._rate = RateLimitItemPerMinute(settings.requests_per_minute)
         self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._rechecked: dict[str, tuple[float, bool]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -59,7 +64,50 @@ class Gate:
             await response(scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
-        await self._app(scope, receive, send)
+        if caller is None or caller is LOCAL:
+            await self._app(scope, receive, send)
+        else:
+            await self._while_valid(caller, scope, receive, send)
+
+    async def _while_valid(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        """Ends a request that lasts, such as a stream or a download, once its key is revoked or expired."""
+        access: Access = scope["app"].state.access
+        sent: list[Message] = []
+
+        async def noting(message: Message) -> None:
+            sent[:] = [sent[0] if sent else message, message]
+            await send(message)
+
+        work = asyncio.ensure_future(self._app(scope, receive, noting))
+        try:
+            while not (await asyncio.wait([work], timeout=_RECHECK_S))[0]:
+                if not await self._is_still_valid(access, caller):
+                    break
+            else:
+                work.result()
+                return
+        finally:
+            if not work.done():
+                work.cancel()
+                await asyncio.wait([work])
+        if not sent:
+            await failure_response(Unauthorized(say("key_ended")))(scope, receive, send)
+        elif "content-length" not in Headers(raw=sent[0]["headers"]) and sent[-1].get("more_body", True):
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _is_still_valid(self, access: Access, caller: Caller) -> bool:
+        """Asks the database once for all requests of a key. One that is away ends no stream."""
+        now = time.monotonic()
+        asked_at, is_valid = self._rechecked.get(caller.key_id, (0.0, True))
+        if now - asked_at < _RECHECK_S:
+            return is_valid
+        try:
+            is_valid = await run_in_threadpool(access.is_still_valid, caller)
+        except DatabaseError:
+            return True
+        self._rechecked = {key: value for key, value in self._rechecked.items() if now - value[0] < _RECHECK_S}
+        self._rechecked[caller.key_id] = now, is_valid
+        return is_valid
 
     def _check_host(self, headers: Headers) -> None:
         """A page of another site can point a name of its own at this address; its requests then carry that name."""

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect
@@ -85,31 +86,22 @@ class BodyLimit:
 
 
 class StreamLimit:
-    """Counts the event streams that each key holds open in this process."""
+    """Counts the event streams that each key holds open in this process, from the request to the end of the reply."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: Counter[str] = Counter()
 
-    def check(self, key_id: str) -> None:
-        """Raises `RateLimited` when the key holds as many as it may."""
+    @contextmanager
+    def held(self, key_id: str) -> Generator[None]:
+        """Counts one stream of the key. Raises `RateLimited` when the key holds as many as it may."""
         if self._open[key_id] >= self._most:
             raise RateLimited(say("too_many_streams", most=self._most), retry_after_s=5)
-
-    def opened(self, key_id: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
-        """The events, counted while they are read. Raises `RateLimited`."""
-        self.check(key_id)
-
-        async def counted() -> AsyncIterator[str]:
-            # Counted when the reply begins: one that never begins also never ends.
-            self._open[key_id] += 1
-            try:
-                async for event in events:
-                    yield event
-            finally:
-                self._open[key_id] -= 1
-
-        return counted()
+        self._open[key_id] += 1
+        try:
+            yield
+        finally:
+            self._open[key_id] -= 1
 
 
 class ReadLimit:

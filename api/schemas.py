@@ -12,10 +12,11 @@ from jobs.access import Scope
 from jobs.artifact_service import Removed
 from jobs.artifacts import ArtifactKind
 from jobs.curves import CurvePoint
-from jobs.records import ArtifactRecord, AttemptRecord, JobRecord, Record
+from jobs.records import ArtifactRecord, AttemptRecord, JobRecord, Record, TaskRecord
 from jobs.service import QueuePlace
 from jobs.spec import Sent
 from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
+from jobs.tenancy import WaitingFor
 from trainer_core.config import Method
 from trainer_core.effect import Verdict
 
@@ -35,8 +36,25 @@ class Stored(BaseModel):
     """What is shown of a record under the names of its columns."""
 
     @classmethod
-    def of(cls, record: Record) -> Self:
-        return cls(**columns_of(record, cls.model_fields))
+    def of(cls, record: Record, **more: Any) -> Self:
+        return cls(**columns_of(record, cls.model_fields.keys() - more.keys()), **more)
+
+
+class StoredTask(Stored):
+    """What every task has."""
+
+    id: str
+    state: TaskState
+    waiting_for: WaitingFor | None = Field(description="What a queued task waits for, as for a job; null unless queued.")
+    result: dict[str, Any] | None
+    error: ErrorFields | None
+    created_at: datetime
+
+    @classmethod
+    def of(cls, record: Record, **more: Any) -> Self:
+        waiting_for = more.pop("waiting_for", None)
+        assert isinstance(record, TaskRecord)
+        return super().of(record, waiting_for=waiting_for if record.state == TaskState.QUEUED else None, **more)
 
 
 class Job(BaseModel):
@@ -57,6 +75,11 @@ class Job(BaseModel):
     gpu_class: str | None
     queue_position: int | None = Field(description="1: next to be claimed; null unless queued.")
     seconds_until_start: float | None = Field(description="Estimate for a queued job; null when not known.")
+    waiting_for: WaitingFor | None = Field(
+        description="What a queued job waits for: a free `worker`; the `broker`, which is away; or the end of the `pause` "
+        "before a retry. The job "
+        "is stored, and starts when the broker is back."
+    )
     requested: Request | None = Field(description="What was asked of the running attempt and is not done yet.")
     attempt: int
     checkpoint_step: int = Field(description="The newest checkpoint's step; 0 without one.")
@@ -83,6 +106,7 @@ class Job(BaseModel):
             percent=round(min(done, 100.0), 2),
             queue_position=place.position if place else None,
             seconds_until_start=place.seconds_until_start if place else None,
+            waiting_for=place.waiting_for if place else None,
             spec=job.resolved_spec,
             created_at=created_at,
             started_at=instant(job.started_at),
@@ -205,16 +229,11 @@ class Metrics(BaseModel):
         return cls(job_id=job_id, series=series)
 
 
-class Task(Stored):
+class Task(StoredTask):
     """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
 
-    id: str
     kind: TaskKind
     job_id: str | None
-    state: TaskState
-    result: dict[str, Any] | None
-    error: ErrorFields | None
-    created_at: datetime
 
     # Without a type of what it returns, the description of `result` stays that of the field.
     @field_serializer("result", mode="wrap")
@@ -409,20 +428,15 @@ class KeyList(BaseModel):
     keys: list[Key]
 
 
-class Comparison(Stored):
+class Comparison(StoredTask):
     """A comparison; `result` is there once the state is `succeeded`.
 
     It has both responses, the `proof` of which weights gave them, and the `dtype` that they were computed in: the one that
     the base's config.json names.
     """
 
-    id: str
     job_id: str
-    state: TaskState
     request: dict[str, Any]
-    result: dict[str, Any] | None
-    error: ErrorFields | None
-    created_at: datetime
 
 
 class ComparisonPage(BaseModel):

@@ -11,7 +11,7 @@ from typing import Any
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.asyncio.client import PubSub
 
 from api.event_words import shown
 from api.language import language, worded_error
@@ -31,6 +31,7 @@ _LOOK_EVERY_UNHEARD_S = 2.0
 _LOOK_EVERY_GROWING_S = 0.5
 _PING_EVERY_S = 15.0
 _RETRY_S = 2.0
+_PONG_S = 3.0
 _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
@@ -80,18 +81,31 @@ class Waker:
     async def _listen(self) -> None:
         while True:
             try:
-                client: Redis = Redis.from_url(self._url, socket_connect_timeout=5, health_check_interval=20)
+                client: Redis = Redis.from_url(self._url, socket_connect_timeout=5)
                 async with client, client.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
-                    self.is_listening = True
-                    async for message in subscription.listen():
-                        if message["type"] == "message":
-                            for event in self._waiting.get(message["data"].decode(), ()):
-                                event.set()
-            except (RedisError, OSError) as error:
+                    while True:
+                        await self._hear(subscription)
+            except Exception as error:
+                # Whoever reaches the broker can send anything; the channel is opened again whatever broke it.
                 self.is_listening = False
-                log.debug("no wake-ups for now: %s", error)
+                log.warning("no wake-ups for now: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(_RETRY_S)
+
+    async def _hear(self, subscription: PubSub) -> None:
+        """Takes the next message. Raises `TimeoutError` when the broker is silent, also after a ping."""
+        message = await subscription.get_message(timeout=_PING_EVERY_S)
+        if message is None:
+            await subscription.ping()
+            message = await subscription.get_message(timeout=_PONG_S)
+            if message is None:
+                raise TimeoutError("the broker does not answer")
+        self.is_listening = True
+        data = message["data"]
+        if message["type"] == "message" and isinstance(data, bytes):
+            # An id of ours is ASCII; anything else matches nobody who waits.
+            for event in self._waiting.get(data.decode("ascii", "replace"), ()):
+                event.set()
 
 
 async def job_events(

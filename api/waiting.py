@@ -13,7 +13,9 @@ from jobs.records import TaskRecord
 from jobs.states import TaskState
 from jobs.tenancy import TenantService
 
-_LOOK_EVERY_S = 0.5
+# As streams do, a long poll looks by itself rarely while wake-ups arrive.
+_LOOK_EVERY_S = 5.0
+_LOOK_EVERY_UNHEARD_S = 0.5
 
 WaitS = Annotated[float, Query(ge=0, description="How long to wait for the answer, in seconds.")]
 
@@ -23,7 +25,8 @@ async def answered(service: TenantService, waker: Waker, record: TaskRecord, wai
     loop = asyncio.get_running_loop()
     deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
     while record.state in (TaskState.QUEUED, TaskState.RUNNING) and loop.time() < deadline:
-        await waker.wait(record.id, min(_LOOK_EVERY_S, max(0.0, deadline - loop.time())))
+        look_every_s = _LOOK_EVERY_S if waker.is_listening else _LOOK_EVERY_UNHEARD_S
+        await waker.wait(record.id, min(look_every_s, max(0.0, deadline - loop.time())))
         record = await run_in_threadpool(service.task, record.id)
     return record
 

@@ -87,6 +87,13 @@ class Access:
                 return Caller(record.tenant, scopes, record.max_priority, record.id)
         raise Unauthorized(say("key_invalid"))
 
+    def is_still_valid(self, caller: Caller) -> bool:
+        """Whether the key of a caller who was let in has been neither revoked nor expired since."""
+        if caller.key_id in (LOCAL.key_id, _ADMIN.key_id):
+            return True
+        with self._database.reading() as session:
+            return keys.is_valid(session, caller.key_id)
+
     def create(
         self,
         tenant: str,

@@ -17,6 +17,9 @@ from jobs.storage import Storage
 from jobs.tenancy import TenantService, found
 from trainer_core.wording import say
 
+# What merges, pushes and comparisons read.
+_READ_BY_TASKS = {ArtifactKind.MODEL, ArtifactKind.MERGED}
+
 
 class PushRequest(Sent):
     """What to put on the hub."""
@@ -63,11 +66,12 @@ class ArtifactService(TenantService):
         """Deletes the files of a job that are of the kinds. The job itself and its metrics stay.
 
         Raises:
-            StateConflict: the job is not over, and may need them.
+            StateConflict: the job is not over, and may need them; or a merge, a push or a comparison uses them now.
         """
-        with self.database.reading() as session:
-            self._must_be_over(session, job_id)
+        with self.database.transaction() as session:
+            self._must_be_over(session, job_id, kinds)
             files = list(artifacts.of_job(session, job_id))
+            kept_jobs.forget(session, job_id, kinds)
         removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
         # The files go first: what is interrupted here leaves names without files, and is done when it is asked again.
         Storage(self.settings).delete(job_id, [file.name for file in removed.files])
@@ -84,11 +88,10 @@ class ArtifactService(TenantService):
         Raises:
             StateConflict: the job is not over, or another one that is not starts from its checkpoint.
         """
-        with self.database.reading() as session:
-            self._must_be_over(session, job_id)
-            if (task := tasks.running_for(session, job_id)) is not None:
-                raise StateConflict(say("job_busy", id=job_id, task=say(f"task.{task.kind}")))
+        with self.database.transaction() as session:
+            self._must_be_over(session, job_id, tuple(ArtifactKind))
             files = list(artifacts.of_job(session, job_id))
+            kept_jobs.forget(session, job_id, tuple(ArtifactKind))
         Storage(self.settings).delete_job(job_id)
         with self.database.transaction() as session:
             kept_jobs.delete(session, job_id)
@@ -118,11 +121,17 @@ class ArtifactService(TenantService):
         job = self.own_job(session, job_id)
         if job.state != JobState.SUCCEEDED:
             raise StateConflict(say("job_no_model", id=job_id, state=say(f"job_state.{job.state}")))
+        if job.artifact_path is None:
+            raise StateConflict(say("model_deleted", id=job_id))
         return job
 
-    def _must_be_over(self, session: Session, job_id: str) -> None:
+    def _must_be_over(self, session: Session, job_id: str, kinds: Collection[ArtifactKind]) -> None:
+        """Locks the job. Raises `StateConflict` if files of the kinds are in use, or may be."""
+        kept_jobs.lock(session, job_id)
         job = self.own_job(session, job_id)
         if not JobState(job.state).is_final:
             raise StateConflict(say("job_not_over", id=job_id, state=say(f"job_state.{job.state}")))
         if (other := kept_jobs.open_starter_from(session, self.tenant, job_id)) is not None:
             raise StateConflict(say("job_starts_another", other=other, id=job_id))
+        if _READ_BY_TASKS & set(kinds) and (task := tasks.running_for(session, job_id)) is not None:
+            raise StateConflict(say("job_busy", id=job_id, task=say(f"task.{task.kind}")))

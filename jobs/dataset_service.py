@@ -13,7 +13,7 @@ from jobs.repository import datasets, kept_jobs
 from jobs.spec import MODEL_NAME, Sent, read_spec
 from jobs.states import TaskKind
 from jobs.tenancy import TenantService, found
-from jobs.uploads import DatasetCheck, DatasetUpload
+from jobs.uploads import DatasetCheck, DatasetUpload, Room
 from trainer_core.config import SETTINGS_OF, Method, default_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.row_rules import LABELLED, PAIRS, Kind
@@ -77,6 +77,7 @@ class DatasetService(TenantService):
         """Deletes a dataset; returns its size in bytes. Raises `StateConflict` while a job that is not over uses it."""
         record = self.dataset(dataset_id)
         with self.database.transaction() as session:
+            datasets.lock(session, dataset_id)
             user = kept_jobs.open_user_of(session, self.tenant, dataset_id)
             if user is not None:
                 raise StateConflict(say("dataset_in_use", id=dataset_id, job=user))
@@ -97,13 +98,19 @@ class DatasetService(TenantService):
 
     def begin_upload(self, name: str | None, options: ReadingOptions = AS_IT_IS) -> DatasetUpload:
         """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
-        with self.database.reading() as session:
-            quotas.check_upload(session, self.settings, self.tenant, 1)
-        return DatasetUpload(self.settings, name, self._store_dataset, options)
+        return DatasetUpload(self.settings, name, self._store_dataset, options, self._room())
 
     def begin_check(self, options: ReadingOptions) -> DatasetCheck:
         """Starts to receive a file that is read and reported, but not stored."""
-        return DatasetCheck(self.settings, options)
+        return DatasetCheck(self.settings, options, self._room())
+
+    def _room(self) -> Room:
+        def check(size_bytes: int) -> None:
+            with self.database.reading() as session:
+                quotas.check_upload(session, self.settings, self.tenant, size_bytes)
+
+        check(1)
+        return Room(self.tenant, check)
 
     def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
         with self.database.transaction() as session:

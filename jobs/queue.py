@@ -1,15 +1,18 @@
 """The queue: Celery on Redis, and wake-ups over Redis pub/sub.
 
 SQL is the truth. A message only wakes a worker, which then claims by SQL; a lost message costs a round of the dispatcher
-and a doubled one costs nothing. So publishing never fails a request.
+and a doubled one costs nothing. So publishing never fails a request, and nothing waits long for the broker: a call that is
+not answered in time stops further calls for a while.
 """
 
 import logging
-from typing import Any, Protocol
+import time
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
 
 from celery import Celery
 from redis import Redis
-from redis.exceptions import RedisError
 
 from jobs.settings import Settings
 from jobs.states import TaskKind
@@ -29,6 +32,13 @@ _ROUTES = {
     TaskKind.MERGE: (EXPORT_TASK, EXPORT_QUEUE),
     TaskKind.PUSH: (EXPORT_TASK, EXPORT_QUEUE),
 }
+
+# How long a call may wait for the broker, which answers within milliseconds.
+_ANSWER_S = 1.0
+# After a call without an answer, the broker is not called again for this long.
+_PAUSE_S = 2.0
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +67,13 @@ class JobQueue(Protocol):
         ...
 
 
-def make_celery(settings: Settings) -> Celery:
-    """The Celery application of every process. Reasons stand beside what is not the default."""
+def make_celery(settings: Settings, *, answer_s: float | None = None) -> Celery:
+    """The Celery application of every process. Reasons stand beside what is not the default.
+
+    Args:
+        answer_s: seconds that a call may wait for the broker, and no call is repeated; for a process that only publishes.
+            A worker waits longer, as its own reads do.
+    """
     app = Celery("tafdil", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
         # Takes a task's name and an id of a message, and nothing else that it says.
@@ -92,8 +107,7 @@ def make_celery(settings: Settings) -> Celery:
         result_accept_content=["json"],
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        task_publish_retry=True,
-        task_publish_retry_policy={"max_retries": 2, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5},
+        task_publish_retry=False,
         task_default_queue=TRAIN_QUEUE,
         task_create_missing_queues=True,
         broker_transport_options={
@@ -103,10 +117,11 @@ def make_celery(settings: Settings) -> Celery:
             "unacked_restore_throttle": 1,
             "global_keyprefix": settings.redis_prefix,
             "socket_keepalive": True,
-            "socket_connect_timeout": 5,
-            "socket_timeout": 30,
+            "socket_connect_timeout": answer_s or 5,
+            "socket_timeout": answer_s or 30,
             "health_check_interval": 25,
-            "retry_on_timeout": True,
+            "retry_on_timeout": answer_s is None,
+            **({"max_retries": 0, "connect_retries_timeout": answer_s} if answer_s else {}),
         },
     )
     return app
@@ -123,12 +138,15 @@ def events_channel(settings: Settings) -> str:
 
 
 class CeleryQueue:
-    """`JobQueue` on Celery and Redis."""
+    """`JobQueue` on Celery and Redis. A call waits a few seconds at most, and right after one that failed, not at all."""
 
-    def __init__(self, settings: Settings, app: Celery | None = None) -> None:
-        self._app = app or make_celery(settings)
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._channel, self._prefix = events_channel(settings), settings.redis_prefix
-        self._redis: Any = Redis.from_url(settings.redis_url.get_secret_value(), socket_timeout=2, socket_connect_timeout=2)
+        self._redis: Any = Redis.from_url(
+            settings.redis_url.get_secret_value(), socket_timeout=_ANSWER_S, socket_connect_timeout=_ANSWER_S
+        )
+        self._away_until = 0.0
 
     def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
         return self._send(TRAIN_TASK, job_id, train_queue(gpu_class))
@@ -138,32 +156,35 @@ class CeleryQueue:
         return self._send(task, task_id, queue)
 
     def waiting(self, gpu_class: str | None) -> int:
-        try:
-            return int(self._redis.llen(f"{self._prefix}{train_queue(gpu_class)}"))
-        except RedisError:
-            return 0
+        return self._call(lambda: int(self._redis.llen(f"{self._prefix}{train_queue(gpu_class)}"))) or 0
 
     def nudge(self, subject_id: str) -> None:
-        try:
-            self._redis.publish(self._channel, subject_id)
-        except RedisError as error:
-            log.debug("no wake-up sent: %s", error)
+        self._call(lambda: self._redis.publish(self._channel, subject_id))
 
     def is_up(self) -> bool:
-        try:
-            return bool(self._redis.ping())
-        except RedisError:
-            return False
+        self._away_until = 0.0
+        return self._call(self._redis.ping) is not None
 
     def close(self) -> None:
         self._redis.close()
-        self._app.close()
+        if "_publisher" in self.__dict__:
+            self._publisher.close()
+
+    @cached_property
+    def _publisher(self) -> Celery:
+        return make_celery(self._settings, answer_s=_ANSWER_S)
 
     def _send(self, task: str, argument: str, queue: str) -> bool:
+        return self._call(lambda: self._publisher.send_task(task, args=[argument], queue=queue)) is not None
+
+    def _call(self, ask: Callable[[], Answer]) -> Answer | None:
+        """The broker's answer; None when there is none, or was none a moment ago."""
+        if time.monotonic() < self._away_until:
+            return None
         try:
-            self._app.send_task(task, args=[argument], queue=queue)
+            return ask()
         except Exception as error:
             # kombu, redis and the operating system each raise their own; none may fail the caller.
-            log.warning("the broker did not take %s for %s (%s); the dispatcher will", task, argument, error)
-            return False
-        return True
+            log.warning("the broker does not answer (%s)", error)
+            self._away_until = time.monotonic() + _PAUSE_S
+            return None

@@ -15,11 +15,11 @@ from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, 
 from jobs.estimates import seconds_until_starts
 from jobs.places import data_file, data_places, dataset_file, model_places
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
-from jobs.repository import attempts, datasets, jobs, metrics, tasks
-from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, read_spec
+from jobs.repository import attempts, datasets, jobs, kept_jobs, metrics, tasks
+from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, dataset_ids, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
-from jobs.tenancy import TenantService, found
+from jobs.tenancy import TenantService, WaitingFor, found
 from trainer_core.config import SETTINGS_OF
 from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
@@ -51,10 +51,11 @@ class ComparisonRequest(Sent):
 
 @dataclass(frozen=True)
 class QueuePlace:
-    """Where a queued job stands: its place (1: next to be claimed) and an estimate of when it starts."""
+    """Where a queued job stands: its place (1: next to be claimed), an estimate of when it starts, and what it waits for."""
 
     position: int
     seconds_until_start: float | None
+    waiting_for: WaitingFor
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class JobService(TenantService):
         try:
             with self.database.transaction() as session:
                 quotas.check_job(session, self.settings, self.tenant)
+                self._hold(session, fields)
                 job_id = jobs.insert(session, {**fields, **owner, **trace}, data)
         except DuplicateKey:
             # The same request, sent twice at once: the other one was first.
@@ -171,6 +173,21 @@ class JobService(TenantService):
         self.queue.publish_training(job_id, fields["gpu_class"])
         self.queue.nudge(job_id)
         return self.job(job_id)
+
+    def _hold(self, session: Session, fields: dict[str, Any]) -> None:
+        """Checks that what a new job names is there, and keeps it until the job is stored.
+
+        Raises:
+            NotFound: a dataset was deleted.
+            StateConflict: the checkpoints to start from were.
+        """
+        # In the order of ids, so that two submits never wait for each other.
+        for dataset_id in sorted(dataset_ids(fields["resolved_spec"])):
+            if not datasets.held(session, self.tenant, dataset_id):
+                raise NotFound(say("not_found.dataset", id=dataset_id))
+        start_from = fields.get("start_from")
+        if start_from and not kept_jobs.has_checkpoint(session, self.tenant, start_from):
+            raise StateConflict(say("checkpoints_deleted", id=start_from))
 
     def _check_data(
         self,
@@ -227,12 +244,16 @@ class JobService(TenantService):
         """By job id, where those of the jobs stand that are queued."""
         with self.database.reading() as session:
             positions = jobs.queue_positions(session, found)
+            pausing = jobs.pausing(session, found)
             durations = attempts.last_durations_s(session) if positions else []
             places: dict[str, QueuePlace] = {}
             for gpu_class, of_class in positions.items():
                 running = attempts.busy_seconds_left(session, gpu_class)
                 starts = seconds_until_starts(max(of_class.values()), running, durations)
-                places |= {job_id: QueuePlace(place, starts[place - 1]) for job_id, place in of_class.items()}
+                places |= {
+                    job_id: QueuePlace(place, starts[place - 1], "pause" if job_id in pausing else self.waiting_for)
+                    for job_id, place in of_class.items()
+                }
             return places
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
@@ -362,6 +383,8 @@ class JobService(TenantService):
             job = self.own_job(session, job_id)
             if job.state != JobState.SUCCEEDED:
                 raise StateConflict(say("job_not_comparable", id=job_id, state=say(f"job_state.{job.state}")))
+            if job.artifact_path is None:
+                raise StateConflict(say("model_deleted", id=job_id))
         return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:

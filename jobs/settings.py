@@ -83,6 +83,12 @@ class Settings(BaseSettings):
     )
     quiet_limit_s: float = Field(1800, gt=0, description="The same while preparing, loading and saving, which tell nothing.")
     max_losses: int = Field(3, ge=1, description="Attempts lost without a new checkpoint, after which a job is poisoned.")
+    memory_pause_s: float = Field(
+        30,
+        ge=0,
+        description="Pause before the retry of a run that was killed because other processes filled the memory. It doubles "
+        "with each loss.",
+    )
     warm_start: bool | Literal["gpu"] = Field(
         True,
         description="Import the training libraries once per train worker and fork each run, where there is no GPU. Takes "

@@ -1,7 +1,7 @@
 """What every service behind the API has: a caller, who sees what is the tenant's and nothing else."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from sqlalchemy.orm import Session
 
@@ -17,6 +17,7 @@ from jobs.states import TaskKind
 from trainer_core.wording import say
 
 Found = TypeVar("Found")
+WaitingFor = Literal["worker", "broker", "pause"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class TenantService:
     @property
     def tenant(self) -> str:
         return self.caller.tenant
+
+    @property
+    def waiting_for(self) -> WaitingFor:
+        """What queued jobs and tasks wait for: a free worker, or a broker that is away and wakes none."""
+        return "worker" if self.queue.is_up() else "broker"
 
     def task(self, task_id: str) -> TaskRecord:
         with self.database.reading() as session:

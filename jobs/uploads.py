@@ -3,13 +3,15 @@
 import hashlib
 import logging
 import os
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from jobs.broken_rows import BrokenRows
 from jobs.errors import TooLarge
@@ -24,19 +26,63 @@ from trainer_core.wording import say
 # At most this many columns of a file are shown.
 _NAMED_COLUMNS = 200
 _SAMPLE_ROWS = 10
+# The quota is looked up again after this many bytes of an upload.
+_CHECKED_EVERY_BYTES = 2**20
 # Parts of uploads that are older than this belong to processes that were killed.
 _KEPT_S = 86_400
 
 log = logging.getLogger(__name__)
 
 
+class Room:
+    """The bytes of an upload while they arrive, counted against the tenant's quota with those of its other uploads.
+
+    They are counted in this process: each API process adds what arrives there to what is stored.
+
+    Args:
+        check: raises `TooLarge` when the tenant may not keep this many bytes more.
+    """
+
+    _arriving: ClassVar[Counter[str]] = Counter()
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, tenant: str = "", check: Callable[[int], None] = lambda _: None) -> None:
+        self._tenant, self._check = tenant, check
+        self._taken = 0
+        self._unchecked = _CHECKED_EVERY_BYTES
+
+    def take(self, size: int) -> None:
+        """Counts bytes before they are written. Raises what `check` raises."""
+        with self._lock:
+            self._taken += size
+            self._arriving[self._tenant] += size
+            together = self._arriving[self._tenant]
+        self._unchecked += size
+        if self._unchecked >= _CHECKED_EVERY_BYTES:
+            self._unchecked = 0
+            self._check(together)
+
+    def release(self) -> None:
+        """Counts the upload no longer: it was stored, or its bytes are gone."""
+        with self._lock:
+            self._arriving[self._tenant] -= self._taken
+            self._taken = 0
+            if not self._arriving[self._tenant]:
+                del self._arriving[self._tenant]
+
+
 class _Arriving:
     """Writes arriving bytes to a temporary file and checks their rows. `abort` removes what is left."""
 
     def __init__(
-        self, settings: Settings, options: ReadingOptions, on_row: OnRow | None = None, on_broken: OnBroken | None = None
+        self,
+        settings: Settings,
+        options: ReadingOptions,
+        room: Room | None,
+        on_row: OnRow | None = None,
+        on_broken: OnBroken | None = None,
     ) -> None:
-        self._settings, self._options = settings, options
+        self._settings, self._options, self._room = settings, options, room or Room()
         self._id = uuid.uuid4().hex
         self._path = self._part("upload")
         self._file = self._path.open("xb")
@@ -50,6 +96,7 @@ class _Arriving:
         self._size_bytes += len(data)
         if self._size_bytes > self._settings.max_upload_bytes:
             raise TooLarge(say("dataset_too_large", most=self._settings.max_upload_bytes))
+        self._room.take(len(data))
         self._file.write(data)
 
     def abort(self) -> None:
@@ -58,6 +105,7 @@ class _Arriving:
         with suppress(OSError):
             self._file.close()
         self._path.unlink(missing_ok=True)
+        self._room.release()
 
 
 class DatasetUpload(_Arriving):
@@ -73,9 +121,10 @@ class DatasetUpload(_Arriving):
         name: str | None,
         store: Callable[[dict[str, Any]], DatasetRecord],
         options: ReadingOptions = AS_IT_IS,
+        room: Room | None = None,
     ) -> None:
         self._broken: BrokenRows | None = None
-        super().__init__(settings, options, on_broken=self._leave_out)
+        super().__init__(settings, options, room, on_broken=self._leave_out)
         self._name, self._store = name, store
         self._digest = hashlib.sha256()
 
@@ -93,6 +142,7 @@ class DatasetUpload(_Arriving):
         self._file.close()
         rows = self._stored(report)
         broken_bytes = self._broken.write_table(self._part("table")) if self._broken else 0
+        self._room.release()
         final, broken = (self._settings.datasets_dir / f"{self._id}.{ending}" for ending in ("rows", "broken.csv"))
         rows.path.rename(final)
         try:
@@ -175,8 +225,8 @@ class Found:
 class DatasetCheck(_Arriving):
     """Reads a file like an upload, but does not store it. `abort` must end the check."""
 
-    def __init__(self, settings: Settings, options: ReadingOptions = AS_IT_IS) -> None:
-        super().__init__(settings, options, on_row=self._show)
+    def __init__(self, settings: Settings, options: ReadingOptions = AS_IT_IS, room: Room | None = None) -> None:
+        super().__init__(settings, options, room, on_row=self._show)
         self._rows: list[dict[str, Any]] = []
         self._error: DataInvalid | None = None
 

@@ -53,6 +53,7 @@ class JobFields(Model):
     gpu_class: str | None = None
     queue_position: int | None = None
     seconds_until_start: float | None = None
+    waiting_for: str | None = None
     requested: str | None = None
     attempt: int = 0
     checkpoint_step: int = 0
@@ -192,6 +193,7 @@ class Comparison(Model):
     id: str
     job_id: str
     state: str
+    waiting_for: str | None = None
     request: dict[str, Any]
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
@@ -208,6 +210,7 @@ class Task(Model):
     kind: str
     job_id: str | None = None
     state: str
+    waiting_for: str | None = None
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     created_at: datetime

@@ -3,6 +3,7 @@
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from trainer_core.wording import Message, say
@@ -15,6 +16,8 @@ EXIT_SUPERVISOR_SILENT = 75
 """Exit code of a training whose supervisor was not heard of for too long."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
+# The kernel kills for memory whom it likes. A process that held more than this share of all memory is the cause itself.
+_OWN_SHARE = 0.5
 
 
 def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -39,6 +42,39 @@ def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
         except (OSError, KeyError, ValueError):
             continue
     return 0
+
+
+def memory_limit_bytes(
+    cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup"), machine: Path = Path("/proc/meminfo")
+) -> int | None:
+    """The memory that this process and its children may hold: the least of its control groups' limits and the machine's."""
+    limits: list[int] = []
+    with suppress(OSError, ValueError, IndexError):
+        limits.append(int(machine.read_text(encoding="ascii").split("MemTotal:")[1].split()[0]) * 1024)
+    groups: list[Path] = []
+    with suppress(OSError, ValueError):
+        for line in own.read_text(encoding="ascii").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers:
+                groups += _upwards(cgroups, path, "memory.max")
+            elif "memory" in controllers.split(","):
+                groups += _upwards(cgroups / "memory", path, "memory.limit_in_bytes")
+    for place in groups:
+        # Version 2 says "max" where there is no limit.
+        with suppress(OSError, ValueError):
+            limits.append(int(place.read_text(encoding="ascii")))
+    return min(limits, default=None)
+
+
+def _upwards(root: Path, path: str, name: str) -> list[Path]:
+    """A file of a control group and of each group around it."""
+    group = root / path.lstrip("/")
+    return [each / name for each in (group, *group.parents) if each.is_relative_to(root)]
+
+
+def is_most_of(peak_bytes: int, limit_bytes: int | None) -> bool:
+    """Whether a process that held this at its peak filled the memory itself. If not, it was killed for another's."""
+    return limit_bytes is not None and peak_bytes > _OWN_SHARE * limit_bytes
 
 
 class OomWatch:

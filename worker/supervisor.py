@@ -30,7 +30,7 @@ from trainer_core.disk import is_disk_full
 from trainer_core.errors import TafdilError, error_dict
 from trainer_core.wording import restored, say
 from worker import gpu, publisher
-from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, told_by_exit
+from worker.failures import GPU_VARIABLE, LOSSES, OomWatch, is_most_of, memory_limit_bytes, told_by_exit
 from worker.gpu import Gpu, GpuLock
 from worker.reporter import AttemptReporter
 from worker.training_process import TrainingProcess
@@ -266,6 +266,7 @@ class Attempt:
                 self._reporter.receive({**report, **start})
             self._obey(process)
             self._oom_watch.look()
+            process.look_at_memory()
             now = time.monotonic()
             limit = self._settings.step_limit_s if self._reporter.phase in _TELLING else self._settings.quiet_limit_s
             if now - process.heard_at > limit and not self._is_hung and self._kill_at is None:
@@ -340,6 +341,9 @@ class Attempt:
             self._finish(Cause.PAUSE, report, {}, saved, reason=say("paused_on_request"))
         elif left_on_request:
             self._finish(Cause.PREEMPT, report, {}, saved, reason=say("worker_shut_down"))
+        elif was_oom_killed and exit_code < 0 and not self._filled_memory():
+            held_mib = self._process.peak_memory_bytes // 2**20 if self._process else 0
+            self._lose(say("killed_for_others_memory", held_mib=held_mib), report, pause_s=self._settings.memory_pause_s)
         elif was_oom_killed and exit_code < 0:
             self._fail(error_dict("oom_host", say("host_killed_run")), report, folder)
         elif self._is_hung:
@@ -384,13 +388,17 @@ class Attempt:
         except Exception as error:
             log.warning("job %s: the store keeps %d files too many: %s", self._job.id, len(self._dropped), error)
 
-    def _lose(self, reason: str, report: dict[str, Any]) -> None:
+    def _filled_memory(self) -> bool:
+        """Whether this attempt's own processes held most of the memory that there is for them."""
+        return self._process is None or is_most_of(self._process.peak_memory_bytes, memory_limit_bytes())
+
+    def _lose(self, reason: str, report: dict[str, Any], *, pause_s: float = 0.0) -> None:
         log.warning("job %s attempt %d: %s", self._job.id, self._job.attempt, reason)
         tracing.fail("worker_lost")
 
         def lose(session: Session) -> bool:
             attempts.set_device_report(session, self._job.id, self._job.attempt, report)
-            return self._keep(session, jobs.lose(session, self._fence, self._settings.max_losses, reason))
+            return self._keep(session, jobs.lose(session, self._fence, self._settings.max_losses, reason, pause_s))
 
         self._reporter.insist(lose, self._gives_up)
         self._clear_store()

@@ -61,7 +61,7 @@ def stay_offline(**_: Any) -> None:
 def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], dict[str, Any]]) -> None:
     """Answers the oldest waiting task of the kinds, if there is one. What `answer` raises is stored as its error."""
     settings = get_settings()
-    database, queue = Database(settings.database), CeleryQueue(settings, app)
+    database, queue = Database(settings.database), CeleryQueue(settings)
     try:
         with database.transaction() as session:
             task = tasks.claim_next(session, kinds, settings.lease_s)

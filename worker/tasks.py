@@ -64,7 +64,7 @@ def train(job_id: str) -> None:
     settings = get_settings()
     settings.make_directories()
     database = Database(settings.database)
-    queue = CeleryQueue(settings, app)
+    queue = CeleryQueue(settings)
     try:
         with database.transaction() as session:
             warn_of_other_host(session, database, settings)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ class TrainingProcess:
         cold_reason: why it was not forked; None when it was.
         heard_at: when it was last heard of, by `time.monotonic`.
         killed_at: when it was killed first, if it was.
+        peak_memory_bytes: the most memory that it and its children were seen to hold.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class TrainingProcess:
         self._pinged_at = 0.0
         self._buffer = b""
         self._is_silent = False
+        self.peak_memory_bytes = 0
 
     def resident_bytes(self) -> int | None:
         """Memory that the process holds, in bytes; None when it is gone, or where the kernel does not say."""
@@ -110,6 +113,12 @@ class TrainingProcess:
         except (OSError, IndexError, ValueError):
             return None
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def look_at_memory(self) -> None:
+        """Notes what the process and its children hold. Call it often: there is no number once they are gone."""
+        with suppress(OSError):
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
+            self.peak_memory_bytes = max(self.peak_memory_bytes, sum(map(_held_bytes, [str(self.pid), *children])))
 
     def hear(self, seconds: float) -> list[dict[str, Any]] | None:
         """Reports that arrive within `seconds`; None once there will be no more."""
@@ -232,6 +241,15 @@ def _members(session: int) -> Iterator[tuple[int, str, int]]:
 def whole_environment(own: Mapping[str, str]) -> dict[str, str]:
     """All variables of a training process: this process's without secrets, and its own on top."""
     return {**{name: value for name, value in os.environ.items() if name not in _SECRETS}, **own}
+
+
+def _held_bytes(pid: str) -> int:
+    """A process's memory without what it shares: pages of files, which the kernel can drop; 0 when it is gone."""
+    try:
+        _, resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[:3]
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:

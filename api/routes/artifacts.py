@@ -76,7 +76,7 @@ async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0
     """Makes full weights of base and adapter, as files of the kind `merged`. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.merge, job_id)
     record = await answered(artifacts, waker, record, wait_s)
-    return reply(record, Task.of(record), f"/v1/tasks/{record.id}")
+    return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")
 
 
 @router.post("/jobs/{job_id}/push", response_model=Task, responses={**responses(403, 404, 409), 202: {"model": Task}})
@@ -84,4 +84,4 @@ async def push(job_id: Id, request: PushRequest, artifacts: Artifacts, waker: Wa
     """Puts the model on the Hugging Face hub, where the service has a token for one. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.push, job_id, request)
     record = await answered(artifacts, waker, record, wait_s)
-    return reply(record, Task.of(record), f"/v1/tasks/{record.id}")
+    return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")

@@ -47,4 +47,4 @@ async def preview(
 @router.get("/tasks/{task_id}", responses=responses(404))
 def show(task_id: Id, service: Service) -> Task:
     """What a worker was asked for and, once it is done, its answer."""
-    return Task.of(service.task(task_id))
+    return Task.of(service.task(task_id), waiting_for=service.waiting_for)

@@ -3,15 +3,15 @@
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from pydantic import StringConstraints
 
-from api.dependencies import MOST, Id, OpenStreams, Service, Wake
+from api.dependencies import MOST, Id, Service, Wake, hold_stream
 from api.errors import responses
 from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
-from api.sse import job_events
+from api.sse import event_stream, job_events
 from jobs.curves import as_csv
 from jobs.records import JobRecord
 from jobs.service import JobService
@@ -202,6 +202,7 @@ def logs(
 
 @router.get(
     "/{job_id}/events",
+    dependencies=[Depends(hold_stream)],
     response_class=StreamingResponse,
     responses={
         **responses(404),
@@ -213,7 +214,6 @@ async def events(
     job_id: Id,
     service: Service,
     waker: Wake,
-    streams: OpenStreams,
     *,
     last_event_id: Annotated[int, Header(ge=0, le=MOST, description="The `id` of the last event seen.")] = 0,
     after: Annotated[int, Query(ge=0, le=MOST, description="The same, for clients that cannot set the header.")] = 0,
@@ -228,4 +228,4 @@ async def events(
     job = await run_in_threadpool(service.job, job_id)
     if JobState(job.state).is_final and seen >= job.event_count:
         return Response(status_code=204)
-    return streams.reply(job_events(service, waker, job_id, seen, without))
+    return event_stream(job_events(service, waker, job_id, seen, without))

@@ -20,6 +20,17 @@ def owned(session: Session, tenant: str, dataset_id: str) -> DatasetRecord | Non
     return session.scalar(select(DatasetRecord).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant))
 
 
+def held(session: Session, tenant: str, dataset_id: str) -> bool:
+    """Whether the tenant has a dataset, which nobody can delete before the end of this transaction."""
+    query = select(DatasetRecord.id).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant)
+    return session.scalar(query.with_for_update(read=True)) is not None
+
+
+def lock(session: Session, dataset_id: str) -> None:
+    """Before a dataset is deleted: waits for jobs that are being stored with it, and lets no further one be stored."""
+    session.execute(select(DatasetRecord.id).where(DatasetRecord.id == dataset_id).with_for_update())
+
+
 def delete(session: Session, dataset_id: str) -> None:
     session.execute(sql_delete(DatasetRecord).where(DatasetRecord.id == dataset_id))
 

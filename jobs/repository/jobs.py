@@ -129,6 +129,13 @@ def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | N
     return positions
 
 
+def pausing(session: Session, jobs: Sequence[JobRecord]) -> set[str]:
+    """The ids of those jobs that may not be claimed yet."""
+    later = {job.id: job.not_before for job in jobs if job.not_before is not None}
+    now = session.scalar(select(db_now())) if later else 0.0
+    return {job_id for job_id, not_before in later.items() if not_before > (now or 0.0)}
+
+
 def _transition(
     session: Session,
     cause: Cause,
@@ -181,7 +188,7 @@ def claim_next(
     # A row that another worker is claiming at this moment is passed over (PostgreSQL; SQLite has one writer at a time).
     job_id = session.scalar(
         select(JobRecord.id)
-        .where(JobRecord.state == JobState.QUEUED, served)
+        .where(JobRecord.state == JobState.QUEUED, served, _may_start())
         .order_by(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -193,6 +200,7 @@ def claim_next(
         "phase": "preparing",
         "started_at": func.coalesce(JobRecord.started_at, db_now()),
         "seconds_left": None,
+        "not_before": None,
         "reported": 0,
     }
     data = {"worker": worker, "device": device or "cpu"}
@@ -207,6 +215,11 @@ def claim_next(
         session.rollback()
         return None
     return job
+
+
+def _may_start() -> ColumnElement[bool]:
+    """Whether the pause after a loss is over."""
+    return or_(JobRecord.not_before.is_(None), JobRecord.not_before <= db_now())
 
 
 def _is_served_by(gpu_class: str) -> ColumnElement[bool]:
@@ -337,7 +350,7 @@ def pause_queued(session: Session, job_id: str) -> bool:
 
 def resume(session: Session, job_id: str) -> bool:
     """Queues a paused job again, at its old place."""
-    values = {"published_at": db_now(), "losses": 0}
+    values = {"published_at": db_now(), "losses": 0, "not_before": None}
     return _transition(session, Cause.RESUME, JobRecord.id == job_id, values) is not None
 
 
@@ -373,7 +386,7 @@ def reap(session: Session, max_losses: int) -> list[str]:
             job,
             and_(JobRecord.id == job.id, JobRecord.attempt == job.attempt, expired),
             max_losses,
-            say("lease_expired"),
+            reason=say("lease_expired"),
         )
     ]
 
@@ -388,13 +401,25 @@ def shorten_leases(session: Session, lease_s: float) -> None:
     )
 
 
-def lose(session: Session, fence: Fence, max_losses: int, reason: str) -> bool:
-    """Ends an attempt whose training process died. False: the attempt was not the job's any more."""
+def lose(session: Session, fence: Fence, max_losses: int, reason: str, pause_s: float = 0.0) -> bool:
+    """Ends an attempt whose training process died. False: the attempt was not the job's any more.
+
+    Args:
+        pause_s: seconds until the first retry; doubled with each further loss.
+    """
     job = session.scalar(select(JobRecord).where(fence.condition()).with_for_update())
-    return job is not None and _lose(session, job, fence.condition(), max_losses, reason)
+    return job is not None and _lose(session, job, fence.condition(), max_losses, reason=reason, pause_s=pause_s)
 
 
-def _lose(session: Session, job: JobRecord, where: ColumnElement[bool], max_losses: int, reason: str) -> bool:
+def _lose(
+    session: Session,
+    job: JobRecord,
+    where: ColumnElement[bool],
+    max_losses: int,
+    *,
+    reason: str,
+    pause_s: float = 0.0,
+) -> bool:
     values: dict[str, Any] = {**_RELEASED, "losses": JobRecord.losses + 1}
     losses = job.losses + 1
     if job.requested in (Request.CANCEL, Request.CANCEL_SAVING):
@@ -409,6 +434,8 @@ def _lose(session: Session, job: JobRecord, where: ColumnElement[bool], max_loss
     else:
         cause = Cause.LOSE
         values |= {"published_at": None}
+        if pause_s:
+            values |= {"not_before": db_now() + pause_s * 2 ** (losses - 1)}
     data = {"reason": reason, "reason_said": attempts.as_stored(reason)}
     return _transition(session, cause, where, values, data, reason=reason) is not None
 
@@ -417,7 +444,7 @@ def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequen
     """Queued jobs never published, or published so long ago (or in the future) that the message is taken for lost."""
     published = JobRecord.published_at
     late = or_(published.is_(None), published < db_now() - older_than_s, published > db_now() + 1)
-    query = select(JobRecord).where(JobRecord.state == JobState.QUEUED, late)
+    query = select(JobRecord).where(JobRecord.state == JobState.QUEUED, late, _may_start())
     return session.scalars(query.order_by(published.asc().nulls_first(), JobRecord.number).limit(limit)).all()
 
 
@@ -429,6 +456,12 @@ def queued_by_class(session: Session) -> dict[str | None, int]:
 
 def mark_published(session: Session, job_id: str) -> None:
     session.execute(update(JobRecord).where(JobRecord.id == job_id).values(published_at=db_now()))
+
+
+def mark_unpublished(session: Session, job_id: str) -> None:
+    """For a queued job whose message the broker did not take."""
+    waits = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
+    session.execute(update(JobRecord).where(waits).values(published_at=None))
 
 
 def oldest_expired_lease_s(session: Session) -> float:

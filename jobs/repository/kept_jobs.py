@@ -1,11 +1,13 @@
 """Jobs as a tenant has them: counted, found by what they use, noted and deleted once they are over."""
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import delete as sql_delete
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from jobs.artifacts import ArtifactKind
 from jobs.database import db_now
 from jobs.records import ArtifactRecord, EventRecord, JobRecord, MetricRecord, TaskRecord
 from jobs.repository import attempts
@@ -39,9 +41,28 @@ def ended_before(session: Session, age_s: float, limit: int) -> list[tuple[str, 
     return [(row.id, row.tenant) for row in session.execute(query.order_by(JobRecord.finished_at).limit(limit))]
 
 
+def lock(session: Session, job_id: str) -> None:
+    """Before files of a job are deleted: waits for jobs that are being stored to start from it, and lets no further one."""
+    session.execute(select(JobRecord.number).where(JobRecord.id == job_id).with_for_update())
+
+
+def has_checkpoint(session: Session, tenant: str, job_id: str) -> bool:
+    """Whether a job of the tenant's has one, which nobody can delete before the end of this transaction."""
+    query = select(JobRecord.checkpoint_step).where(JobRecord.id == job_id, JobRecord.tenant == tenant)
+    return bool(session.scalar(query.with_for_update(read=True)))
+
+
+def forget(session: Session, job_id: str, kinds: Collection[ArtifactKind]) -> None:
+    """Notes that a job's model or its checkpoints are about to be deleted, so that nothing is started with them."""
+    gone: dict[str, Any] = {"artifact_path": None} if ArtifactKind.MODEL in kinds else {}
+    gone |= {"checkpoint_step": 0} if ArtifactKind.CHECKPOINT in kinds else {}
+    if gone:
+        session.execute(update(JobRecord).where(JobRecord.id == job_id).values(gone))
+
+
 def delete(session: Session, job_id: str) -> None:
     """Deletes a job that is over, with all that refers to it; its attempts still count."""
-    session.execute(select(JobRecord.number).where(JobRecord.id == job_id).with_for_update())
+    lock(session, job_id)
     attempts.delete(session, job_id)
     for table in (EventRecord, MetricRecord, TaskRecord, ArtifactRecord):
         session.execute(sql_delete(table).where(table.job_id == job_id).execution_options(synchronize_session=False))

@@ -33,6 +33,14 @@ def valid(session: Session, prefix: str) -> Sequence[KeyRecord]:
     return session.scalars(select(KeyRecord).where(KeyRecord.prefix == prefix, KeyRecord.revoked_at.is_(None), lives)).all()
 
 
+def is_valid(session: Session, key_id: str) -> bool:
+    """Whether a key is neither revoked nor expired."""
+    lives = or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > db_now())
+    return (
+        session.scalar(select(KeyRecord.id).where(KeyRecord.id == key_id, KeyRecord.revoked_at.is_(None), lives)) is not None
+    )
+
+
 def every(session: Session) -> Sequence[KeyRecord]:
     """All keys, newest first."""
     return session.scalars(select(KeyRecord).order_by(KeyRecord.number.desc())).all()

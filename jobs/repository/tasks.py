@@ -195,3 +195,9 @@ def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> list[t
 
 def mark_published(session: Session, task_id: str) -> None:
     session.execute(update(TaskRecord).where(TaskRecord.id == task_id).values(published_at=db_now()))
+
+
+def mark_unpublished(session: Session, task_id: str) -> None:
+    """For a queued task whose message the broker did not take."""
+    waits = (TaskRecord.id == task_id) & (TaskRecord.state == TaskState.QUEUED)
+    session.execute(update(TaskRecord).where(waits).values(published_at=None))

@@ -173,6 +173,7 @@ def show(
         ("method", found.method),
         ("model", told(found.model_name)),
         ("state", in_words(standing(found), sys.stdout)),
+        ("waits for", say(f"cli.waiting.{found.waiting_for}") if found.waiting_for in ("broker", "pause") else None),
         ("starts in", _span(found.seconds_until_start) if found.seconds_until_start is not None else None),
         ("ends in", _span(found.seconds_left) if found.seconds_left is not None else None),
         ("created", _ago(found.created_at)),

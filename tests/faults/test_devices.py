@@ -8,9 +8,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,7 +30,7 @@ from trainer_core.checkpoints import StagedCheckpoints, newest_verified, verifie
 from trainer_core.errors import DiskFull
 from trainer_core.observer import Observer
 from worker import gpu
-from worker.failures import OomWatch, oom_kills
+from worker.failures import OomWatch, is_most_of, memory_limit_bytes, oom_kills
 
 MIB = 2**20
 # A device of 8 GiB: 100 MiB are always in use, 2,000 MiB more while the process in the memory file lives.
@@ -184,6 +186,64 @@ def test_a_training_that_takes_all_memory(start_rig: StartRig) -> None:
         assert finished(rig, client, client.submit(job_spec(3))["id"], 3)
         assert rig.pid("train-worker-1") == main
         assert alive({main})
+
+
+# Fills memory until a process is gone, and stays below the share at which the kernel would rather kill it.
+HOG = """
+import os, sys, time
+held, pid, most = [], int(sys.argv[1]), int(sys.argv[2])
+while os.path.exists(f"/proc/{pid}/fd/0"):
+    if len(held) < most:
+        held.append(bytearray(os.urandom(2**10) * 2**10))
+    else:
+        time.sleep(0.05)
+"""
+
+
+def test_a_training_that_is_killed_for_the_memory_of_other_processes(start_rig: StartRig) -> None:
+    """It is a loss: the run is retried from its checkpoint after a pause, and nobody is told to lower a batch size."""
+    with little_memory(500 * MIB) as group:
+        rig, client = start_rig(settings={"TAFDIL_MEMORY_PAUSE_S": "3"})
+        main = rig.pid("train-worker-1")
+        for process in [psutil.Process(main), *psutil.Process(main).children(recursive=True)]:
+            (group / "cgroup.procs").write_text(str(process.pid))
+        job_id = client.submit(job_spec(400, save_steps=5, behaviour={"step_s": 0.05}))["id"]
+        running(client, job_id, 12)
+        command = [sys.executable, "-c", HOG, str(the_training(rig, job_id)), "235"]
+        hogs = [subprocess.Popen(command) for _ in range(2)]
+        try:
+            for hog in hogs:
+                (group / "cgroup.procs").write_text(str(hog.pid))
+            until(lambda: client.job(job_id)["attempt"] == 2)
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.wait()
+        first = client.attempts(job_id)[0]
+        assert (first["outcome"], client.job(job_id)["error"]) == ("worker_lost", None)
+        assert "killed for memory" in first["reason"]
+        assert client.attempts(job_id)[1]["started_at"] - first["ended_at"] >= timedelta(seconds=3)
+        retried = until(lambda: [line["step"] for line in rig.lines(job_id, "step") if line["attempt"] == 2])
+        assert retried[0] > 5
+
+
+def test_the_memory_limit_is_that_of_the_smallest_group_around(tmp_path: Path) -> None:
+    own, machine = tmp_path / "own", tmp_path / "meminfo"
+    machine.write_text("MemTotal:       1000 kB\nMemFree: 1 kB\n")
+    (tmp_path / "job/one").mkdir(parents=True)
+    own.write_text("0::/job/one\n")
+    assert memory_limit_bytes(tmp_path, own, machine) == 1_024_000
+    (tmp_path / "job/one/memory.max").write_text("max\n")
+    (tmp_path / "job/memory.max").write_text("4096\n")
+    assert memory_limit_bytes(tmp_path, own, machine) == 4096
+    (tmp_path / "memory/old").mkdir(parents=True)
+    (tmp_path / "memory/old/memory.limit_in_bytes").write_text("2048\n")
+    own.write_text("4:memory:/old\n")
+    assert memory_limit_bytes(tmp_path, own, machine) == 2048
+    assert memory_limit_bytes(tmp_path, tmp_path / "absent", tmp_path / "absent") is None
+    assert is_most_of(600, 1000)
+    assert not is_most_of(400, 1000)
+    assert not is_most_of(400, None)
 
 
 def test_the_kernels_count_is_read_from_both_kinds_of_control_groups(tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
 """API keys and tenants: every route closed without a key, and each tenant alone in its service."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -269,22 +268,12 @@ def test_requests_are_limited_by_key(settings: Settings, queue: FakeQueue) -> No
 
 
 def test_streams_are_limited_by_key() -> None:
-    async def endless() -> AsyncIterator[str]:
-        while True:
-            yield "event"
-
-    async def walk() -> None:
-        limit = StreamLimit(2)
-        held = [limit.opened("a", endless()) for _ in range(2)]
-        for stream in held:
-            await anext(stream)
-        with pytest.raises(RateLimited, match="2 event streams"):
-            limit.opened("a", endless())
-        await anext(limit.opened("b", endless()))
-        await held[0].aclose()  # type: ignore[attr-defined]
-        await anext(limit.opened("a", endless()))
-
-    asyncio.run(walk())
+    limit = StreamLimit(2)
+    with limit.held("a"):
+        with limit.held("a"), pytest.raises(RateLimited, match="2 event streams"), limit.held("a"):
+            pass
+        with limit.held("b"), limit.held("a"):
+            pass
 
 
 def test_quotas_are_a_tenants(settings: Settings, queue: FakeQueue, spec: dict[str, Any]) -> None:
