@@ -192,7 +192,7 @@ def test_scores_roles_and_suspicious_words_are_shown_in_both_languages(browser: 
 
 
 REFUSED = {
-    "a page": ("rows.csv", b"<!doctype html><title>Sign in</title>", "file.html"),
+    "a page": ("rows.csv", b"<!doctype html><title>Sign in</title>", "file.html_titled"),
     "a broken cell": ("rows.csv", "prompt,chosen,rejected\nس,أ,ب\nس,أ,ب,ج\n".encode(), "4"),
     "a column twice": ("rows.csv", b"prompt,chosen,rejected,chosen\na,b,c,d\n", "chosen"),
 }
@@ -205,7 +205,7 @@ def test_a_refusal_is_said_in_the_readers_language(browser: Browser, live: Live,
     with screen(browser, live.url, language) as found:
         page = bring(found, {"name": file, "mimeType": "text/csv", "buffer": data})
         box = page.locator(".box.error")
-        expect(box).to_contain_text(found.words.get(told, told))
+        expect(box).to_contain_text(found.say(told, title="Sign in") if told in found.words else told)
         found.settle()
         assert found.untranslated() == []
         assert found.barriers() == []
