@@ -63,6 +63,7 @@ CODES: dict[str, ErrorCode] = dict(
         _code("hung", retryable=True),
         _code("poisoned", user_fault=True),
         _code("worker_lost", retryable=True),
+        _code("gpu_busy", retryable=True),
         _code("gpu_lost", retryable=True),
         _code("timeout", retryable=True),
         _code("cancelled", user_fault=True),

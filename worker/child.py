@@ -282,7 +282,8 @@ def describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, TafdilError):
         return error.as_dict()
     if type(error).__name__ == "OutOfMemoryError":
-        return error_dict("oom_gpu", say("gpu_out_of_memory", problem=_first_line(error)))
+        code, sentence = ("gpu_busy", "gpu_taken") if _is_gpu_taken() else ("oom_gpu", "gpu_out_of_memory")
+        return error_dict(code, say(sentence, problem=_first_line(error)))
     if isinstance(error, MemoryError):
         return error_dict("oom_host", say("run_out_of_memory"))
     if is_disk_full(error):
@@ -291,6 +292,16 @@ def describe(error: Exception) -> dict[str, Any]:
         known = error.args[0] if isinstance(error.args[0], Message) else None
         return error_dict("gpu_lost", known or say("gpu_failed", problem=_first_line(error)))
     return error_dict("internal", say("run_broke", kind=type(error).__name__, problem=str(error)))
+
+
+def _is_gpu_taken() -> bool:
+    """Whether other processes hold most of the GPU's memory, so that a run without them may have room."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return total - free - torch.cuda.memory_reserved() > total / 2
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from trainer_core.wording import Message, say
 
 # Failures that the training process itself reports and that another attempt, on a healthy device, may not meet.
-LOSSES = frozenset({"gpu_lost"})
+LOSSES = frozenset({"gpu_lost", "gpu_busy"})
 GPU_VARIABLE = "TAFDIL_TRAINS_ON"
 """Names the GPU that a training process was given; unset on a machine without one."""
 EXIT_SUPERVISOR_SILENT = 75

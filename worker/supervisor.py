@@ -349,7 +349,8 @@ class Attempt:
         elif self._is_hung:
             self._lose(say(f"run_hung.{self._reporter.phase}"), report)
         elif last.get("type") == "failed":
-            self._lose(restored(without_places(self._settings, last["error"])), report)
+            pause_s = self._settings.memory_pause_s if last["error"]["code"] == "gpu_busy" else 0.0
+            self._lose(restored(without_places(self._settings, last["error"])), report, pause_s=pause_s)
         else:
             self._lose(told_by_exit(exit_code), report)
 

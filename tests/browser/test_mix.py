@@ -62,7 +62,9 @@ def test_a_mix_is_chosen_changed_and_sent(browser: Browser, live: Live, language
         spec = sent()
         mix = [{"dataset_id": first, "weight": 3}, {"dataset_id": second, "weight": 1.5}, {"dataset_id": third}]
         assert (spec["datasets"], "dataset_id" in spec) == (mix, False)
-        expect(page.locator(".report .box.error")).to_contain_text(found.words["mix_weight_missing"].split("{place}")[1].strip())
+        expect(page.locator(".report .box.error")).to_contain_text(
+            found.words["mix_weight_missing"].split("{place}")[1].strip()
+        )
         page.locator("#f-mix-2-measure").select_option("weight")
         page.locator("#f-mix-2-amount").fill("2")
         found.button("new.mix_remove", n=2).click()

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from tests.checkpoints import WEIGHTS, write_parts
 from tests.faults.conftest import StartRig
@@ -29,8 +30,8 @@ from tests.stack import alive, until
 from trainer_core.checkpoints import StagedCheckpoints, newest_verified, verified_step
 from trainer_core.errors import DiskFull
 from trainer_core.observer import Observer
-from worker import gpu
-from worker.failures import OomWatch, is_most_of, memory_limit_bytes, oom_kills
+from worker import child, gpu
+from worker.failures import LOSSES, OomWatch, is_most_of, memory_limit_bytes, oom_kills
 
 MIB = 2**20
 # A device of 8 GiB: 100 MiB are always in use, 2,000 MiB more while the process in the memory file lives.
@@ -244,6 +245,20 @@ def test_the_memory_limit_is_that_of_the_smallest_group_around(tmp_path: Path) -
     assert is_most_of(600, 1000)
     assert not is_most_of(400, 1000)
     assert not is_most_of(400, None)
+
+
+@pytest.mark.parametrize(("others_gib", "code"), [(70, "gpu_busy"), (10, "oom_gpu")])
+def test_a_gpu_that_other_processes_filled_is_not_the_runs_fault(
+    monkeypatch: pytest.MonkeyPatch, others_gib: int, code: str
+) -> None:
+    """By CUDA's own numbers, as no GPU is at hand: of 80 GiB the run holds what the others leave."""
+    own = (80 - others_gib) * 2**30
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: own)
+    error = child.describe(torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"))
+    assert error["code"] == code
+    assert (code in LOSSES) == error["retryable"] == (not error["user_fault"])
 
 
 def test_the_kernels_count_is_read_from_both_kinds_of_control_groups(tmp_path: Path) -> None:
