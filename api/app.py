@@ -23,6 +23,7 @@ from jobs.access import Access
 from jobs.database import Database
 from jobs.places import install_samples
 from jobs.queue import CeleryQueue, JobQueue
+from jobs.readiness import StorageCheck
 from jobs.sender import Sender
 from jobs.service import JobService
 from jobs.settings import Settings, get_settings
@@ -49,6 +50,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         await run_in_threadpool(uploads.sweep, settings)
         database = Database(settings.database)
         await run_in_threadpool(database.migrate)
+        app.state.storage_check = StorageCheck(database, settings)
         sender = queue or Sender(CeleryQueue(settings), database)
         app.state.service = JobService(database, sender, settings)
         collector = ServiceCollector(database, app.state.service.queue, settings)

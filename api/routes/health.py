@@ -4,10 +4,11 @@ from typing import Literal
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from api.dependencies import Service
 from jobs.errors import DatabaseError
+from jobs.readiness import DatabaseState, DirectoryState, StorageCheck
 
 router = APIRouter(tags=["health"])
 
@@ -30,29 +31,33 @@ class Readiness(BaseModel):
     """Whether the service can do its work, and what it needs for it."""
 
     ready: bool
-    database: Literal["up", "down"]
+    database: DatabaseState = Field(
+        description="`replaced`: its file was deleted or replaced while the service ran; restart the service."
+    )
+    data_directory: DirectoryState = Field(description="Whether a file can be written to the data directory.")
     broker: Literal["up", "down"]
     oldest_expired_lease_s: float
 
 
 @router.get("/readyz", responses={503: {"model": Readiness, "description": "Not ready"}})
-def readyz(service: Service, response: Response) -> Readiness:
-    """Whether the database answers and a dispatcher requeues the jobs of dead workers.
+def readyz(request: Request, service: Service, response: Response) -> Readiness:
+    """Whether the database and the data directory take writes, and a dispatcher requeues the jobs of dead workers.
 
     A broker that is down is reported but does not make the service unready: jobs are stored, and published when it is back.
     """
-    settings = service.settings
+    check: StorageCheck = request.app.state.storage_check
+    overdue_s, database, directory = 0.0, check.database(), check.data_directory()
     try:
         overdue_s = service.oldest_expired_lease_s()
-        database = "up"
     except DatabaseError:
-        overdue_s, database = 0.0, "down"
-    is_reaping = overdue_s < _LEASES_LATE * settings.lease_s
-    ready = database == "up" and is_reaping
+        database = "down"
+    is_reaping = overdue_s < _LEASES_LATE * service.settings.lease_s
+    ready = database == "up" and directory == "writable" and is_reaping
     response.status_code = 200 if ready else 503
     return Readiness(
         ready=ready,
         database=database,
+        data_directory=directory,
         broker="up" if service.queue.is_up() else "down",
         oldest_expired_lease_s=round(overdue_s, 1),
     )

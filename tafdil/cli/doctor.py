@@ -83,6 +83,8 @@ def _service(client: Client) -> Iterator[Finding]:
         "service", bool(health["ready"]), say("cli.doctor.answers", url=client.base_url), say("cli.doctor.api_log")
     )
     yield Finding("database", health["database"] == "up", str(health["database"]), say("cli.doctor.database"))
+    directory = str(health["data_directory"])
+    yield Finding("data", directory == "writable", directory, say("cli.doctor.data_directory"))
     advice = say("cli.doctor.broker")
     yield Finding("broker", health["broker"] == "up", str(health["broker"]), advice)
     overdue = float(health["oldest_expired_lease_s"])

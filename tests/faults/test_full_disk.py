@@ -2,17 +2,22 @@
 
 import errno
 import resource
+import shutil
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from pydantic import SecretStr
 from sqlalchemy.exc import OperationalError
 
+from api.app import create_app
 from jobs.settings import Settings
-from tests.api import client, database, queue
+from tests.api import BASE_URL, client, database, queue
 from tests.conftest import DATA
+from tests.fakes import FakeQueue
 from trainer_core.disk import is_disk_full
 
 __all__ = ["client", "database", "queue"]
@@ -43,6 +48,29 @@ def test_an_upload_that_finds_no_room(path: str, client: TestClient, settings: S
     assert [file for file in (settings.data_dir / "datasets").rglob("*") if file.is_file()] == []
     assert client.get("/v1/datasets").json()["datasets"] == []
     assert client.post(path, content=body).status_code in (200, 201), "as soon as there is room"
+
+
+def test_a_full_disk_is_not_ready(client: TestClient) -> None:
+    with no_file_above(1):
+        reply = client.get("/readyz")
+    assert reply.status_code == 503
+    assert (reply.json()["ready"], reply.json()["data_directory"]) == (False, "full")
+    assert client.get("/readyz").status_code == 200, "as soon as there is room"
+
+
+def test_a_database_file_that_was_replaced_is_not_ready(tmp_path: Path) -> None:
+    """What is written to a deleted file is gone at the next start, so nothing more may be accepted."""
+    settings = Settings(data_dir=tmp_path / "data", redis_url=SecretStr("redis://127.0.0.1:1/0"))
+    settings.make_directories()
+    with TestClient(create_app(settings, FakeQueue()), BASE_URL) as client:
+        assert client.get("/readyz").json()["database"] == "up"
+        file = settings.data_dir / "tafdil.sqlite3"
+        copy = shutil.copy(file, tmp_path / "copy")
+        file.unlink()
+        assert client.get("/readyz").json()["database"] == "replaced"
+        shutil.move(copy, file)
+        reply = client.get("/readyz")
+        assert (reply.status_code, reply.json()["database"]) == (503, "replaced")
 
 
 @pytest.mark.parametrize(

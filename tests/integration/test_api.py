@@ -357,7 +357,13 @@ def test_logs_of_every_attempt(client: TestClient, database: Database, settings:
 
 def test_health(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"ready": True, "database": "up", "broker": "up", "oldest_expired_lease_s": 0}
+    assert client.get("/readyz").json() == {
+        "ready": True,
+        "database": "up",
+        "data_directory": "writable",
+        "broker": "up",
+        "oldest_expired_lease_s": 0,
+    }
 
 
 def test_every_documented_example_works_when_pasted(client: TestClient) -> None:

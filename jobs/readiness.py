@@ -1,0 +1,62 @@
+"""Whether the service can store what it is sent: the database takes writes, and the data directory has room."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import false, update
+
+from jobs.database import Database
+from jobs.errors import DatabaseError
+from jobs.records import JobRecord
+from jobs.settings import Settings
+from trainer_core.disk import is_disk_full
+
+DatabaseState = Literal["up", "down", "replaced"]
+DirectoryState = Literal["writable", "full", "not_writable"]
+_WRITTEN_BYTES = 4096
+
+
+class StorageCheck:
+    """Looks at the database and the data directory by writing to them.
+
+    Create it once the database is migrated: it remembers which file an SQLite database is.
+    """
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self._database, self._settings = database, settings
+        self._file = Path(str(database.engine.url.database)) if database.serves_one_host else None
+        self._identity = _identity(self._file)
+
+    def database(self) -> DatabaseState:
+        """`replaced`: the file at the database's path is not the one that this process has open, so writes are lost."""
+        if self._file and _identity(self._file) != self._identity:
+            return "replaced"
+        try:
+            with self._database.transaction() as session:
+                session.execute(update(JobRecord).where(false()).values(step=0))
+        except DatabaseError:
+            return "down"
+        return "up"
+
+    def data_directory(self) -> DirectoryState:
+        path = self._settings.data_dir / f".ready-{os.getpid()}"
+        try:
+            with path.open("wb") as file:
+                file.write(bytes(_WRITTEN_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            return "full" if is_disk_full(error) else "not_writable"
+        finally:
+            path.unlink(missing_ok=True)
+        return "writable"
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """What tells a file from another one at the same path; None when there is none."""
+    try:
+        found = file.stat() if file else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found else None
