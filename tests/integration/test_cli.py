@@ -121,7 +121,7 @@ def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, s
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["submit", "absent.json"], 2, "cannot read absent.json"),
+        (["submit", "absent.json"], 2, "there is no file absent.json"),
         (["submit", "--set", "beta"], 2, "name=value"),
         (["submit", "--method", "ipo"], 3, "model_name"),
         (["submit", "--method", "ppo", "--model", "m", "--data", "x"], 3, "kto, ipo, cpo"),
