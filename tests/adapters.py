@@ -90,7 +90,7 @@ MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     ),
     "a tensor of the base": (
         with_more(f"{Q_PROJ}.base_layer.weight", 32, 32),
-        "1 tensor is of a layer that it does not adapt: .*q_proj.base_layer.weight",
+        "1 tensor belongs to a layer that it does not adapt: .*q_proj.base_layer.weight",
     ),
     "a norm of the base": (with_more("base_model.model.model.norm.weight", 32), "does not adapt: .*model.norm.weight"),
     "another width": (
