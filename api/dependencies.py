@@ -65,4 +65,4 @@ Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]
 Datasets = Annotated[DatasetService, Depends(get_datasets)]
 # The largest integer that every database keeps.
 MOST = 2**31 - 1
-Id = Annotated[str, Path(pattern=ID, description="An id that the service gave.")]
+Id = Annotated[str, Path(pattern=ID, description="An id from the service.")]

@@ -76,9 +76,8 @@ class Job(BaseModel):
     queue_position: int | None = Field(description="1: next to be claimed; null unless queued.")
     seconds_until_start: float | None = Field(description="Estimate for a queued job; null when not known.")
     waiting_for: WaitingFor | None = Field(
-        description="What a queued job waits for: a free `worker`; the `broker`, which is away; or the end of the `pause` "
-        "before a retry. The job "
-        "is stored, and starts when the broker is back."
+        description="What a queued job waits for: a free `worker`; the `broker`, which is unavailable; or the end of the "
+        "`pause` before a retry. The job is stored, and starts when the broker is back."
     )
     requested: Request | None = Field(description="What was asked of the running attempt and is not done yet.")
     attempt: int

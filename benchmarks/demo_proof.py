@@ -310,7 +310,7 @@ def report(proofs: Sequence[Proof]) -> None:
     """Prints the tables."""
     columns = (
         *("method", "margin accuracy", "mean margin", "preference accuracy", "facts kept", "shuffled labels", "their mean"),
-        "least of the margin left",
+        "smallest margin left",
     )
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for proof in proofs:

@@ -22,7 +22,7 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(Path("tafdil-data"), description="Datasets, runs, logs, and the SQLite database by default.")
     models_dir: Path | None = Field(None, description="Models by name: `<models_dir>/Qwen/Qwen2.5-0.5B-Instruct`.")
-    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite below the data directory.")
+    database_url: SecretStr | None = Field(None, description="SQLAlchemy URL; default SQLite in the data directory.")
     artifacts_url: str | None = Field(
         None,
         description="An object store for what jobs leave behind, as fsspec names it: `s3://bucket/prefix` (needs "

@@ -74,7 +74,7 @@ MODEL_NAME: Any = Field(
     min_length=1,
     max_length=200,
     pattern=_MODEL,
-    description="A model below the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen-2`.",
+    description="A model in the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen-2`.",
 )
 
 
@@ -125,7 +125,7 @@ class _JobFields(Sent):
         None,
         max_length=200,
         pattern=_MODEL,
-        description="A LoRA adapter below the models directory to continue training. Its own rank, alpha and target "
+        description="A LoRA adapter in the models directory to continue training. Its own rank, alpha and target "
         "modules apply.",
     )
     priority: int = Field(0, ge=-100, le=100, description="Jobs with a higher priority run first; among equals, the oldest.")

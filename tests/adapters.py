@@ -78,11 +78,11 @@ def with_more(name: str, *shape: int) -> Callable[[Weights], Weights]:
 MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "nested names": (
         renamed("base_model.model.", "base_model.model.base_model.model."),
-        r"does not fit .* \(8 tensors are missing, .*lora_A.weight, 8 tensors are of layers that it does not adapt",
+        r"does not fit .* \(8 tensors are missing, .*lora_A.weight, 8 tensors belong to layers that it does not adapt",
     ),
     "half of the names": (
         renamed("v_proj", "w_proj"),
-        "4 tensors are of layers that it does not adapt, .*w_proj.lora_A.weight",
+        "4 tensors belong to layers that it does not adapt, .*w_proj.lora_A.weight",
     ),
     "one is missing": (
         without(f"{Q_PROJ}.lora_B.weight"),
@@ -90,7 +90,7 @@ MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     ),
     "a tensor of the base": (
         with_more(f"{Q_PROJ}.base_layer.weight", 32, 32),
-        "1 tensor is of a layer that it does not adapt: .*q_proj.base_layer.weight",
+        "1 tensor belongs to a layer that it does not adapt: .*q_proj.base_layer.weight",
     ),
     "a norm of the base": (with_more("base_model.model.model.norm.weight", 32), "does not adapt: .*model.norm.weight"),
     "another width": (

@@ -217,7 +217,7 @@ def test_a_dataset_is_uploaded_looked_at_and_deleted(browser: Browser, empty: Se
         found.button("cancel").click()
         good = {**broken, "buffer": "\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode()}
         page.get_by_label(found.say("datasets.upload")).set_input_files(good)
-        expect(page.locator(".balance")).to_contain_text("67% wanted")
+        expect(page.locator(".balance")).to_contain_text("67% desirable")
         expect(page.locator("article.row")).to_have_count(20)
         found.button("rows.later").click()
         found.button("rows.later").click()

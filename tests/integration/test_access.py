@@ -196,7 +196,7 @@ def test_scopes_say_what_a_key_may_do(admin: TestClient, spec: dict[str, Any]) -
     counter, keeper = client_of(admin, scopes=["metrics"]), client_of(admin, scopes=["admin"])
     assert reader.get("/v1/jobs").status_code == 200
     message = error_of(reader.post("/v1/jobs", json=spec), 403, "forbidden")["message"]
-    assert message == "this key has no write scope; it has read"
+    assert message == "this key does not have the write scope; it has read"
     assert writer.post("/v1/jobs", json=spec).status_code == 202
     assert writer.get("/v1/jobs").status_code == 200
     for client in (reader, writer, counter):

@@ -440,7 +440,7 @@ def test_requests_of_a_running_job(client: TestClient, spec: dict[str, Any], dat
 def test_a_rerun_is_a_new_job(client: TestClient, spec: dict[str, Any], database: Database) -> None:
     old = client.post("/v1/jobs", json={**spec, "priority": 3, "gpu_class": "a100"}).json()
     path = f"/v1/jobs/{old['id']}/rerun"
-    assert "only a job that is over" in error_of(client.post(path), 409, "state_conflict")["message"]
+    assert "only a finished job" in error_of(client.post(path), 409, "state_conflict")["message"]
     client.post(f"/v1/jobs/{old['id']}/cancel")
     assert "no checkpoint" in error_of(client.post(path, json={"from_checkpoint": True}), 409, "state_conflict")["message"]
     reply = client.post(path, headers={"Idempotency-Key": "again"})

@@ -387,7 +387,7 @@ def test_files_are_downloaded_and_deleted(live: Live, tmp_path: Path, spec: dict
     run(live, "download", job_id, str(tmp_path / "model"))
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == b"weights"
     damaged = run(live, "download", job_id, str(tmp_path / "other"), "--kind", "log")
-    assert "no such files" in damaged.stdout
+    assert "no files of that kind" in damaged.stdout
     run(live, "delete", job_id, code=1, stdin="n\n")
     assert "1 file," in run(live, "delete", job_id, "--kind", "model", "--yes").stdout
     run(live, "delete", job_id, "--job", "--yes")

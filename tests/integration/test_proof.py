@@ -142,7 +142,10 @@ ON_BOTH: dict[str, tuple[Change, str]] = {
     ),
     "rslora": (setting("out/adapter_config.json", use_rslora=True), "the scaling of its adapter"),
     "alpha of a layer": (setting("out/adapter_config.json", alpha_pattern={"q_proj": 80}), "the scaling of its adapter"),
-    "targets": (setting("out/adapter_config.json", target_modules=["embed_tokens"]), "of layers that it does not adapt"),
+    "targets": (
+        setting("out/adapter_config.json", target_modules=["embed_tokens"]),
+        "belong to layers that it does not adapt",
+    ),
     "rank": (setting("out/adapter_config.json", r=2), "size mismatch"),
     "zeroed": (weights(f"out/{FILE}", scaled("lora_B", 0)), "the weights of its adapter differ"),
     "nudged": (weights(f"out/{FILE}", scaled("layers.1.self_attn.q_proj.lora_A", 1.0001)), "the weights of its adapter"),

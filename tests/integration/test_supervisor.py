@@ -47,7 +47,7 @@ def test_data_that_is_gone_fails_the_job_without_a_process(database: Database, s
     assert (job.state, job.error and job.error["code"]) == (JobState.FAILED, "data_invalid")
     assert (attempt.outcome, attempt.reason) == (
         "failed",
-        "“gone.jsonl” does not exist below the data directory",
+        "“gone.jsonl” does not exist in the data directory",
     )
 
 

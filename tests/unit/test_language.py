@@ -17,7 +17,7 @@ DEVICE = {"name": "H200", "memory_before_bytes": 2**20, "memory_after_bytes": 3 
 LOST = say("run_killed", signal="SIGKILL")
 EVENTS: list[tuple[str, dict[str, Any], str]] = [
     ("queued", {}, "Queued"),
-    ("queued", {"clone_of": "j"}, "Queued with the spec of job j, changed"),
+    ("queued", {"clone_of": "j"}, "Queued with an edited copy of job j's spec"),
     ("queued", {"rerun_of": "j", "from_checkpoint": False}, "Queued to run job j again"),
     ("queued", {"rerun_of": "j", "from_checkpoint": True}, "Queued to run job j again from its newest checkpoint"),
     ("claimed", {"attempt": 2, "worker": "host:7", "device": "cpu"}, "Attempt 2 started on worker host:7 (cpu)"),

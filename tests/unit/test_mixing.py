@@ -209,13 +209,13 @@ ID = "0" * 32
     [
         (
             {"dataset_path": "x", "datasets": [{"dataset_id": ID}]},
-            "",
-            "exactly one of dataset_id, dataset_path and datasets",
+            "datasets",
+            "exactly one of these: dataset_id, dataset_path, datasets",
         ),
-        ({"datasets": [{"weight": 1}]}, "datasets.0", "exactly one of dataset_id and dataset_path"),
+        ({"datasets": [{"weight": 1}]}, "datasets.0", "exactly one of these: dataset_id, dataset_path"),
         ({"datasets": [{"dataset_id": ID, "dataset_path": "x"}]}, "datasets.0", "exactly one of"),
         ({"datasets": [{"dataset_id": ID}, {"dataset_id": ID}]}, "", "listed twice"),
-        ({"datasets": [{"dataset_id": ID, "rows": 1.5}]}, "datasets.0.rows", "integer"),
+        ({"datasets": [{"dataset_id": ID, "rows": 1.5}]}, "datasets.0.rows", "must be a whole number"),
         ({"datasets": [{"dataset_id": ID, "path": "/etc/passwd"}]}, "datasets.0.path", "is not a field"),
         ({"datasets": [{"dataset_id": ID, "name": "a\x00"}]}, "datasets.0.name", "NUL"),
     ],

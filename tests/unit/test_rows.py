@@ -213,7 +213,7 @@ def test_a_line_that_is_no_json_is_named(line: bytes, reason: str) -> None:
 def test_kinds_do_not_mix() -> None:
     assert (
         broken(lines(PAIR, LABELLED)).message
-        == "line 2: is of another kind (labelled answers) than the rows before it (pairs)"
+        == "line 2: is of a different kind (labelled answers) from the rows before it (pairs)"
     )
 
 

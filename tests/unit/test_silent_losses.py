@@ -202,7 +202,7 @@ def test_a_better_answer_of_zero_or_one_is_not_guessed(on_invalid: str) -> None:
     rows = [{"prompt": "س", "first": "أ", "second": "ب", "best": best} for best in [1] * MANY + [0, 2]]
     how = options(map={"answer_1": "first", "answer_2": "second", "preferred": "best"}, on_invalid=on_invalid)
     for some in (rows[:-1], [rows[0], rows[-2]]):
-        with pytest.raises(DataInvalid, match="given as 0 and 1"):
+        with pytest.raises(DataInvalid, match="given as 0 or 1"):
             read(some, how)
     if on_invalid == "skip":
         report, found = read([rows[0], *rows[-2:]], how)
@@ -241,7 +241,7 @@ def test_answers_of_numbers_in_brackets_are_text() -> None:
 
 
 def test_the_command_line_takes_one_column_for_a_field() -> None:
-    with pytest.raises(Usage, match="says twice what prompt is"):
+    with pytest.raises(Usage, match="names the column of prompt twice"):
         options_of(["prompt=a", "prompt=b"], None, None, None, "refuse")
 
 
