@@ -347,7 +347,7 @@ def test_what_trains_and_is_in_no_fingerprint_stops_the_run(place: Path, tmp_pat
     frozen = dict(adapter_tensors(trainer.model, "default"))
     dict(base_tensors(trainer.model))["model.norm.weight"].requires_grad_(False)
     next(iter(frozen.values())).requires_grad_(False)
-    with pytest.raises(ReferenceMismatch, match="do not train"):
+    with pytest.raises(ReferenceMismatch, match="does not train"):
         check_covered(trainer.model, "default")
 
 
@@ -397,7 +397,7 @@ def test_a_4_bit_base_is_proved_by_what_it_was_packed_from(place: Path, tmp_path
     pair = load_pair(tmp_path / "out", lambda _: str(tmp_path / "base"))[1]
     packed: Any = pair.policy.get_base_model().model.layers[0].mlp.up_proj.weight
     packed.data.fill_(7)
-    with pytest.raises(ReferenceMismatch, match=r"up_proj\.weight is not what model\.safetensors holds"):
+    with pytest.raises(ReferenceMismatch, match=r"up_proj\.weight is not what model\.safetensors contains"):
         pair.compare(PROMPT, max_new_tokens=2)
 
 
@@ -421,7 +421,7 @@ def test_a_reference_that_changed_in_memory_answers_nothing(fields: dict[str, An
     held = trainer.model if not fields else trainer._reference_for_scoring()
     with torch.no_grad():
         dict(base_tensors(held))["model.layers.0.mlp.up_proj.weight"].add_(1e-3)
-    with pytest.raises(ReferenceMismatch, match=r"up_proj\.weight is not what model\.safetensors holds"):
+    with pytest.raises(ReferenceMismatch, match=r"up_proj\.weight is not what model\.safetensors contains"):
         trainer.generate_with_comparison(PROMPT, max_length=2)
 
 
