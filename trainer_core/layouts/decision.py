@@ -118,7 +118,7 @@ class Reading:
                     raise Misfit(name, say("no_json_messages"))
                 given[name] = messages
         named = given if self.renames is None else _renamed(given, self.renames)
-        # What is not read now must not be read when our own form is read again.
+        # Columns that are not read now must not be read when the stored form is read again.
         others = {
             name: cell
             for name, cell in given.items()
@@ -276,7 +276,7 @@ def _ask_map(sample: Sample, code: str, **params: Any) -> DataUnclear:
     """The question for the columns of the fields.
 
     Args:
-        code: of the sentence that says why.
+        code: the code of the sentence that says why.
         params: its values, besides the fields and the columns.
     """
     candidates = _candidates(sample, set())

@@ -28,7 +28,7 @@ from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.schedule import above_zero
 from trainer_core.wording import Message, say
 
-# What became NaN or infinite, where rows are known.
+# Codes of what became NaN or infinite, if the rows are known.
 _WITH_ROWS = {"loss_not_finite": "loss_not_finite_rows", "logps_not_finite": "logps_not_finite_rows"}
 
 
