@@ -28,7 +28,7 @@ _PLAIN = "prompt + completion + end token"
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt and its answers as token ids. Each answer ends as the model's turns do."""
+    """A prompt and its answers as token ids. Each answer ends like the model's turns."""
 
     prompt_ids: list[int]
     answers_ids: list[list[int]]
@@ -118,7 +118,7 @@ class Renderer:
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
-        """SHA-256 of what decides which ids a text has, hex: the same for a tokenizer that was saved and loaded again."""
+        """SHA-256 of what decides a text's ids, hex: the same for a tokenizer that was saved and loaded again."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             rules: Any = self.tokenizer.get_vocab()
