@@ -17,7 +17,7 @@ from trainer_core.schedule import learning_rate_sum
 from trainer_core.wording import Message, rounded, say
 
 # By `use_lora`: sums below the first bound hardly change the shipped model, and sums above the second break it. So does a
-# single step above the third. Each is multiplied by LoRA's scaling.
+# single step above the third. The bounds apply to the rates times LoRA's scaling.
 _BOUNDS = {True: (3.2e-3, 0.32, 0.03), False: (5.1e-5, 0.098, 0.008)}
 # KL grows as the square of the movement.
 _HALF = math.sqrt(HALF_BOUNDS.hardly_kl / BOUNDS.hardly_kl)

@@ -12,7 +12,7 @@ class KeptAdapters:
     """Keeps a LoRA model's adapters as they are while TRL builds a trainer around it.
 
     TRL treats any adapter as a pretrained one and copies it as the reference; and it rounds the adapters of a 4-bit model to
-    bfloat16. Here the base is a new adapter's reference, and the copy made on loading is an existing one's; trained weights
+    bfloat16. Here a new adapter's reference is the base, an existing one's is the copy made on loading, and trained weights
     stay in float32.
     """
 

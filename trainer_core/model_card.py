@@ -1,4 +1,4 @@
-"""The README.md beside a trained model: what it is, and the lines that load it as comparisons did.
+"""The README.md beside a trained model: what it is, and the code that loads it as comparisons did.
 
 The hub reads its front matter. It names models, and never a path on this machine. Knows metadata and files; knows nothing of
 live models, jobs or hubs.

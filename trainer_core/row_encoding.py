@@ -1,4 +1,4 @@
-"""Rows as token ids: tokenised once, limited in length, and checked for what is left to learn from.
+"""Rows as token ids: tokenised once, limited in length, and checked for a remaining training signal.
 
 Knows rows, the renderer and the length limits. Knows nothing of models, losses or order.
 """

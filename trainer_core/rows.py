@@ -90,7 +90,7 @@ class RowChecker:
         on_broken: called for each row that is skipped.
 
     Attributes:
-        first_values: the first rows as they were read, once the layout was looked for.
+        first_values: the first rows as they were read, after the search for a layout.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class RowChecker:
             self._decide()
 
     def _check_options(self) -> None:
-        """Fails where an option means nothing: a column that no row has, or a threshold without scores."""
+        """Fails if an option does not apply: a column that no row has, or a threshold without scores."""
         if self._options.threshold is not None and self._reading and not self._reading.claim.is_scored:
             self.fail("threshold", say("no_threshold"), None)
         for name, column in (self._options.map or {}).items():

@@ -11,9 +11,9 @@ _MOST_ROWS = 8
 class SmallBatches(TorchFunctionMode):
     """Computes products of a few rows with a large weight as the weight times a few columns, within this context.
 
-    For two to eight rows the CPU libraries below torch read the weight several times, but once the other way round: two rows
-    by Qwen's vocabulary take a quarter of the time (`python -m benchmarks.compare_latency`). A single row, which has its own
-    path there, other devices and other types stay as they are. Results differ by rounding.
+    For two to eight rows the CPU libraries below torch read the weight several times; in this form they read it once. Two
+    rows by Qwen's vocabulary take a quarter of the time (`python -m benchmarks.compare_latency`). A single row (it has its
+    own path there), other devices and other types stay as they are. Results differ by rounding.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -298,7 +298,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _without_defaults(rules: Any) -> Any:
-    """Rules without what is null or false, which versions of tokenizers write or leave out."""
+    """Rules without null and false values, which some versions of tokenizers omit."""
     if isinstance(rules, dict):
         return {name: _without_defaults(value) for name, value in rules.items() if value is not None and value is not False}
     return [_without_defaults(value) for value in rules] if isinstance(rules, list) else rules

@@ -17,7 +17,7 @@ from trainer_core.acceleration.packing import Packed, Plan
 from trainer_core.versions import GROUPED_QUERIES, varlen_attn
 
 NAME = "tafdil_packed"
-# The limit of the flash attention behind the kernel.
+# Requirements of the flash attention behind the kernel.
 _KERNEL_TYPES = (torch.float16, torch.bfloat16)
 _KERNEL_CAPABILITY = (8, 0)
 _LARGEST_HEAD = 256
@@ -59,7 +59,7 @@ def kernel_takes(query: Tensor) -> bool:
 
 
 def _dtype(query: Tensor) -> torch.dtype:
-    """The type that attention computes in: autocast rounds the inputs of SDPA, and the kernel needs the same."""
+    """The dtype in which attention computes: autocast rounds SDPA's inputs, and the kernel's must be rounded here."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 

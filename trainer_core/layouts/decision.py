@@ -172,7 +172,7 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     unknown = [name for name in given if name not in _MAP_FIELDS]
     if unknown:
         raise DataInvalid.at("map", say("map_field", names=named_columns(unknown), fields=_MAP_FIELDS))
-    # What goes before the prompt may be empty in the first rows; `RowChecker` sees whether it comes.
+    # What goes before the prompt may be empty in the first rows; `RowChecker` checks whether it comes later.
     absent = [column for name, column in given.items() if name not in OPTIONAL and column not in sample.columns]
     if absent:
         raise DataInvalid.at("map", no_column(absent, sample.columns))
