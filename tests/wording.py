@@ -11,11 +11,11 @@ LATIN = re.compile(
 
 # Translated-sounding English, each with what a native writer says.
 _NOUN_OF_TRAINING = (
-    r"(?! (?:and|argument|attempt|code|configuration|data|dataset|field|file|framework|job|library|loop|loss|part|pass"
-    r"|process|prompt|row|run|script|server|set|setting|share|split|step|thread|token|worker)s?\b)"
+    r"(?! (?:and|argument|attempt|batch|code|configuration|data|dataset|field|file|framework|job|library|loop|loss|part|pass"
+    r"|process|prompt|row|run|script|server|set|setting|share|signal|split|step|thread|token|worker)s?\b)"
 )
 ENGLISH_FAULTS = {
-    r"\btold\b|\btells?\b(?! (?:you|us)\b)(?!.*\bapart\b)": "reports, says, stores, returns",
+    r"\btold\b|\btells?\b(?! (?:you|us)\b|: )(?!.*\bapart\b)": "reports, says, stores, returns",
     r"\bgo(?:es)? on\b|\bgoing on\b": "continues, resumes",
     rf"\btrainings\b|\b(?:a|another|each|every|one) training\b{_NOUN_OF_TRAINING}": "run",
     r"\bso (?:long|many)\b": "a duration, a count",

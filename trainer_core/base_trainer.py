@@ -1,6 +1,6 @@
-"""The part of a training that no method changes: load, prepare data, train, resume, save.
+"""The part of a run that no method changes: load, prepare data, train, resume, save.
 
-Knows no database, queue, HTTP or job. Where a model name leads and who watches are given by the caller.
+Knows no database, queue, HTTP or job. The caller says where a model name leads and who observes the run.
 """
 
 import json
@@ -36,10 +36,10 @@ LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
 class BaseTrainer(ABC):
-    """Loads a model and data, trains, and saves. Subclasses say what trains and with which arguments.
+    """Loads a model and data, trains, and saves. Subclasses choose the TRL trainer and its arguments.
 
     Attributes:
-        model: the model in training, None until `load`.
+        model: the model being trained, None until `load`.
         tokenizer, data_loader: likewise.
         trainer: the TRL trainer, None until `train` or the first evaluation.
         effect: what the run did to the model, None until training ends.
@@ -72,23 +72,23 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def get_training_arguments(self) -> TrainingArguments:
-        """The TRL config of this training."""
+        """The TRL config of this run."""
 
     @abstractmethod
     def setup_reference_model(self) -> None:
-        """Makes `ref_model` ready, where the method has one."""
+        """Sets up `ref_model` if the method needs one."""
 
     @abstractmethod
     def check_reference(self) -> None:
-        """Raises `ReferenceMismatch` when the reference is not what the config names."""
+        """Raises `ReferenceMismatch` if the reference is not the one that the config names."""
 
     @abstractmethod
     def check_reference_kept(self) -> None:
-        """Raises `ReferenceMismatch` when training changed the reference."""
+        """Raises `ReferenceMismatch` if training changed the reference."""
 
     @abstractmethod
     def note_start(self) -> None:
-        """Called before the first step: keeps what `measure_effect` compares with and could not get later."""
+        """Called before the first step: keeps what `measure_effect` compares with and cannot get later."""
 
     @abstractmethod
     def measure_effect(self) -> Effect:
@@ -100,22 +100,22 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def acceleration_metadata(self) -> dict[str, Any]:
-        """What the metadata says of the path that computed the losses."""
+        """The metadata about the path that computed the losses."""
 
     @abstractmethod
     def reference_metadata(self) -> dict[str, Any]:
-        """What the metadata says of the reference, beyond its name."""
+        """The metadata about the reference, besides its name."""
 
     @abstractmethod
     def reference_proof(self) -> dict[str, Any] | None:
-        """What the proof says of the reference (`proof.reference_of_proof`); None where it is not known."""
+        """The proof's part about the reference (`proof.reference_of_proof`); None if it is not known."""
 
     def base_fingerprint(self) -> str:
-        """Of the model without its adapter. Raises `ReferenceMismatch` if that is not what its files hold."""
+        """The model's fingerprint without its adapter. Raises `ReferenceMismatch` if it differs from the model's files."""
         return base_fingerprint(self._remembered, "trained", self.model, self.places.model if self.config.use_lora else None)
 
     def load(self) -> None:
-        """Checks, tokenizer, data, then the model: everything that can be known is said before a model loads. Idempotent."""
+        """Runs checks, loads tokenizer and data, and the model last, so that errors appear early. Idempotent."""
         if self._is_loaded:
             return
         self.observer.phase("preparing")
@@ -136,7 +136,7 @@ class BaseTrainer(ABC):
         self._is_loaded = True
 
     def prepare(self) -> Any:
-        """The TRL trainer, made on the first call."""
+        """The TRL trainer, built on the first call."""
         self.load()
         if self.trainer is None:
             self._watcher = ObserverCallback(self.observer, self.nullable_metrics)
@@ -154,26 +154,26 @@ class BaseTrainer(ABC):
         self.trainer.protected_step = step
 
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> dict[str, float]:
-        """Trains, evaluates at the end when there is validation data, and saves to `output_dir`.
+        """Trains, evaluates at the end if there is validation data, and saves to `output_dir`.
 
         Args:
             resume_from_checkpoint: a checkpoint directory to resume from; True: the newest whole one in `output_dir`;
                 None or False: start from the first step.
 
         Returns:
-            What transformers reports of this call's steps: `train_loss` (mean), `train_runtime` (seconds) and more. Empty
-            when the checkpoint was that of the last step.
+            What transformers reports for this call's steps: `train_loss` (mean), `train_runtime` (seconds) and more. Empty
+            if the checkpoint was the last step's.
 
         Raises:
             Stopped: the observer asked to stop; a checkpoint of the last step was saved.
-            SpecInvalid: the checkpoint is damaged or of another training, or there is none.
+            SpecInvalid: the checkpoint is damaged or from another run, or there is none.
             NonfiniteLoss, ReferenceMismatch, DiskFull, and the errors of loading.
         """
         checkpoint = newest_in(Path(self.config.output_dir)) if resume_from_checkpoint is True else resume_from_checkpoint
         trainer = self.prepare()
         self._completed_at = None
         if not self._has_trained:
-            # The weights of a checkpoint are loaded later, so this is the first step's model, resumed or not.
+            # A checkpoint's weights load later, so this is the model of the first step, resumed or not.
             self.check_reference()
             self.note_start()
         self._has_trained = True
@@ -191,7 +191,7 @@ class BaseTrainer(ABC):
         return metrics
 
     def note_completed(self) -> None:
-        """Called at the end of a training: the metadata tells when that was."""
+        """Called at the end of a run: records the time for the metadata."""
         self._completed_at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _measure(self) -> None:
@@ -201,7 +201,7 @@ class BaseTrainer(ABC):
         except TafdilError:
             raise
         except Exception as error:
-            # No failure to measure a trained model may cost the model.
+            # A failed measurement must not cost the trained model.
             self.observer.warning("effect_not_measured", say("effect_not_measured", problem=reason_of(error)))
             return
         self.observer.effect(self.effect.verdict, self.effect.as_dict())
@@ -220,7 +220,7 @@ class BaseTrainer(ABC):
         if state.global_step < self._planned_steps(state) and not is_stopped:
             trainer.add_callback(Resumed(lambda: trainer.read_more(checkpoint)))
             return dict(trainer.train(resume_from_checkpoint=str(checkpoint)).metrics)
-        # All steps are done: what a kill interrupted was the end. transformers would train one step more.
+        # All steps are done: the process was killed after the last one. transformers would train another step.
         trainer._load_from_checkpoint(str(checkpoint))
         trainer.state = state
         trainer.read_counts(checkpoint)
@@ -234,7 +234,7 @@ class BaseTrainer(ABC):
             self.observer.warning("output_replaced", say("output_replaced", names=names))
 
     def _verified_state(self, checkpoint: Path) -> TrainerState:
-        """A checkpoint's state. Raises `SpecInvalid` when it is not whole, or of another training."""
+        """A checkpoint's state. Raises `SpecInvalid` if it is incomplete or from another run."""
 
         def refuse(code: str, **values: Any) -> SpecInvalid:
             return SpecInvalid.at("resume_from_checkpoint", say(code, checkpoint=checkpoint.name, **values))
@@ -259,7 +259,7 @@ class BaseTrainer(ABC):
         return TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
 
     def _steps(self) -> tuple[int, int]:
-        """Optimizer steps of the run, as the config asks, and of one epoch."""
+        """Optimizer steps of the run, according to the config, and of one epoch."""
         batches = math.ceil(len(self.data_loader.train) / self.config.per_device_train_batch_size)
         return planned_steps(self.config, batches), steps_an_epoch(self.config, batches)
 
@@ -276,7 +276,7 @@ class BaseTrainer(ABC):
         return bool(last) and last[-1] == state.global_step
 
     def _take_best(self) -> None:
-        """Under early stopping: loads the weights of the best evaluation."""
+        """With early stopping: loads the weights of the best evaluation."""
         if self._early_stopping is None:
             return
         state = self.trainer.state
@@ -296,10 +296,10 @@ class BaseTrainer(ABC):
     def save_model(self, output_dir: str | None = None) -> None:
         """Writes weights, tokenizer, configuration, `<method>_metadata.json` and a model card, `README.md`.
 
-        Before any training the metadata has no `training_completed_at`.
+        Before the end of training the metadata has no `training_completed_at`.
 
         Args:
-            output_dir: where to; default the config's.
+            output_dir: target directory; default: the config's.
 
         Raises:
             DiskFull: not everything could be written.
@@ -328,7 +328,7 @@ class BaseTrainer(ABC):
         model_card.write(folder, metadata, self.places.model)
 
     def _speed(self) -> dict[str, Any] | None:
-        """How fast this process's steps were; None without any, or for a model that estimates know nothing of."""
+        """How fast this process's steps were; None without steps, or for a model that the estimates do not cover."""
         if self._watcher is None or not self._watcher.steps:
             return None
         try:
@@ -351,7 +351,7 @@ class BaseTrainer(ABC):
         model_card.write(folder, self._known_metadata(state), self.places.model, step=state.global_step)
 
     def _known_metadata(self, state: TrainerState | None) -> dict[str, Any]:
-        """The part of the metadata that costs nothing to know. `state`: of the trainer, if there is one."""
+        """The part of the metadata that is available at no cost. `state`: the trainer's, if there is one."""
         config = self.config
         return {
             **self.method_metadata(),
@@ -370,7 +370,7 @@ class BaseTrainer(ABC):
         }
 
     def metadata(self) -> dict[str, Any]:
-        """The metadata file: the method's fields, then what is needed to load and to repeat the training."""
+        """The metadata file: the method's fields, then what is needed to load the model and to repeat the run."""
         config = self.config
         renderer = self.data_loader.renderer
         trained = side_of_proof(self.model, TRAINED_ADAPTER if config.use_lora else None, self.base_fingerprint())

@@ -1,4 +1,4 @@
-"""What watches a training: passes its life on to an `Observer`, guards it, and stops it early."""
+"""What watches a run: reports to an `Observer`, looks for warning signs, and stops early."""
 
 import math
 import time
@@ -14,15 +14,15 @@ from trainer_core.guards import History, signs
 from trainer_core.observer import Observer
 from trainer_core.wording import say
 
-# Bookkeeping of transformers that is no metric of a training.
+# Bookkeeping of transformers, not metrics of a run.
 _NOT_METRICS = {"epoch", "step", "total_flos", "num_tokens", "train_runtime", "eval_runtime", "num_input_tokens_seen"}
 
 
 class ObserverCallback(TrainerCallback):
-    """Passes the trainer's life on to an `Observer`, warns of bad signs, and ends a training whose loss is not finite.
+    """Reports a run's events to an `Observer`, warns of bad signs, and ends a run whose loss is not finite.
 
     Args:
-        nullable: metrics that some batches cannot have, which are told as None then.
+        nullable: metrics that some batches cannot have; they are then reported as None.
     """
 
     def __init__(self, observer: Observer, nullable: Sequence[str] = ()) -> None:
@@ -30,7 +30,7 @@ class ObserverCallback(TrainerCallback):
         self._warned: set[str] = set()
         self.stopped = False
         self.seconds, self.steps = 0.0, 0
-        """Of the optimizer steps of this process, without evaluations and checkpoints."""
+        """Seconds spent on this process's optimizer steps, without evaluations and checkpoints."""
         self._step_began: float | None = None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -78,7 +78,7 @@ class ObserverCallback(TrainerCallback):
 
 
 class Resumed(TrainerCallback):
-    """Calls back once, when a resumed training has begun and nothing of it has run yet."""
+    """Calls back once, when a resumed run has begun and before its first step."""
 
     def __init__(self, go_on: Callable[[], None]) -> None:
         self._go_on: Callable[[], None] | None = go_on
@@ -90,7 +90,7 @@ class Resumed(TrainerCallback):
 
 
 class Completed(TrainerCallback):
-    """Calls back at the end of a training that did not fail."""
+    """Calls back at the end of a run that did not fail."""
 
     def __init__(self, tell: Callable[[], None]) -> None:
         self._tell = tell
@@ -100,7 +100,7 @@ class Completed(TrainerCallback):
 
 
 def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, float | None]:
-    """The metrics of a log entry. What is NaN or infinite, or what the batches of one label cannot have, is None."""
+    """The metrics of a log entry. NaN, infinity, and metrics that batches of a single label cannot have become None."""
     names = [name for name, value in logged.items() if isinstance(value, int | float) and name not in _NOT_METRICS]
     values = {name: float(logged[name]) for name in names if not name.endswith("_per_second")}
     missing: dict[str, float | None] = {}
@@ -112,9 +112,9 @@ def metric_values(logged: dict[str, Any], nullable: Sequence[str]) -> dict[str, 
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops a training whose validation metric no longer improves, and keeps the checkpoint of its best step.
+    """Stops a run whose validation metric no longer improves, and keeps the checkpoint of its best step.
 
-    It knows only the trainer's log history, so that a resumed run goes on counting where it was.
+    It reads only the trainer's log history, so that a resumed run continues counting where it stopped.
 
     Args:
         protect: called with the best step, whose checkpoint must be kept.

@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or absent: written aside, hashed, synced, renamed; read back only when the hashes agree.
+"""Checkpoints that are complete or absent: staged, hashed, synced, renamed; read back only if the hashes match.
 
-transformers writes a checkpoint into its final directory file by file, so a kill in between leaves a half one that would
-be chosen for resuming. Here a directory named `checkpoint-<step>` with a manifest is complete by construction.
+transformers writes a checkpoint file by file into its final directory. A kill in between leaves half a checkpoint, from
+which a run would resume. Here a directory named `checkpoint-<step>` with a manifest is complete by construction.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ PENDING = "pending_metrics.json"
 STATE_FILES = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", PENDING)
 """Files that every checkpoint has besides its weights. Without any one of them a run cannot be resumed exactly."""
 WEIGHT_FILES = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
-"""A checkpoint keeps its weights in one of these files. The last one lists shards in the same directory."""
+"""A checkpoint keeps its weights in one of these files; the last one lists shards in the same directory."""
 _TOO_LITTLE_BYTES = 2**16
 _RESULTS = ("checkpoint-*", "*_metadata.json", "adapter_*", "model*.safetensors*", "ref", f"{STAGING_PREFIX}*")
 
 
 def publish(staged: Path, run_dir: Path, step: int) -> Path:
-    """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and at once.
+    """Turns a fully written staging directory into `run_dir/checkpoint-<step>`, durably and atomically.
 
     Raises:
         RuntimeError: it lacks a file that resuming needs.
@@ -48,7 +48,7 @@ def publish(staged: Path, run_dir: Path, step: int) -> Path:
 
 
 def verified_step(checkpoint: Path) -> int | None:
-    """The step of a complete checkpoint whose files are exactly those that were written, unchanged; else None."""
+    """The step of a complete checkpoint whose files are exactly those that were written, unchanged; otherwise None."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         if _lacking(checkpoint) or _names(checkpoint) != set(manifest["files"]):
@@ -61,7 +61,7 @@ def verified_step(checkpoint: Path) -> int | None:
 
 
 def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
-    """The checkpoint with the highest step, over several run directories, that verifies."""
+    """The verified checkpoint with the highest step in several run directories."""
     found = [path for run_dir in run_dirs for path in run_dir.glob("checkpoint-*")]
     for path in sorted(found, key=_named_step, reverse=True):
         if verified_step(path) is not None:
@@ -70,7 +70,7 @@ def newest_verified(run_dirs: Iterable[Path]) -> Path | None:
 
 
 def newest_in(run_dir: Path) -> Path:
-    """The newest checkpoint of a directory that verifies. Raises `SpecInvalid` when there is none."""
+    """The newest verified checkpoint of a directory. Raises `SpecInvalid` if there is none."""
     found = newest_verified([run_dir])
     if found is None:
         seen = sorted((path.name for path in run_dir.glob("checkpoint-*")), key=lambda name: _named_step(Path(name)))
@@ -83,7 +83,7 @@ def newest_in(run_dir: Path) -> Path:
 
 
 def prune(run_dir: Path, keep: int, protected: Collection[int | None] = ()) -> None:
-    """Removes all checkpoints but the `keep` newest and the protected ones, and staging directories that a kill left."""
+    """Removes all checkpoints except the `keep` newest and the protected ones, and staging directories left by a kill."""
     for path in sorted(run_dir.glob("checkpoint-*"), key=_named_step)[:-keep]:
         if _named_step(path) not in protected:
             shutil.rmtree(path, ignore_errors=True)
@@ -92,7 +92,7 @@ def prune(run_dir: Path, keep: int, protected: Collection[int | None] = ()) -> N
 
 
 def clear(run_dir: Path) -> list[str]:
-    """Removes what an earlier training left, which the next one would take for its own. Returns the names, sorted."""
+    """Removes what an earlier run left, which the next one would mistake for its own. Returns the names, sorted."""
     found = sorted(path for pattern in _RESULTS for path in run_dir.glob(pattern))
     for path in found:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -100,7 +100,7 @@ def clear(run_dir: Path) -> list[str]:
 
 
 def carry(checkpoint: Path, run_dir: Path) -> None:
-    """Makes a checkpoint of another run directory this one's too, without copying its bytes where the disk allows."""
+    """Adds another run directory's checkpoint to this one, without copying its bytes if the disk allows."""
     target = run_dir / checkpoint.name
     if target.exists():
         return
@@ -111,7 +111,7 @@ def carry(checkpoint: Path, run_dir: Path) -> None:
 
 
 def link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file, or where the disk has none such a copy."""
+    """Gives a file a second name, or copies it if the disk does not support hard links."""
     try:
         os.link(source, target)
     except OSError:
@@ -142,7 +142,7 @@ class StagedCheckpoints:
         except Exception as error:
             if not has_no_room(error, run_dir):
                 raise
-            # The newest one before this is enough to go on from; the room of the others may be enough for this.
+            # The newest one before this is enough to resume from; removing the others may free enough space for this one.
             prune(run_dir, 1, (self.protected_step,))
             self._write_again(model, trial, run_dir, step)
         prune(run_dir, self.args.save_total_limit or 2, (step, self.protected_step))
@@ -154,7 +154,7 @@ class StagedCheckpoints:
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             staged = staging / f"checkpoint-{step}"
-            # A pickle that nothing reads on resume, and peft's model card: both name places on this machine.
+            # A pickle that nothing reads on resume, and peft's model card: both contain paths on this machine.
             for name in ("training_args.bin", "README.md"):
                 (staged / name).unlink(missing_ok=True)
             self.write_more(staged)
@@ -173,12 +173,12 @@ class StagedCheckpoints:
 
 
 def has_no_room(error: BaseException, place: Path) -> bool:
-    """Whether an error of writing says, or the disk below `place` shows, that there is no room left."""
+    """Whether a write failed because the disk is full, according to the error or to the disk below `place`."""
     return is_disk_full(error) or shutil.disk_usage(place).free < _TOO_LITTLE_BYTES
 
 
 def _lacking(checkpoint: Path) -> list[str]:
-    """Files that resuming needs and a checkpoint does not have."""
+    """Files that resuming needs and a checkpoint lacks."""
     found = _names(checkpoint)
     lacking = [name for name in STATE_FILES if name not in found]
     weights = [name for name in WEIGHT_FILES if name in found]
@@ -196,7 +196,7 @@ def _named_step(path: Path) -> int:
 
 
 def _names(checkpoint: Path) -> set[str]:
-    """Its files but the manifest. What begins with a dot is on its way from a store, and nothing reads it."""
+    """Its files except the manifest. Names that begin with a dot are still downloading from storage; nothing reads them."""
     found = (path.relative_to(checkpoint) for path in checkpoint.rglob("*") if path.is_file())
     return {path.as_posix() for path in found if not path.name.startswith(".")} - {MANIFEST}
 

@@ -1,6 +1,6 @@
 """The trained model's answer next to the reference's, with proof of which weights gave each.
 
-Knows two models and one rendering; knows nothing of training, methods' replies or jobs.
+Knows two models and one rendering; knows nothing of training, replies or jobs.
 """
 
 import json
@@ -31,19 +31,19 @@ from trainer_core.streaming import TextStreamer
 from trainer_core.tokens import Messages, Renderer
 from trainer_core.wording import rounded, say
 
-# How far two passes over the same weights may differ, as a share of the largest logit: rounding.
+# How far rounding may let two passes over the same weights differ, as a share of the largest logit.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-6}
 _COARSE_ROUNDING = 0.03
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What shows that two different models answered.
+    """Evidence that two different models answered.
 
     Fingerprints are SHA-256 of the weights that answered, in the dtype of their files. The logit difference (largest,
-    absolute) and the KL divergence KL(trained ‖ reference) (nats, mean over positions) are over the prompt's positions.
-    `function_sha256` is of all that the trained model's answers depend on, as `docs/artifacts.md` says. `covers` is
-    "tensors only" where the metadata is of an earlier version, which said no more.
+    absolute) and the KL divergence KL(trained ‖ reference) (nats, mean) are over the prompt's positions.
+    `function_sha256` covers all that the trained model's answers depend on; see `docs/artifacts.md`. `covers` is
+    "tensors only" if an earlier version wrote the metadata, which recorded only that.
     """
 
     trained_fingerprint: str
@@ -67,7 +67,7 @@ class Comparison:
     """Two answers to one prompt.
 
     `preference_score` is σ(β · [r(trained answer) − r(reference answer)]) with r = log π(y|x) − log π_ref(y|x), averaged
-    over tokens where the method's loss averages: the trained model's own implicit reward, not an independent judgement.
+    over tokens if the method's loss averages. It is the trained model's implicit reward, not an independent judgement.
     """
 
     prompt: str | Messages
@@ -77,7 +77,7 @@ class Comparison:
     seed: int | None
     proof: Proof
     dtype: str | None = None
-    """What both answers were computed in, as configurations write it: `bfloat16`."""
+    """The dtype in which both answers were computed, as configurations write it: `bfloat16`."""
 
     @property
     def texts_differ(self) -> bool:
@@ -97,7 +97,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Answers:
-    """Token ids of both answers, and the logits (vocabulary,) float32 that each began with."""
+    """Token ids of both answers, and the logits (vocabulary,) float32 from which each began."""
 
     trained: list[int]
     reference: list[int]
@@ -109,13 +109,13 @@ class ModelPair:
     """A trained model and its reference, ready to answer.
 
     Args:
-        reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a model of its own. With DoRA,
+        reference: a `FrozenView` of the policy, so that both sides answer in one batch, or a separate model. With DoRA,
             which peft cannot switch within a batch, the sides answer one after the other.
-        claim: what the models must be, as a training's metadata says; None where nothing is known.
+        claim: what the models must be, according to a run's metadata; None if nothing is known.
         sources: where the weights were loaded from.
-        adapter: the trained one's name in a LoRA model, which may hold those of other trainings beside it.
+        adapter: the trained adapter's name in a LoRA model, which may also hold those of other runs.
         remembered: fingerprints of the weights that pairs share.
-        reward: what the preference score is computed from.
+        reward: how the preference score is computed.
     """
 
     def __init__(
@@ -146,16 +146,16 @@ class ModelPair:
         tell: Callable[[str, str], None] | None = None,
         **generation: Any,
     ) -> Comparison:
-        """Answers by both sides. A temperature above 0 samples; without a seed one is drawn, and told in the result.
+        """Answers from both sides. A temperature above 0 samples; without a seed, one is drawn and returned.
 
         Args:
-            max_new_tokens: the default is cut to what the model has room for.
-            tell: gets the trained model's text so far and the reference's, some times a second.
+            max_new_tokens: the default is lowered to what fits in the model's context.
+            tell: called with the trained model's text so far and the reference's, several times a second.
 
         Raises:
             SpecInvalid: an option is invalid.
             DataInvalid: the prompt is empty, or too long for the model.
-            ReferenceMismatch: a side is not the function that it stands for, or was not answered by its weights.
+            ReferenceMismatch: a side is not the function that its metadata claims, or other weights answered.
         """
         generation = generation_options.checked({**generation, "temperature": temperature, "seed": seed})
         temperature, seed = generation.pop("temperature", 0.0), generation.pop("seed", None)
@@ -208,7 +208,7 @@ class ModelPair:
                 options["streamer"] = TextStreamer(self.renderer, lambda texts: tell(*texts))
             with SmallBatches():
                 both = self.policy.generate(**self._inputs([ids, ids]), adapter_names=sides, **options)
-            # A beam search has a row of logits a beam.
+            # A beam search has one row of logits per beam.
             starts = both.logits[0][:: options.get("num_beams") or 1]
             rows = list(both.sequences)
         else:
@@ -226,9 +226,9 @@ class ModelPair:
         return _Answers(answers[0], answers[1], starts[0].float(), starts[1].float())
 
     def _sides(self) -> list[str] | None:
-        """peft's names of both sides, to answer in one batch; None where it takes two.
+        """peft's names for both sides, to answer in one batch; None if they need two.
 
-        peft refuses batches of several adapters if one is DoRA, whose weights are scaled as a whole.
+        peft refuses batches with several adapters if one is DoRA, whose weights are scaled as a whole.
         """
         if not isinstance(self.reference, FrozenView):
             return None
@@ -266,7 +266,7 @@ class ModelPair:
         )
 
     def _check_start(self, side: str, start: Tensor, own: Tensor, other: Tensor) -> None:
-        """The logits that an answer began with must be those of its own side's forward pass."""
+        """An answer must have begun from the logits of its own side's forward pass."""
         rounding = _ROUNDING.get(self.policy.dtype, _COARSE_ROUNDING) * own.abs().max().item()
         error, error_of_other = (start - own).abs().max().item(), (start - other).abs().max().item()
         if error > rounding and error_of_other < error:
@@ -276,9 +276,9 @@ class ModelPair:
 
 @contextmanager
 def _hooks_as_they_were(model: Any) -> Generator[None]:
-    """Removes the hooks that peft leaves behind when a batch with sides fails, and names what was asked wrongly.
+    """Removes the hooks that peft leaves behind when a batch with two sides fails, and explains the failure.
 
-    With them on, every later pass of the model would fail.
+    The hooks would make every later pass of the model fail.
     """
     before = {module: set(module._forward_pre_hooks) for module in model.modules()}
     try:
@@ -295,7 +295,7 @@ def _hooks_as_they_were(model: Any) -> Generator[None]:
 
 @contextmanager
 def _computed_in(model: Any) -> Generator[list[torch.dtype]]:
-    """Gathers the dtypes of the logits, as the output layer gives them: under autocast not those of the weights."""
+    """Collects the dtypes of the output layer's logits: under autocast they differ from the weights' dtypes."""
     found: list[torch.dtype] = []
     head = causal_of(model).get_output_embeddings()
     hook = head.register_forward_hook(lambda *call: found.append(call[-1].dtype))
@@ -306,7 +306,7 @@ def _computed_in(model: Any) -> Generator[list[torch.dtype]]:
 
 
 class Bases:
-    """Base models that serve the adapters of several trainings, each loaded once. `load_pair` fills it."""
+    """Base models, each loaded once, that serve the adapters of several runs. `load_pair` fills it."""
 
     def __init__(self) -> None:
         self._models: dict[tuple[str, torch.dtype, bool], tuple[PeftModel, Remembered]] = {}
@@ -323,7 +323,7 @@ class Bases:
         return policy.eval().requires_grad_(False), remembered
 
     def release(self, adapter: str) -> None:
-        """Drops an adapter with the one that is its reference, and a base with the last of its adapters."""
+        """Drops an adapter with its reference, and a base with its last adapter."""
         for key, (policy, _) in list(self._models.items()):
             own = {adapter, _reference_name(adapter)} & set(policy.peft_config)
             if own == set(policy.peft_config):
@@ -341,13 +341,13 @@ def _reference_name(adapter: str) -> str:
 def load_pair(
     directory: Path, locate: Locate, bases: Bases | None = None, adapter: str = TRAINED_ADAPTER
 ) -> tuple[str, ModelPair]:
-    """A saved model with its reference, and its method's name. Raises `ModelNotFound` when it is not complete.
+    """A saved model with its reference, and its method's name. Raises `ModelNotFound` if it is incomplete.
 
-    Both are held in the dtype that the base's config.json names, as in the hands of whoever downloads the result, and not as
-    they trained on this machine.
+    Both use the dtype that the base's config.json names, as they will for whoever downloads the result, and not the one in
+    which they trained on this machine.
 
     Args:
-        bases: where base models are shared; an adapter of the pair gets the name `adapter` there.
+        bases: shared base models; the pair's adapter is named `adapter` there.
     """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:

@@ -1,7 +1,7 @@
-"""Values in the configuration files of a model that no model can have, and that the libraries find late or not at all.
+"""Values in a model's configuration files that no model can have, and that the libraries find late or never.
 
-transformers checks the types of most fields when it reads them. Here are those that would fail in the middle of a training
-or an answer, with an error that names neither file nor field. Torch-free.
+transformers checks the types of most fields when it reads them. The values here would fail in the middle of a run or an
+answer, with an error that names neither file nor field. Torch-free.
 """
 
 import re
@@ -43,7 +43,7 @@ def faults(file: str, content: dict[str, Any]) -> Iterator[Message]:
     """What is wrong in a configuration file, at any depth: the field, its value and what it must be.
 
     Args:
-        file: its name. A version of transformers may have a file of its own, such as `config.4.0.0.json`.
+        file: its name. Some are for one version of transformers, such as `config.4.0.0.json`.
     """
     rules = _RULES.get(file.partition(".")[0], [])
     for name, value in _fields(content):

@@ -1,11 +1,11 @@
-"""Counter-sets: pairs in which a trait no longer tells the preferred answer from the other.
+"""Counter-sets: pairs in which a trait no longer separates the preferred answer from the other.
 
 A model that learned a trait loses its margin on the trait's counter-set; one that learned something else keeps it. For each
 trait the set is made in one of three ways:
 
 `exchanged`: the two answers exchange the trait. Marks move from the side with more of them to the other; words stay.
 `made_equal`: both answers are written without the trait.
-`opposite_rows`: no rule changes the trait and keeps all else, so these are the rows in which it points the other way.
+`opposite_rows`: no rule changes the trait alone, so these are the rows in which it points the other way.
 
 Knows nothing of tokenizers, models or files.
 """
@@ -37,8 +37,8 @@ class CounterSet:
 
     Attributes:
         pairs: the changed pairs, or for `opposite_rows` the pairs as they are.
-        rows: the place of each pair among those that were given.
-        left_out: pairs that differ in the trait, but in which the rule could not exchange or equalise it.
+        rows: the index of each pair among those that were given.
+        left_out: pairs that differ in the trait, but whose traits the rule could not exchange or equalise.
     """
 
     trait: Trait
@@ -49,7 +49,7 @@ class CounterSet:
 
 
 def counter_set(trait: Trait, pairs: Sequence[Pair], *, chosen_has_more: bool) -> CounterSet:
-    """The counter-set of a trait. Pairs whose answers have the trait in equal measure are in none.
+    """The counter-set of a trait. Pairs whose answers have equal amounts of the trait are left out.
 
     Args:
         chosen_has_more: the direction in which the trait points in the training data.
@@ -71,14 +71,14 @@ def counter_set(trait: Trait, pairs: Sequence[Pair], *, chosen_has_more: bool) -
 
 
 def kind_of(trait: Trait) -> CounterKind:
-    """The way in which the counter-set of a trait is made."""
+    """How the counter-set of a trait is made."""
     if trait.name in _MOVED:
         return "exchanged"
     return "made_equal" if trait.name in _WITHOUT else "opposite_rows"
 
 
 def _changed(trait: Trait, pair: Pair) -> Pair | None:
-    """The pair after the trait's rule; None if the rule cannot, or leaves an answer without a word."""
+    """The pair after the trait's rule; None if the rule cannot change it, or would leave an answer without words."""
     if pattern := _MOVED.get(trait.name):
         moved = exchange_marks(pattern, pair.chosen, pair.rejected)
         return moved and Pair(pair.prompt, *moved)
@@ -92,11 +92,11 @@ def _changed(trait: Trait, pair: Pair) -> Pair | None:
 
 
 def exchange_marks(pattern: re.Pattern[str], one: str, other: str) -> tuple[str, str] | None:
-    """Two texts that exchange their numbers of a mark; words and their order stay.
+    """Two texts after exchanging their numbers of a mark; words and their order stay.
 
-    The side with more gives what it has more of. A mark goes behind the word of the other side that is as far into its text,
-    or the nearest one that no punctuation follows. The mark at the end of a text moves first if the other text ends without
-    one, and last otherwise. None if the other side has too few words.
+    The text with more marks gives its surplus to the other. A mark moves to the end of the word that is equally far into the
+    other text, or of the nearest one that no punctuation follows. The mark at the end of a text moves first if the other
+    text ends without one, and last otherwise. None if the other text has too few words.
     """
     given, kept = list(pattern.finditer(one)), list(pattern.finditer(other))
     if len(given) < len(kept):
@@ -123,7 +123,7 @@ def _word_ends(text: str) -> list[int]:
 
 
 def _free_places(text: str, shares: Sequence[float]) -> list[int] | None:
-    """For each share of a text's words, the nearest end of a word that white space or nothing follows; each once."""
+    """For each share of a text's words, the nearest end of a word before white space or the end; each is used once."""
     ends = _word_ends(text)
     free = {i: end for i, end in enumerate(ends, start=1) if text[end : end + 1].isspace() or end == len(text)}
     places: list[int] = []
@@ -136,7 +136,7 @@ def _free_places(text: str, shares: Sequence[float]) -> list[int] | None:
 
 
 def _removed(text: str, start: int, end: int) -> str:
-    """A text without a part. What stood on both sides of it stays apart."""
+    """A text without a part. The words around the part stay separate."""
     before, after = text[:start], text[end:]
     if before.endswith(" ") and (not after or after[0].isspace()):
         return before[:-1] + after
@@ -177,7 +177,7 @@ def _replaced(pattern: re.Pattern[str], marks: dict[str, str]) -> Callable[[str]
 
 
 def _until_none(pattern: re.Pattern[str]) -> Callable[[str], str]:
-    """Removes matches until there are none: what follows a removed list marker may be one."""
+    """Removes matches until there are none: another list marker may follow a removed one."""
 
     def remove(answer: str) -> str:
         while found := pattern.search(answer):
@@ -202,7 +202,7 @@ def _without_line_breaks(answer: str) -> str:
 
 
 def _without_invisible(answer: str) -> str:
-    """Joiners inside of an emoji stay."""
+    """Keeps joiners inside an emoji."""
     return _INVISIBLE_OR_EMOJI.sub(lambda found: "" if found["invisible"] else found[0], answer)
 
 
@@ -218,7 +218,7 @@ def _with_scripts_apart(answer: str) -> str:
 
 
 def _runs_of_script(word: str) -> Iterator[str]:
-    """A word cut where Latin and Arabic letters follow each other; what is of neither stays with the letter before."""
+    """Cuts a word between Latin and Arabic letters; other characters stay with the letter before them."""
     start, last = 0, None
     for place, char in enumerate(word):
         script = "latin" if traits.IS_LATIN.match(char) else "arabic" if traits.IS_ARABIC.match(char) else last

@@ -1,4 +1,4 @@
-"""The rows of one training: read, tokenised, split and planned, with a report of what was cut or left out."""
+"""The rows of a run: read, tokenised, split and planned, with a report of what was cut or left out."""
 
 import random
 from collections import Counter
@@ -23,10 +23,10 @@ from trainer_core.rows import MAX_ERRORS, check_rows
 from trainer_core.tokens import Renderer
 from trainer_core.wording import say
 
-# A share set apart for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
+# The share set aside for `evaluate_model()` when there is no validation data, and the fewest rows that allow it.
 _FALLBACK_SHARE = 0.05
 _FALLBACK_MIN_ROWS = 40
-# All rows of a prompt go to one side. That may raise the share set apart to this, or to twice the requested share.
+# All rows of a prompt go to one side. That may raise the share to this, or to twice the requested share.
 _MOST_APART = 0.25
 
 
@@ -35,8 +35,8 @@ class PreferenceData:
 
     Attributes:
         train: planned, tokenised rows.
-        validation: tokenised rows of the validation data or of `validation_split`; empty when there is neither.
-        held_back: rows for `evaluate_model()` when `validation` is empty, never trained on.
+        validation: tokenised rows of the validation data or of `validation_split`; empty if there is neither.
+        held_back: rows for `evaluate_model()` if `validation` is empty; never trained on.
     """
 
     def __init__(self, config: PreferenceConfig, renderer: Renderer, observer: Observer) -> None:
@@ -77,7 +77,7 @@ class PreferenceData:
 
     @property
     def plan_sha256(self) -> str:
-        """Of the rows in training order, and of the mix where there are several datasets."""
+        """The hash of the rows in training order, and of the mix if there are several datasets."""
         return fingerprint(self.train, [taken.rows_taken for taken in self._read.taken])
 
     def prepare(self, rows: Iterable[Row]) -> list[Row]:
@@ -89,7 +89,7 @@ class PreferenceData:
         return self._checked("rows", check_rows(rows, self.config.preference_method))[0]
 
     def dataset(self, rows: list[Row]) -> Dataset:
-        """Rows as TRL's trainers take them: what they compute with, and the row numbers, and nothing else."""
+        """Rows for TRL's trainers: only the columns that they compute with, and the row numbers."""
         return Dataset.from_list([{name: row[name] for name in self._method.columns if name in row} for row in rows])
 
     def planned(self, dataset: Dataset) -> Dataset:
@@ -106,12 +106,12 @@ class PreferenceData:
         return self._format(batch)
 
     def report(self, shown_rows: int = 20) -> dict[str, Any]:
-        """Rows and tokens of each part, with cuts and drops, and how many rows each use got of them.
+        """Rows and tokens of each part, with cuts and drops, and how many rows each use received.
 
-        With several datasets, `datasets` has each one's rows, and rows are named as in `formal.jsonl:12`.
+        With several datasets, `datasets` has each one's rows, and rows have names such as `formal.jsonl:12`.
 
         Args:
-            shown_rows: how many of the rows that are cut or dropped are named.
+            shown_rows: how many cut or dropped rows to name.
         """
         used: dict[str, Any] = {
             "rows_trained_on": len(self.train),
@@ -143,7 +143,7 @@ class PreferenceData:
         return encoded
 
     def _checked(self, part: str, rows: list[Row], cache: FileCache | None = None) -> tuple[list[Row], TokenReport]:
-        """Rows with their token ids. Warns of everything cut, dropped or found; raises if no row is left."""
+        """Rows with their token ids. Warns about everything cut, dropped or found; raises if no row is left."""
         self._check_confidence(rows)
         encoded, report = encode_rows(rows, self.renderer, self.config, cache, names=self.names)
         self._warn(part, len(rows), report)
@@ -175,7 +175,7 @@ class PreferenceData:
             self._observer.warning("template_option_unread", say("template_option_unread", names=unread))
 
     def _check_overlap(self, train: list[Row]) -> None:
-        """Warns of prompts on both sides: a prompt that was trained on tests nothing."""
+        """Warns about prompts on both sides: validating on a trained prompt proves nothing."""
         seen = {comparable(row["prompt"]) for row in train}
         both = {prompt for row in self.validation or self.held_back if (prompt := comparable(row["prompt"])) in seen}
         if both:
@@ -201,9 +201,9 @@ class PreferenceData:
         return self._method.arrange(rows)
 
     def _split(self, rows: list[Row], share: float) -> tuple[list[Row], list[Row]]:
-        """Sets a seeded share apart by prompt, so that no prompt is on both sides.
+        """Sets a seeded share aside by prompt, so that no prompt is on both sides.
 
-        If no prompt's rows fit into the share, the prompt with the fewest rows is taken. If even that is far more than the
+        If no prompt's rows fit into the share, it takes the prompt with the fewest rows. If even that is far more than the
         share, or all rows have the same prompt, rows are drawn one by one.
         """
         keys: list[Any] = [comparable(row["prompt"]) for row in rows]

@@ -1,4 +1,4 @@
-"""What a training would do, without its weights: rows and tokens, cuts and drops, steps, memory, time, rendered samples."""
+"""What a run would do, without its weights: rows and tokens, cuts and drops, steps, memory, time, rendered samples."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ _BUCKETS = 16
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the training will run, as far as is known.
+    """Where the run will take place, as far as is known.
 
-    `flops_per_s` is what it computes in practice; None: not known, and then no time is told. `is_measured`: it comes from
-    earlier trainings of the model. `free_bytes`: of the memory that the training takes; None: not known.
+    `flops_per_s` is its speed in practice; if it is None, no time is estimated. `is_measured`: the speed comes from earlier
+    runs of the model. `free_bytes`: free memory for training; None if unknown.
     """
 
     on_gpu: bool
@@ -55,19 +55,19 @@ class _Notes(Observer):
 def dry_run(
     config: PreferenceConfig, machine: Machine | None = None, *, locate: Locate = same_name, samples: int = 3
 ) -> dict[str, Any]:
-    """What the training of a config would do.
+    """What a run with this config would do.
 
     Args:
-        machine: where it will run; default this CPU, with no time told.
-        samples: rendered rows to show.
+        machine: where it will run; default: this CPU, without a time estimate.
+        samples: how many rendered rows to show.
 
     Returns:
-        `data` (as in the metadata file, with all rows that are cut or dropped up to 1000), `lengths` (rows by their tokens),
-        `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends) and
-        `samples`.
+        `data` (as in the metadata file, but names up to 1000 rows that are cut or dropped), `lengths` (rows by number of
+        tokens), `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends)
+        and `samples`.
 
     Raises:
-        DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: what the training itself would fail with.
+        DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: as the run itself would.
     """
     machine = machine or Machine(on_gpu=False)
     places = preflight.check_models(config, locate)
@@ -148,17 +148,18 @@ def _precision(config: PreferenceConfig, machine: Machine) -> Precision:
 
 
 def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = same_name) -> list[dict[str, Any]]:
-    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out; a row
-    that a run would drop for having no training signal says so.
+    """Raw rows as the model would see them, after any cut. Rows that `on_overlong` drops are left out.
+
+    A row that a run would drop because it has no training signal says so.
 
     Returns:
         As `rendered`.
 
     Raises:
-        DataInvalid, DataOverlong, ModelNotFound, ModelRefused: as a training would.
+        DataInvalid, DataOverlong, ModelNotFound, ModelRefused: as a run would.
     """
     renderer = load_renderer(config, locate(config.model_name))
-    # Rows that were read from a file know their number in it.
+    # Rows read from a file have their number in it.
     known = [row.get("row") if isinstance(row, dict) else None for row in rows]
     numbers = [number if isinstance(number, int) else place for place, number in enumerate(known, start=1)]
     checked = [{**row, "row": numbers[row["row"] - 1]} for row in check_rows(rows, config.preference_method)]
@@ -167,10 +168,10 @@ def preview(rows: Sequence[Any], config: PreferenceConfig, *, locate: Locate = s
 
 
 def rendered(rows: Sequence[Row], renderer: Renderer, row_names: RowNames = AS_NUMBERED) -> list[dict[str, Any]]:
-    """For each tokenised row: its number, its label or none, its prompt and answers as tokens, and why a run would drop it.
+    """For each tokenised row: its number, its label if any, its prompt and answers as tokens, and why a run would drop it.
 
-    A token has its `id`, its `text` and whether the loss is taken of it (`trained`): of every answer's and no prompt's. A
-    token that ends within a letter has no text; the one that completes it has the letter.
+    A token has its `id`, its `text` and whether it counts towards the loss (`trained`): tokens of answers do, tokens of
+    prompts do not. A token that ends within a letter has no text; the one that completes the letter has it.
     """
     shown: list[dict[str, Any]] = []
     for row in rows:
@@ -199,7 +200,7 @@ def _tokens(ids: Sequence[int], renderer: Renderer, *, trained: bool) -> list[di
 
 
 def histogram(lengths: Sequence[int]) -> list[dict[str, int]]:
-    """Rows by length, in buckets of equal width: `up_to` so many tokens, `rows`."""
+    """Rows by length, in buckets of equal width: each has `rows` with at most `up_to` tokens."""
     width = max(1, -(-max(lengths) // _BUCKETS))
     counts = [0] * -(-max(lengths) // width)
     for length in lengths:

@@ -83,7 +83,7 @@ def _margin(mean: float, error: float | None) -> Margin:
 class Answers:
     """One model's greedy answers to some prompts: their texts, lengths in tokens and shares of repetition.
 
-    An answer that says nothing has 0 tokens.
+    An empty answer has 0 tokens.
     """
 
     texts: Sequence[str]
@@ -102,7 +102,7 @@ class Samples:
         foreign_script: share of the letters in scripts that neither the prompts, nor the answers before, nor the wanted
             answers of the rows use.
         length_ratio: mean length in tokens, divided by that of the answers before or of the wanted answers, whichever is
-            nearer; 1 if it lies between them; 0 if no answer says anything, and others were expected to.
+            nearer; 1 if it lies between them; 0 if all answers are empty and others were expected.
     """
 
     prompts: int

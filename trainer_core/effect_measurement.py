@@ -34,8 +34,8 @@ class EffectMeasurement:
     Args:
         data: the loaded data.
         is_half: whether the model's weights are bf16 or fp16, so that scores round.
-        autocast: the dtype in which a model of float32 weights generates; None: float32. Training puts the model under
-            autocast, and answers before and after must be made alike.
+        autocast: the dtype in which a model with float32 weights generates; None: float32. Training puts the model under
+            autocast, and answers before and after the run must be generated alike.
     """
 
     def __init__(

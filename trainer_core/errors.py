@@ -3,20 +3,20 @@
 TafdilError
 ├── SpecInvalid         an invalid config or request
 ├── DataInvalid         rows that are missing, broken or of the wrong kind
-│   ├── DataOverlong    rows longer than the limits, under `on_overlong="reject"`
+│   ├── DataOverlong    rows longer than the limits, with `on_overlong="reject"`
 │   └── DataUnclear     a file that can be read in several ways; the question says which option to set
-├── ModelNotFound       no such model where models are looked for
-├── ModelRefused        a model that exists and may not or cannot be used
-├── ForwardMismatch     a model whose numbers are not those of its own forward pass
+├── ModelNotFound       no such model in the places that are searched
+├── ModelRefused        a model that exists but may not or cannot be used
+├── ForwardMismatch     a model whose numbers differ from its own forward pass
 ├── ReferenceMismatch   the reference is not the model that the config names
 ├── NonfiniteLoss       the loss became NaN or infinite
-├── NotInstalled        a package that an option needs is absent where the training runs
+├── NotInstalled        a package that an option needs is missing on the training machine
 ├── DiskFull            a checkpoint or the model could not be written
-└── Stopped             training left at a step boundary because it was asked to
+└── Stopped             training stopped at a step boundary on request
 
 To add an error: add its code to `CODES` (with retry advice), its title and hint to `trainer_core/wording/errors.json`, and a
 class here if the library raises it.
-This module is torch-free and knows nothing of HTTP; the API maps codes to statuses by itself.
+This module is torch-free and knows nothing of HTTP; the API maps codes to statuses itself.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from trainer_core.wording import Message, said, say
 
 @dataclass(frozen=True)
 class ErrorCode:
-    """What a code means for the person who meets it.
+    """What a code means for the person who sees it.
 
     `retryable`: the same request may succeed later. `user_fault`: the request or the data must change first. `title` is
     a few words, and `hint` a sentence on what to do.
@@ -125,7 +125,7 @@ class Question:
 
 @dataclass(eq=False)
 class TafdilError(Exception):
-    """An error with a code of `CODES`, a message for a person, and what exactly is wrong.
+    """An error with a code from `CODES`, a message for people, and what exactly is wrong.
 
     Example: `except DataInvalid as error: print(error.details[0].line)`.
     """
@@ -160,7 +160,7 @@ class TafdilError(Exception):
 
 
 def error_dict(code: str, message: str, details: list[Detail] | None = None) -> dict[str, Any]:
-    """The one shape of an error, wherever it is stored or sent."""
+    """The one form of an error, wherever it is stored or sent."""
     known = CODES[code]
     return {
         "code": code,
@@ -222,6 +222,6 @@ class DiskFull(TafdilError):
 
 
 class Stopped(TafdilError):
-    """Training was asked to leave at a step boundary, saved a checkpoint, and left."""
+    """Training was asked to stop, saved a checkpoint at a step boundary, and stopped."""
 
     code = "cancelled"

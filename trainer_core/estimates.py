@@ -1,6 +1,6 @@
-"""How much memory a training will take and how long, from the model's shape and the planned rows. Torch-free.
+"""How much memory and time a run will take, from the model's shape and the planned rows. Torch-free.
 
-`docs/estimates.md` shows these estimates next to measured runs, and how far they were off; the bands here come from there.
+`docs/estimates.md` shows these estimates next to measured runs, with their errors, from which the bands here come.
 """
 
 import math
@@ -19,7 +19,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 MEMORY_BAND = (0.8, 1.25)
 """Measured memory was within these multiples of the estimate."""
 TIME_BAND_OF_RUNS = (0.7, 1.5)
-"""The same for times estimated from earlier runs of the model, and below for those from a device's speed."""
+"""The same for times estimated from earlier runs of the model; below, for times estimated from a device's speed."""
 TIME_BAND_OF_DEVICE = (0.5, 2.0)
 
 OPTIMIZER_BYTES: dict[Optimizer, int] = {
@@ -32,16 +32,16 @@ OPTIMIZER_BYTES: dict[Optimizer, int] = {
 }
 """State for each trained weight: two moments in float32 or 8 bits. Adafactor keeps sums of rows and columns instead."""
 
-# NF4 with double quantization: 4 bits a weight, and 0.127 for the scales.
+# NF4 with double quantization: 4 bits per weight, and 0.127 for the scales.
 _4BIT_BYTES = 0.516
 # A process with torch, transformers, TRL and peft, before any weights; on a GPU the CUDA context instead.
 _PROCESS_BYTES = {True: 0.5 * 2**30, False: 0.55 * 2**30}
-# Logits of a slice of positions, in float32, and what is computed of them.
+# Logits of a slice of positions, in float32, and what is computed from them.
 _LOGITS_AT_ONCE = {True: 2**29, False: 2**27}
 _COPIES_OF_LOGITS = 2.5
-# Of a step apart from arithmetic: Python, kernels that start, the optimizer's bookkeeping.
+# Per step, besides arithmetic: Python, kernel launches, the optimizer's bookkeeping.
 _SECONDS_A_LAYER = 0.002
-# Passes through an output layer that trains, forward and back, in TRL's slices of the vocabulary; as measured.
+# Forward and backward passes through a trained output layer, in TRL's slices of the vocabulary; measured.
 _TRAINED_HEAD_PASSES = 9
 _LAYERS_OF: dict[str, tuple[str, str]] = {
     "q_proj": ("hidden", "attention"),
@@ -56,7 +56,7 @@ _LAYERS_OF: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """A model's weights. `linear` is what LoRA and 4 bit apply to; `other` the embeddings, the output layer, the norms."""
+    """A model's weights. LoRA and 4 bit apply to `linear`; `other` is the embeddings, the output layer and the norms."""
 
     shape: Shape
     linear: int
@@ -64,7 +64,7 @@ class Size:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Size":
-        """From the fields of a `config.json`. Raises `KeyError` when one is missing."""
+        """From the fields of a `config.json`. Raises `KeyError` if one is missing."""
         shape = Shape.of(config)
         layer = sum(getattr(shape, given) * getattr(shape, made) for given, made in _LAYERS_OF.values())
         embeddings = shape.vocabulary * shape.hidden * (1 if config.get("tie_word_embeddings") else 2)
@@ -75,7 +75,7 @@ class Size:
         return self.linear + self.other
 
     def held_bytes(self, value_bytes: int, *, in_4bit: bool) -> float:
-        """What the weights take in memory."""
+        """The bytes that the weights take in memory."""
         return self.linear * (_4BIT_BYTES if in_4bit else value_bytes) + self.other * value_bytes
 
     def adapter_weights(self, settings: TrainingSettings) -> int:
@@ -92,14 +92,14 @@ class Size:
 
 @dataclass(frozen=True)
 class Load:
-    """What the rows ask of a training. Tokens are those that pass through the layers."""
+    """The work that the rows make for a run. Tokens are those that pass through the layers."""
 
     batches: int
     largest_batch_tokens: int
     tokens: int
-    """Of one epoch."""
+    """Per epoch."""
     answer_tokens: int
-    """Of one epoch: positions that the output layer scores."""
+    """Per epoch: positions that the output layer scores."""
     longest: int
     """Tokens of the longest row."""
     validation_tokens: int
@@ -122,7 +122,7 @@ class Load:
 
 
 def _batch_tokens(rows: Sequence[Row], is_packed: bool) -> int:
-    # KTO scores a partner's answer after each prompt too.
+    # KTO also scores a partner's answer after each prompt.
     partners = sum(len(row.get("KL_completion_ids", ())) for row in rows)
     return batch_tokens(rows, is_packed) + partners
 
@@ -133,21 +133,21 @@ def _answer_tokens(row: Row) -> int:
 
 
 def planned_steps(settings: TrainingSettings, batches: int) -> int:
-    """Optimizer steps of a training with so many batches an epoch."""
+    """Optimizer steps of a run with this many batches per epoch."""
     return settings.max_steps or math.ceil(settings.num_train_epochs * steps_an_epoch(settings, batches))
 
 
 def steps_an_epoch(settings: TrainingSettings, batches: int) -> int:
     """Optimizer steps of an epoch with this many batches."""
-    # The last step of an epoch takes the batches that are left.
+    # The last step of an epoch takes the remaining batches.
     return max(1, math.ceil(batches / settings.gradient_accumulation_steps))
 
 
 def evaluations(settings: TrainingSettings, batches: int, *, has_validation: bool) -> int:
-    """Evaluations of a training: at its start unless that is off, every `eval_steps`, and at its end.
+    """Evaluations of a run: at its start unless that is off, every `eval_steps`, and at its end.
 
     Args:
-        batches: of an epoch.
+        batches: per epoch.
     """
     if not has_validation:
         return 0
@@ -167,7 +167,7 @@ def _holds_second_model(settings: TrainingSettings, *, has_validation: bool) -> 
 def memory_parts(
     settings: TrainingSettings, size: Size, load: Load, precision: Precision, *, on_gpu: bool, checkpointing: bool
 ) -> dict[str, int]:
-    """Bytes by what takes them, at the peak of a training."""
+    """The peak memory of a run in bytes, by purpose."""
     value_bytes = 4 if precision == "fp32" else 2
     held_bytes = value_bytes if settings.use_lora else 4
     trained = size.adapter_weights(settings) if settings.use_lora else size.weights
@@ -186,7 +186,7 @@ def memory_parts(
     parts = {
         "process": _PROCESS_BYTES[on_gpu],
         "weights": size.held_bytes(held_bytes, in_4bit=settings.load_in_4bit and settings.use_lora),
-        # Of files that are mapped to be read: on a CPU they count for the process, but the system takes them back at need.
+        # Memory-mapped files: on a CPU they count towards the process, but the system reclaims them when needed.
         "mapped_files": 0 if on_gpu else size.weights * value_bytes,
         "reference": reference,
         "adapters": 4 * trained if settings.use_lora else 0,
@@ -200,37 +200,37 @@ def memory_parts(
 
 @dataclass(frozen=True)
 class Work:
-    """The arithmetic of a training, in floating-point operations, and its optimizer steps."""
+    """The arithmetic of a run, in floating-point operations, and its optimizer steps."""
 
     steps: int
     flops: float
     evaluation_flops: float
     overhead_s: float
-    """Seconds that no arithmetic explains."""
+    """Seconds spent on other things than arithmetic."""
 
     def seconds(self, flops_per_s: float, *, is_measured: bool) -> float:
-        """Seconds at a speed. One that was measured in trainings holds their overhead already."""
+        """Seconds at a given speed. A speed measured in earlier runs already includes their overhead."""
         return (self.flops + self.evaluation_flops) / flops_per_s + (0.0 if is_measured else self.overhead_s)
 
 
 def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: bool) -> Work:
-    """What a training computes: each token through the layers, each answer token through the output layer."""
+    """What a run computes: each token through the layers, each answer token through the output layer."""
     shape, steps = size.shape, planned_steps(settings, load.batches)
     epochs = steps / steps_an_epoch(settings, load.batches)
     batches = epochs * load.batches
     layers = 2 * size.linear + 2 * shape.layers * shape.attention * load.longest
     head = 2 * shape.hidden * shape.vocabulary
     has_reference = settings.loss_needs_reference
-    # Gradients of activations always; of weights where these train; activations again under checkpointing.
+    # Always the gradients of activations; those of weights if they train; activations again with checkpointing.
     passes = 2 + (not settings.use_lora) + checkpointing
     head_passes = 2 if settings.use_lora else _TRAINED_HEAD_PASSES
     flops = epochs * (passes * layers * load.tokens + head_passes * head * load.answer_tokens)
     if has_reference:
-        # Rows that train more than once ask the reference once.
+        # The reference scores rows once, even if they train several times.
         asked = min(epochs, 1.0) if settings.acceleration != "off" else epochs
         flops += asked * (layers * load.tokens + head * load.answer_tokens)
     forward = layers * load.validation_tokens + head * load.validation_answer_tokens
-    # TRL's loss and the method's own metrics, each of the model and of its reference.
+    # TRL's loss and the method's own metrics, each for the model and its reference.
     times = evaluations(settings, load.batches, has_validation=load.validation_tokens > 0)
     return Work(steps, flops, times * 4 * forward, batches * shape.layers * _SECONDS_A_LAYER * (passes + has_reference))
 
@@ -238,7 +238,7 @@ def work(settings: TrainingSettings, size: Size, load: Load, *, checkpointing: b
 def speed(
     settings: TrainingSettings, size: Size, load: Load, *, checkpointing: bool, steps: int, seconds: float, on_gpu: bool
 ) -> dict[str, Any]:
-    """What a training tells the estimates of later ones: how fast it was, in steps that took so many seconds together."""
+    """What a run reports for later estimates: its speed, from its steps and the seconds that they took."""
     whole = work(settings, size, load, checkpointing=checkpointing)
     flops_per_s = whole.flops / whole.steps * steps / seconds
     return {"steps": steps, "seconds": round(seconds, 3), "flops_per_s": flops_per_s, "on_gpu": on_gpu}

@@ -1,4 +1,4 @@
-"""Which way a training computes its numbers: decided from its config, model, data and memory, and told in its metadata."""
+"""How a run computes its numbers: chosen from its config, model, data and memory, and recorded in its metadata."""
 
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -19,11 +19,11 @@ from trainer_core.wording import say
 
 
 class FastPath:
-    """The ways of one training.
+    """The paths of one run.
 
     Args:
-        columns: TRL's names of the reference's two log-probabilities of a row; none where the loss has no reference.
-        reference_identity: all that decides what the reference answers; only asked where something is kept under its name.
+        columns: TRL's names for a row's two reference log-probabilities; empty if the loss has no reference.
+        reference_identity: everything that decides the reference's answers; called only if a result is stored under it.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FastPath:
         self._checkpointing: memory.Decision | None = None
 
     def metadata(self) -> dict[str, Any]:
-        """Which path ran, why, and the tokens that the layers computed next to those of the plain path.
+        """Which path ran and why, and how many tokens the layers computed compared with the plain path.
 
         `path` comes from the counts in `batches`: None before the first step, `mixed` if both ran, for example after a
         resume on another path.
@@ -60,7 +60,7 @@ class FastPath:
         }
 
     def checkpointing(self, model: Any, rows: Sequence[Row], precision: Precision) -> bool:
-        """Whether activations are computed again in the backward pass instead of kept.
+        """Whether activations are recomputed in the backward pass instead of stored.
 
         Args:
             rows: in training order.
@@ -81,21 +81,21 @@ class FastPath:
         tokens = max(batch_tokens(rows[start : start + size], is_packed) for start in range(0, len(rows), size))
         kept = memory.activation_bytes(shape, tokens, torch.finfo(DTYPES[precision]).bits // 8, has_adapters=config.use_lora)
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        # float32 gradients and the optimizer's state come to be after the first forward pass.
+        # float32 gradients and the optimizer's state are allocated after the first forward pass.
         return memory.decide(kept + (4 + OPTIMIZER_BYTES[config.optim]) * trained, free_memory())
 
     def take(self, trainer: Any, model: Any, reference: Any) -> None:
-        """Puts the models of a TRL trainer on the fast path, each where it allows it, and keeps why not.
+        """Puts each model of a TRL trainer on the fast path if it allows that, and otherwise records why not.
 
         Args:
-            reference: a model of its own; anything else is part of `model`.
+            reference: a separate model; anything else is part of `model`.
         """
         self._savings, self._plain_because = trainer.savings, {}
         models = {"model": model} | ({"reference": reference} if isinstance(reference, torch.nn.Module) else {})
         for name, one in models.items():
             reason = self._config.plain_path_because or refusal(one) or trainer.plain_path_reason()
             if reason is None:
-                # TRL has put the reference under autocast already, and ours takes the place of that.
+                # TRL has already put the reference under autocast; ours replaces that.
                 accelerate(one, trainer.savings, trainer.accelerator.autocast, only_log_probs=name == "reference")
                 continue
             release(one)
@@ -104,7 +104,7 @@ class FastPath:
                 self._observer.warning("plain_path", say("plain_path", kind=say(f"kind.{name}"), reason=reason))
 
     def ask_reference_once(self, trainer: Any, rows: int, precision: Precision) -> None:
-        """Spares the reference's pass at each step where rows train more than once, or what it says is known.
+        """Skips the reference's pass at each step if rows train more than once, or its results are already known.
 
         Args:
             rows: training rows.
@@ -132,7 +132,7 @@ class FastPath:
         trainer.precompute_ref_logps = True
 
     def _passes(self, rows: int) -> float:
-        """How often a row trains."""
+        """How many times a row trains."""
         config = self._config
         if config.max_steps is None:
             return config.num_train_epochs
@@ -144,7 +144,7 @@ class FastPath:
         return cache.load(fingerprint_of_plan(dataset))
 
     def _cache(self, batch_size: int, precision: Precision) -> reference_logps.Cache | None:
-        """The place for what this reference says of rows in batches of a size; None where the config names no directory."""
+        """The cache for this reference's results in batches of a size; None if the config names no directory."""
         files = self._config.file_cache()
         if files is None:
             return None

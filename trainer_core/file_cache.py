@@ -1,4 +1,4 @@
-"""Results that can be computed again, in files by the hash of all that decides them."""
+"""Results that can be recomputed, in files named after the hash of everything that decides them."""
 
 import hashlib
 import json
@@ -14,18 +14,18 @@ _HASH_BYTES = 32
 
 
 class FileCache:
-    """A directory of results. Whoever cannot read or write it computes: a cache costs time at worst, never a training.
+    """A directory of results. If it cannot be read or written, the caller computes: a broken cache never fails a run.
 
     Args:
-        folder: made on the first write. Files of other kinds in it are left alone.
-        limit_bytes: what the results may take together; those that were used longest ago go first.
+        folder: created on the first write. Other files in it are left alone.
+        limit_bytes: total size of the results; the least recently used are removed first.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder, self._limit_bytes = folder, limit_bytes
 
     def read(self, identity: Mapping[str, Any]) -> bytes | None:
-        """What was written for an identity; None when there is nothing, or it is not as it was written."""
+        """The result stored for an identity; None if there is none, or if it is corrupt."""
         path = self._path(identity)
         try:
             content = path.read_bytes()
@@ -36,10 +36,10 @@ class FileCache:
         return result if hashlib.sha256(result).digest() == digest else None
 
     def write(self, identity: Mapping[str, Any], result: bytes) -> None:
-        """Keeps a result, unless it alone is over the limit.
+        """Stores a result, unless it alone exceeds the limit.
 
         Args:
-            identity: all that decides the result, in JSON's types.
+            identity: everything that decides the result, in JSON's types.
         """
         path = self._path(identity)
         staged = path.with_suffix(f".{os.getpid()}")
@@ -55,9 +55,9 @@ class FileCache:
     def _make_room(self, size: int) -> bool:
         kept: list[tuple[float, int, Path]] = []
         for path in self._folder.iterdir():
-            # Other processes clear up here as well.
+            # Other processes also remove files here.
             with suppress(FileNotFoundError):
-                # What a killed process left behind has a suffix, and is never read.
+                # Files left by a killed process have a suffix, and are never read.
                 if _NAME.fullmatch(path.stem):
                     status = path.stat()
                     kept.append((status.st_mtime, status.st_size, path))

@@ -1,6 +1,6 @@
 """Weights by name, and their fingerprints.
 
-Which tensors are an adapter's is asked of peft, never read from their names: an embedding's are not named as a linear
+peft says which tensors belong to an adapter. Their names do not: an embedding's tensors are named differently from a linear
 layer's.
 """
 
@@ -40,7 +40,7 @@ def _adapter_parameters(model: nn.Module) -> Iterator[Tensor]:
 
 
 def adapter_tensors(model: nn.Module, adapter: str | None) -> Iterator[tuple[str, Tensor]]:
-    """One adapter's weights, under the names that its file has: a copy under another name has the same fingerprint."""
+    """One adapter's weights, under their names in its file: a copy under another name has the same fingerprint."""
     if adapter and hasattr(model, "peft_config"):
         yield from adapters.tensors(model, adapter).items()
 
@@ -57,7 +57,7 @@ def check_covered(model: nn.Module, adapter: str | None) -> None:
     """Raises `ReferenceMismatch` unless the weights that train are exactly those that the fingerprint covers.
 
     Args:
-        adapter: the one that trains; None if all weights do.
+        adapter: the one that trains; None if all weights train.
     """
     covered = {id(tensor) for _, tensor in (adapter_tensors(model, adapter) if adapter else base_tensors(model))}
     trains = {id(tensor): name for name, tensor in model.named_parameters() if tensor.requires_grad}
@@ -86,13 +86,13 @@ def add(digest: Any, name: str, tensor: Tensor) -> None:
     """Adds one tensor to a fingerprint."""
     digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
     digest.update(_bytes(tensor))
-    # The codes alone are those of any multiple of the weights, too.
+    # The codes alone would be the same for any multiple of the weights.
     for part, values in _quantization(tensor):
         digest.update(part.encode() + _bytes(values))
 
 
 def _quantization(tensor: Tensor) -> list[tuple[str, Tensor]]:
-    """What 4-bit codes are multiplied with; empty for weights that are held whole."""
+    """The factors of 4-bit codes; empty for weights that are not quantized."""
     if not is_quantized(tensor):
         return []
     state: dict[str, Tensor] = tensor.quant_state.as_dict(packed=True)  # pyright: ignore[reportAttributeAccessIssue]
@@ -104,10 +104,10 @@ def _bytes(tensor: Tensor) -> bytes:
 
 
 class Remembered:
-    """Fingerprints of weights that are asked for again and again.
+    """Fingerprints of weights that are requested repeatedly.
 
-    SHA-256 of some gigabytes takes seconds, and of a GPU's they must be copied first. A checksum of every tensor, made where
-    it lies, tells whether the weights are still those whose fingerprint is known; any that differs has them hashed anew.
+    SHA-256 of several gigabytes takes seconds, and weights on a GPU must be copied first. A checksum of every tensor,
+    computed on its device, shows whether the weights still match the known fingerprint. If not, they are hashed again.
     """
 
     def __init__(self) -> None:
@@ -117,11 +117,11 @@ class Remembered:
         """The fingerprint of live tensors.
 
         Args:
-            key: under which name they are remembered.
-            take: makes the fingerprint; default `fingerprint`. What it raises is raised here, and nothing is remembered.
+            key: the name under which they are remembered.
+            take: computes the fingerprint; default: `fingerprint`. If it raises, so does this, and nothing is remembered.
 
         Raises:
-            ReferenceMismatch: a model with 4-bit weights is not as it was when it was first asked for.
+            ReferenceMismatch: a model with 4-bit weights has changed since its first fingerprint.
         """
         found = list(tensors)
         sums = [
@@ -132,7 +132,7 @@ class Remembered:
         before = self._known.get(key)
         if before is None or before[0] != sums:
             if before and any(is_quantized(tensor) for _, tensor in found):
-                # Nothing trains these, and no file holds them as they are packed.
+                # Nothing trains these, and no file holds them in packed form.
                 name = next((now[0] for now, then in zip(sums, before[0], strict=False) if now != then), sums[-1][0])
                 raise ReferenceMismatch(say("weights_4bit_changed", tensor=name))
             self._known.pop(key, None)
@@ -141,7 +141,7 @@ class Remembered:
 
 
 def _checksum(tensor: Tensor) -> tuple[int, int]:
-    """Sums modulo 2⁶⁴ over a tensor's bytes: plain, and with a weight for each stretch, so that moved ones are noticed."""
+    """Sums modulo 2⁶⁴ over a tensor's bytes: plain, and weighted by position, so that moved bytes are noticed."""
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
     words = data[: len(data) // 8 * 8]
     if words.storage_offset() % 8:
@@ -155,5 +155,5 @@ def _checksum(tensor: Tensor) -> tuple[int, int]:
 
 
 def side_fingerprint(base: str, adapter: str | None) -> str:
-    """The fingerprint of a base with an adapter on, from those of both; the base's if there is none."""
+    """The fingerprint of a base with an adapter, from those of both; the base's if there is no adapter."""
     return hashlib.sha256(f"{base}+{adapter}".encode()).hexdigest() if adapter else base

@@ -16,12 +16,12 @@ from trainer_core.observer import Observer
 from trainer_core.schedule import learning_rate_sum
 from trainer_core.wording import Message, rounded, say
 
-# By `use_lora`: sums below the first bound hardly change the shipped model, sums above the second break it, and so does a
-# single step above the third, times LoRA's scaling each.
+# By `use_lora`: sums below the first bound hardly change the shipped model, and sums above the second break it. So does a
+# single step above the third. The bounds apply to the rates times LoRA's scaling.
 _BOUNDS = {True: (3.2e-3, 0.32, 0.03), False: (5.1e-5, 0.098, 0.008)}
 # KL grows as the square of the movement.
 _HALF = math.sqrt(HALF_BOUNDS.hardly_kl / BOUNDS.hardly_kl)
-# Fewer weights than those of the measured runs move a model less than their learning rates say.
+# With fewer weights than in the measured runs, a model moves less than the learning rates suggest.
 _LEAST_RANK = 4
 _MOST_EPOCHS = 1000
 
@@ -63,7 +63,7 @@ def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -
     hardly, collapsed, single = _BOUNDS[settings.use_lora]
     scaling = settings.lora_scaling
     total = learning_rate_sum(settings, steps)
-    # At the learning rate at which one step is as large as a model bears.
+    # At the learning rate at which one step is as large as a model can bear.
     collapsed = min(collapsed, single * total / settings.effective_learning_rate)
     if is_half and settings.use_lora:
         hardly *= _HALF
@@ -79,7 +79,7 @@ def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -
 
 
 def _is_measured(settings: TrainingSettings) -> bool:
-    """Whether the measured runs tell when such a run breaks a model."""
+    """Whether the measured runs show when such a run breaks a model."""
     is_narrow = settings.use_lora and (settings.lora_r < _LEAST_RANK or settings.lora_target_modules != "all-linear")
     return not (is_narrow or settings.use_dora or settings.optim == "adafactor")
 

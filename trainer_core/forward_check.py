@@ -1,7 +1,7 @@
-"""Before a model's numbers are used: one row by every way that computes them, against a plain forward pass.
+"""Before a model's numbers are used, compares every way of computing them with a plain forward pass, on one row.
 
-The loss comes from TRL's call, which acceleration may answer; metrics, early stopping and comparisons come from `scoring`. A
-model that one of them gets wrong trains without an error and reports numbers that mean nothing, so it is refused here.
+The loss comes from TRL's call, which acceleration may answer; metrics, early stopping and comparisons come from `scoring`.
+A model that one of them gets wrong would train without an error and report meaningless numbers, so it is refused here.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ from trainer_core.row_rules import Row
 from trainer_core.scoring import score
 from trainer_core.wording import rounded, say
 
-# Nats per token that ways of computing may always differ by: rounding.
+# Nats per token by which rounding may always let two ways differ.
 _LEAST, _LEAST_IN_HALF = 1e-4, 0.02
 _TIMES_SPREAD = 10
-# The longest row whose logits fit is taken: windows and caps show on long rows.
+# Checks the longest row whose logits fit: windows and caps show on long rows.
 _MOST_LOGITS_BYTES = 2**28
 _PADDING = 8
 
@@ -35,7 +35,7 @@ class Batch:
 
     Attributes:
         input_ids, attention_mask: (answers, width) int64.
-        labels: (answers, width) int64, −100 where no answer token is.
+        labels: (answers, width) int64, −100 except at answer tokens.
     """
 
     input_ids: Tensor
@@ -73,19 +73,19 @@ def check(
     precision: Precision,
     on_pass: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compares the log-probabilities of one row's answers. Leaves the models and the counts of tokens as they were.
+    """Compares the log-probabilities of one row's answers. Leaves the models and the token counts as they were.
 
-    The difference per token may be ten times that of two plain passes, without padding and with it, and 1e-4 nats in float32
-    or 0.02 in half precision where that is more.
+    The difference per token may be ten times that between two plain passes, one with padding and one without. It may always
+    be 1e-4 nats in float32 or 0.02 in half precision.
 
     Args:
-        trainer: the method's TRL trainer, of which each model is asked as its loss asks.
-        models: by name; what has no weights of its own, or is None, is left out.
+        trainer: the method's TRL trainer, which calls each model as its loss does.
+        models: by name; those without weights of their own, and None, are skipped.
         answers: names of a row's answers.
         on_pass: called after each way.
 
     Raises:
-        ForwardMismatch: a way gives other numbers than the plain pass.
+        ForwardMismatch: a way gives different numbers from the plain pass.
         ModelRefused: the model cannot be computed at all.
     """
     own: dict[str, Any] = {name: model for name, model in models.items() if isinstance(model, torch.nn.Module)}
@@ -122,13 +122,13 @@ def _check_model(
     tokens = torch.tensor([float(len(answer)) for answer in row.answers])
 
     def compare(way: str, find: Callable[[], Tensor | None], *, autocast: bool) -> None:
-        """`find` gives the (answers,) summed log-probabilities of a way, or None where it is a plain pass itself."""
+        """`find` returns a way's summed log-probabilities, (answers,), or None if it is a plain pass itself."""
         context = trainer.accelerator.autocast if autocast else nullcontext
         alone = torch.cat([_plain(causal, Batch.of(row.prompt, [answer], device), context) for answer in row.answers])
         padded = _plain(causal, Batch.of(row.prompt, row.answers, device, _PADDING), context)
         on_pass()
         if not alone.isfinite().all():
-            # The check of weights and the guard of the loss name what is broken.
+            # The weight check and the loss guard say what is broken.
             return
         with context():
             found = find()
@@ -165,7 +165,7 @@ def _check_model(
 def _plain(causal: Any, batch: Batch, context: Callable[[], AbstractContextManager[Any]]) -> Tensor:
     """(answers,) float32 on the CPU: summed log-probabilities by the model's own forward pass."""
     with context():
-        # The class's own: on the instance lie TRL's call and ours.
+        # The class's own: TRL and our package replace the instance's.
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
         logits = type(causal).forward(causal, **inputs).logits
     wanted = batch.labels[:, 1:] != -100

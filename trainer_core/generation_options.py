@@ -1,4 +1,4 @@
-"""What a caller may ask of an answer: how long it may be, and how its tokens are drawn.
+"""The options of an answer: how long it may be, and how its tokens are drawn.
 
 Knows the names and ranges of transformers' `generate`, but no model. Torch-free.
 """
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from trainer_core.errors import DataInvalid, Detail, SpecInvalid
 from trainer_core.wording import say
 
-# A comparison sets these itself, or they would change what a row of its answer means, or bring code or another model.
+# A comparison sets these itself, or they would change the meaning of a row, run code, or load another model.
 _NOT_OPTIONS = {
     *("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "past_key_values", "labels"),
     *("adapter_names", "num_return_sequences", "max_length", "max_new_tokens", "streamer", "return_dict_in_generate"),
@@ -26,14 +26,14 @@ _LIMITS = {
     "less_than_equal": ("le", "at_most"),
 }
 _TYPES = {"int_type": "whole", "int_from_float": "whole", "bool_type": "bool"}
-# Logits divided by less overflow.
+# Dividing logits by less would overflow.
 _LEAST_TEMPERATURE = 1e-6
 
 
 class DefaultLength(int):
-    """A default for the most new tokens: equal to its number, but cut to what the model has room for.
+    """A default for the maximum number of new tokens: equals its number, but is lowered to what fits in the model's context.
 
-    The same number from a caller is a plain `int`, and is refused where it does not fit.
+    From a caller the same number is a plain `int`, and is refused if it does not fit.
     """
 
 
@@ -41,7 +41,7 @@ DEFAULT_LENGTH = DefaultLength(512)
 
 
 class _Options(BaseModel):
-    """Options of transformers' `generate`, with the values that mean something. It checks the others itself."""
+    """Options of transformers' `generate`, with the values that are meaningful. It checks all others itself."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -71,7 +71,7 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
         names = sorted(refused)
         details = [Detail(name, say("option_refused", name=name)) for name in names]
         raise SpecInvalid(say("options_refused", names=names) if len(names) > 1 else details[0].reason, details)
-    # Numbers of numpy and torch are numbers too.
+    # numpy and torch numbers are allowed too.
     plain = {k: v.item() if getattr(v, "ndim", None) == 0 else v for k, v in options.items() if v is not None}
     try:
         _Options.model_validate(plain)
@@ -100,7 +100,7 @@ def _wrong(error: Any, options: Mapping[str, Any]) -> Detail:
 
 
 def length_of(max_length: int | None, options: dict[str, Any]) -> int:
-    """The most new tokens that a caller asks for. Takes `max_new_tokens`, transformers' name for the same, out of `options`.
+    """The maximum number of new tokens requested. Removes `max_new_tokens`, transformers' name for it, from `options`.
 
     Raises:
         SpecInvalid: both are given.
@@ -114,16 +114,16 @@ def length_of(max_length: int | None, options: dict[str, Any]) -> int:
 
 
 def fitting(asked: int, prompt_tokens: int, longest: int | None) -> int:
-    """The most new tokens that an answer may have.
+    """The maximum number of new tokens of an answer.
 
     Args:
-        asked: what the caller asks for; a `DefaultLength` is cut to what fits.
-        prompt_tokens: of the rendered prompt.
-        longest: how many tokens the model reads, prompt and answer together; None: no limit is known.
+        asked: the requested number; a `DefaultLength` is lowered to what fits.
+        prompt_tokens: length of the rendered prompt.
+        longest: the model's maximum for prompt and answer together; None if there is no known limit.
 
     Raises:
         SpecInvalid: `asked` is not a number of tokens.
-        DataInvalid: the prompt leaves less room than was asked for.
+        DataInvalid: the prompt leaves less room than was requested.
     """
     try:
         count = asked if isinstance(asked, DefaultLength) else _whole(asked)

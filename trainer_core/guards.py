@@ -1,6 +1,6 @@
-"""Signs that a training goes wrong, read from its metric history alone, so that a resumed run sees them as well.
+"""Signs that a run is going wrong, read from its metric history alone, so that a resumed run sees them as well.
 
-Torch-free. A history is transformers' `log_history`: one dict a log entry, with `step`.
+Torch-free. A history is transformers' `log_history`: one dict per log entry, with `step`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class Sign:
 
 
 def signs(history: History) -> Iterator[Sign]:
-    """Every sign that the history shows now."""
+    """Every sign in the history so far."""
     yield from _chosen_collapse(history)
     yield from _repetition(history)
     yield from _length_drift(history)
@@ -42,7 +42,7 @@ def _series(history: History, name: str) -> list[tuple[int, float]]:
 
 
 def _chosen_collapse(history: History) -> Iterator[Sign]:
-    """The wanted answers become unlikely: margins may still rise, because the unwanted ones fall faster."""
+    """The wanted answers become unlikely. Margins may still rise, because the unwanted ones fall faster."""
     evaluated = _series(history, "eval_chosen_nll")
     if len(evaluated) > 1:
         (_, first), (step, last) = evaluated[0], evaluated[-1]
@@ -84,7 +84,7 @@ def _length_drift(history: History) -> Iterator[Sign]:
 
 
 def _no_gradient(history: History) -> Iterator[Sign]:
-    """The model learns nothing: the loss is flat in every weight that trains."""
+    """The model learns nothing: every trained weight has a zero gradient."""
     last = _series(history, "grad_norm")[-_STILL_ENTRIES:]
     if len(last) == _STILL_ENTRIES and all(norm == 0 for _, norm in last):
         steps = [step for step, _ in last]

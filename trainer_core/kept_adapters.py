@@ -1,4 +1,4 @@
-"""Keeps the adapters of a LoRA model as they are while TRL makes a trainer around it."""
+"""Keeps the adapters of a LoRA model as they are while TRL builds a trainer around it."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from trainer_core.reference import REFERENCE_ADAPTER
 
 
 class KeptAdapters:
-    """Keeps a LoRA model's adapters as they are while a TRL trainer is made around it.
+    """Keeps a LoRA model's adapters as they are while TRL builds a trainer around it.
 
-    TRL takes any adapter for a pretrained one and copies it as the reference; and it rounds the adapters of a 4-bit model
-    to bfloat16. Here a new adapter's reference is the base, an old one's is the copy made when it was loaded, and what
-    trains stays in float32.
+    TRL treats any adapter as a pretrained one and copies it as the reference; and it rounds the adapters of a 4-bit model to
+    bfloat16. Here a new adapter's reference is the base, an existing one's is the copy made on loading, and trained weights
+    stay in float32.
     """
 
     def __init__(self, model: Any, keeps_reference: bool) -> None:

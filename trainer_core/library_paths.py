@@ -31,7 +31,7 @@ class LibraryPaths(BaseModel):
         None,
         description="Where token ids and the reference's log-probabilities are cached for other runs; `null`: no cache.",
     )
-    cache_gib: float = Field(10, ge=0, description="What `cache_dir` may hold; what was used longest ago goes first.")
+    cache_gib: float = Field(10, ge=0, description="Maximum size of `cache_dir`; least recently used files go first.")
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -41,7 +41,7 @@ class LibraryPaths(BaseModel):
         return self
 
     def file_cache(self) -> FileCache | None:
-        """The cache in `cache_dir`; None where there is none."""
+        """The cache in `cache_dir`; None if there is none."""
         return FileCache(Path(self.cache_dir), int(self.cache_gib * 2**30)) if self.cache_dir else None
 
     def model_post_init(self, context: Any, /) -> None:

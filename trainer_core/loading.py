@@ -12,7 +12,7 @@ from trainer_core.wording import Message, say
 
 _REASON_CHARACTERS = 500
 _KINDS = {"adapter_name": "adapter", "resume_from_checkpoint": "checkpoint"}
-# The text of these says what happened. Others need their type as well: `KeyError: 'gelu_12'`.
+# The text of these errors says what happened. Others also need their type: `KeyError: 'gelu_12'`.
 _PLAIN_ERRORS = (OSError, ValueError, RuntimeError)
 _MACHINE_ERRNOS = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE)
 
@@ -20,7 +20,7 @@ _MACHINE_ERRNOS = (errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EM
 class loading:  # noqa: N801  # reads as a function: `with loading(path):`
     """Checks the files first, then turns whatever the libraries raise for missing or unsuitable files into our errors.
 
-    Errors about memory, disk space or a device are not the files' fault, and pass through.
+    Errors about memory, disk space or a device are not caused by the files, and pass through.
 
     Args:
         path: a directory, or a name on the hub.
@@ -54,7 +54,7 @@ class loading:  # noqa: N801  # reads as a function: `with loading(path):`
 
 
 def is_of_the_machine(error: Exception) -> bool:
-    """Whether an error is ours already, or about memory, disk space or a device: not the fault of a model's files."""
+    """Whether an error is ours already, or about memory, disk space or a device, and so not caused by a model's files."""
     if isinstance(error, TafdilError | MemoryError | torch.OutOfMemoryError | torch.AcceleratorError):
         return True
     return isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS

@@ -1,4 +1,4 @@
-"""LoRA's options where an adapter of its own or TRL decides differently: dropout, DoRA, rank-stabilised scaling."""
+"""LoRA options that a continued adapter or TRL may override: dropout, DoRA, rank-stabilised scaling."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainer_core.wording import say
 
 
 def check(settings: TrainingSettings, adapter_path: str | None) -> None:
-    """Raises `SpecInvalid` if the settings ask for what the adapter to go on from is not.
+    """Raises `SpecInvalid` if the settings contradict the adapter that the run continues from.
 
     Args:
         adapter_path: directory or hub name of that adapter; None: the run starts with a new one.
@@ -31,7 +31,7 @@ def check(settings: TrainingSettings, adapter_path: str | None) -> None:
 
 
 def warn(settings: TrainingSettings, adapter_path: str | None, observer: Observer) -> None:
-    """Warns if the adapter was trained with dropout, and this run trains it with less or none, or with more."""
+    """Warns if the adapter was trained with dropout, and this run uses less, none or more."""
     own = getattr(_config(adapter_path), "lora_dropout", 0.0) if adapter_path else 0.0
     if own and own != settings.lora_dropout:
         shares = {"before": own, "now": settings.lora_dropout}
@@ -39,10 +39,10 @@ def warn(settings: TrainingSettings, adapter_path: str | None, observer: Observe
 
 
 def set_dropout(policy: Any, share: float) -> None:
-    """Makes dropout act in the adapter in training, and nowhere else.
+    """Applies dropout to the trained adapter, and nowhere else.
 
-    TRL switches off every dropout of a model when it makes a trainer. The reference is asked while the model is in training
-    mode, so its frozen adapter must have none.
+    TRL switches off every dropout of a model when it builds a trainer. The reference is scored while the model is in
+    training mode, so its frozen adapter must have none.
 
     Args:
         policy: a LoRA model. Any other is left as it is.
@@ -56,7 +56,7 @@ def set_dropout(policy: Any, share: float) -> None:
             for name in rates:
                 is_on = name == TRAINED_ADAPTER and share
                 rates[name] = nn.Dropout(share) if is_on else nn.Identity()
-    # What is saved with the adapter, which is what trained it.
+    # Saved with the adapter: the dropout that it trained with.
     policy.peft_config[TRAINED_ADAPTER].lora_dropout = share
 
 

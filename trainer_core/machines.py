@@ -9,7 +9,7 @@ from trainer_core.models import free_memory
 
 _MEASURE_S = 0.3
 _ROWS, _WIDTH = 512, 1024
-# Share of the speed of one large multiplication that a whole training reaches: see docs/estimates.md.
+# Share of a large multiplication's speed that a whole run reaches: see docs/estimates.md.
 _SHARE = 0.78
 
 

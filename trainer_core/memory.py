@@ -1,6 +1,6 @@
-"""How much memory a training's activations take, from the model's shape, and whether to recompute them instead.
+"""How much memory a run's activations take, from the model's shape, and whether to recompute them instead.
 
-Without torch, so that an estimate can be given where none is loaded.
+Torch-free, so that an estimate needs no torch.
 """
 
 from collections.abc import Mapping
@@ -9,13 +9,13 @@ from typing import Any, Self
 
 from trainer_core.wording import say
 
-# Share of the free memory that activations may take: estimates err, and allocators lose some.
+# Share of the free memory that activations may take: estimates err, and allocators waste some.
 _USABLE = 0.8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a decoder's configuration decides its memory. Sizes are in values, not bytes."""
+    """The parts of a decoder's configuration that decide its memory. Sizes are in values, not bytes."""
 
     hidden: int
     intermediate: int
@@ -28,7 +28,7 @@ class Shape:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Self:
-        """From the fields of a `config.json`. Raises `KeyError` when one is missing."""
+        """From the fields of a `config.json`. Raises `KeyError` if one is missing."""
         heads = config["num_attention_heads"]
         size = config.get("head_dim") or config["hidden_size"] // heads
         return cls(
@@ -42,13 +42,13 @@ class Shape:
 
 
 def activation_bytes(shape: Shape, tokens: int, value_bytes: int, *, has_adapters: bool) -> int:
-    """What a forward pass over so many tokens keeps for the backward pass, without gradient checkpointing.
+    """Bytes that a forward pass over `tokens` tokens keeps for the backward pass, without gradient checkpointing.
 
-    Measured against the tensors that autograd keeps it is 0.75 to 1.3 times of them (`tests/integration/test_memory.py`).
+    The estimate is 0.75 to 1.3 times what autograd keeps in measurements (`tests/integration/test_memory.py`).
 
-    Of each layer: the input of both norms and what they compute in float32, queries, keys and values before and after
-    rotation and with keys and values repeated for the query heads, the attention's result, and four tensors of the
-    feed-forward part. LoRA adapters on weights of less than float32 convert the input of every linear layer.
+    Per layer: the input of both norms and their float32 intermediates; queries, keys and values before and after rotation,
+    with keys and values repeated for the query heads; the attention's result; and four tensors of the feed-forward part.
+    With weights of less than float32, LoRA adapters convert the input of every linear layer.
     """
     in_float32 = 4 * 2 * shape.hidden
     if has_adapters and value_bytes < 4:
@@ -69,7 +69,7 @@ class Decision:
 
 
 def decide(needed: int, free: int) -> Decision:
-    """Keeps activations when `needed` bytes fit well into the `free` ones."""
+    """Keeps activations if `needed` bytes fit well into the `free` ones."""
     fits = needed <= _USABLE * free
     sizes = {"needed": _gib(needed), "free": _gib(free)}
     return Decision(not fits, say("activations_kept" if fits else "activations_recomputed", **sizes))

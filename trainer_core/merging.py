@@ -17,36 +17,36 @@ from trainer_core.renderers import load_saved_renderer
 from trainer_core.wording import say
 
 _PROMPT = "ما عاصمة مصر؟"
-# A base that trained in 4 bit is merged whole.
+# A base that trained in 4 bit is merged in full precision.
 _IGNORED = frozenset({"load_in_4bit"})
 
 
 def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str, Any]:
     """Writes a model that needs no adapter: weights, tokenizer, metadata and `merged.json`.
 
-    A base that trained in 4 bit is loaded whole: the merged model is the adapter on the exact weights, and its answers
-    differ from the trained one's as the 4-bit base's do.
+    A base that trained in 4 bit is loaded in full precision. The merged model is the adapter on the exact weights, so its
+    answers differ from the trained model's as much as the 4-bit base's do.
 
     Args:
-        directory: a result of a training with LoRA.
-        target: a directory that does not exist; it appears when all of it is written.
-        locate: from the base's name to what is loaded.
+        directory: the result of a run with LoRA.
+        target: a directory that does not exist; it appears once all of it is written.
+        locate: maps the base's name to what is loaded.
 
     Returns:
-        What `merged.json` holds: `weights_sha256`, `dtype`, `covers` (what of base and adapter was proved before merging,
-        as in a comparison's proof), and `max_logit_difference` between the model with its adapter and the merged one, for a
-        fixed prompt: what merging rounded.
+        The contents of `merged.json`: `weights_sha256`, `dtype`, `covers` (what was proved about base and adapter before
+        merging, as in a comparison's proof), and `max_logit_difference` between the model with its adapter and the merged
+        one, for a fixed prompt: the rounding error of merging.
 
     Raises:
-        ModelNotFound, ModelRefused: the training or its base is not there or cannot be loaded.
-        ReferenceMismatch: base, adapter or anything else that answers depend on is not what the training ended with.
+        ModelNotFound, ModelRefused: the result or its base is missing or cannot be loaded.
+        ReferenceMismatch: base, adapter or anything else that answers depend on differs from the end of the run.
     """
     found = list(directory.glob("*_metadata.json"))
     if len(found) != 1:
         raise ModelNotFound(say("trained_model_missing", directory=directory.name))
     metadata = json.loads(found[0].read_text(encoding="utf-8"))
     path, claim = locate(metadata["model_name"]), Claim.of(metadata)
-    # As exact as what trained, and as what comparisons answer with.
+    # As exact as the trained model, and as the one that answers comparisons.
     dtype = torch.promote_types(weights_dtype(True, metadata["precision"]), answering_dtype(path))
     base = load_model(path, dtype)
     policy = adapters.load(base, str(directory), TRAINED_ADAPTER).eval()
@@ -80,9 +80,9 @@ def merge(directory: Path, target: Path, locate: Locate = same_name) -> dict[str
 
 
 def _untie(policy: Any) -> None:
-    """Gives the output layer weights of its own where it shares those of embeddings that the adapter changes.
+    """Unties the output layer from embeddings that the adapter changes.
 
-    The adapter changes what goes into the model alone, and merged into shared weights it would change what comes out, too.
+    The adapter changes only the model's input. Merged into shared weights it would change the output, too.
     """
     causal = policy.get_base_model()
     embeddings, output = causal.get_input_embeddings(), causal.get_output_embeddings()

@@ -1,7 +1,7 @@
-"""The README.md beside a trained model: what it is, and the lines that load it as comparisons did.
+"""The README.md beside a trained model: what it is, and the code that loads it as comparisons did.
 
-Its front matter is what the hub reads. It names models and never a place on this machine. Knows metadata and files; knows
-nothing of live models, jobs or hubs.
+The hub reads its front matter. It names models, and never a path on this machine. Knows metadata and files; knows nothing of
+live models, jobs or hubs.
 """
 
 import json
@@ -28,7 +28,7 @@ _FINGERPRINTS = {
     "data_plan_sha256": "Training rows, in their order",
 }
 _RATES = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
-# What a licence is called, and where it can be read. Anything else in a base's card is not repeated.
+# Fields for a licence's name and link. Nothing else from a base's card is repeated.
 _LICENCE_FIELDS = {
     "license": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
     "license_name": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"),
@@ -39,13 +39,13 @@ _MOST_BYTES = 2**20
 
 
 def write(folder: Path, metadata: Mapping[str, Any], base: str, *, step: int | None = None, merged: bool = False) -> None:
-    """Writes the card of an adapter or a model; one that is there, as peft leaves it, is replaced.
+    """Writes the card of an adapter or a model, replacing an existing one such as peft's.
 
     Args:
         folder: holds the files.
-        metadata: what the metadata file says; `dtype` is what to load the model in.
+        metadata: contents of the metadata file; `dtype` is the dtype to load the model in.
         base: directory or hub name of the model that was trained, whose card may name a licence.
-        step: of a checkpoint.
+        step: the step, for a checkpoint.
         merged: whether these are a base's weights with the adapter added.
     """
     is_adapter = (folder / "adapter_config.json").is_file()
@@ -66,7 +66,7 @@ def write(folder: Path, metadata: Mapping[str, Any], base: str, *, step: int | N
 
 
 def evaluation(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The last evaluation in a trainer's log, as `step` and metrics by name; None where there was none."""
+    """The last evaluation in a trainer's log, as `step` and metrics by name; None if there was none."""
     found = [entry for entry in log_history if "eval_loss" in entry]
     if not found:
         return None
@@ -75,7 +75,7 @@ def evaluation(log_history: Iterable[Mapping[str, Any]]) -> dict[str, Any] | Non
 
 
 def licence_of(base: str) -> dict[str, str]:
-    """The licence fields of a card: as the base's own card or config on this machine has them, else unknown.
+    """The licence fields of a card, from the base's own card or config on this machine; otherwise unknown.
 
     Args:
         base: directory or hub name.
@@ -90,7 +90,7 @@ def licence_of(base: str) -> dict[str, str]:
 
 def _matter_of_card(base: str) -> dict[str, Any]:
     path = model_files.on_disk(base, FILE)
-    # Whatever the YAML of a stranger raises.
+    # A stranger's YAML can raise anything.
     with suppress(Exception):
         if path and path.stat().st_size <= _MOST_BYTES:
             return metadata_load(path) or {}
@@ -113,7 +113,7 @@ def _front_matter(metadata: Mapping[str, Any], licence: Mapping[str, str], *, is
         "tags": [metadata["training_method"], "preference-optimization", *lora, "trl", "tafdil"],
         **licence,
     }
-    # The hub refuses a card whose base has no name of the hub's form.
+    # The hub refuses a card if its base's name does not have the hub's form.
     with suppress(HFValidationError):
         validate_repo_id(metadata["model_name"])
         fields = {"base_model": metadata["model_name"], **fields}
@@ -129,7 +129,7 @@ def _title(metadata: Mapping[str, Any], step: int | None, *, is_adapter: bool, i
 
 
 def _name(model_name: str) -> str:
-    """A model's name; of a directory its last part."""
+    """A model's name, or the last part of a directory."""
     path = PurePath(model_name)
     return (path.name if path.is_absolute() else model_name).replace("`", "")
 
@@ -176,7 +176,7 @@ def _how_to_load(metadata: Mapping[str, Any], *, is_adapter: bool) -> str:
         'tokenizer = transformers.AutoTokenizer.from_pretrained(".")',
     ]
     code = "\n".join(lines)
-    where = "In the folder of these files, or with the name of the repository in the place of the dot:"
+    where = "In the folder of these files, or with the name of the repository instead of the dot:"
     text = f"## Load it\n\n{where}\n\n```python\n{code}\n```"
     if is_adapter:
         text += (

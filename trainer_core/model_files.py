@@ -1,7 +1,7 @@
-"""What the files of a model may say: no code to run, no place outside of the model, weights in safetensors alone.
+"""What a model's files may contain: no code to run, no path outside the model, weights in safetensors alone.
 
-transformers and peft are told the same by their arguments. This looks before they do: a flag was not always enough, and for
-some things there is none.
+transformers and peft get flags for the same rules. This check runs first: a flag was not always enough, and some rules have
+no flag.
 """
 
 import json
@@ -22,31 +22,31 @@ from trainer_core.wording import Message, say
 WEIGHTS, ADAPTER_WEIGHTS = "model.safetensors", "adapter_model.safetensors"
 _INDEX = f"{WEIGHTS}.index.json"
 _ADAPTER_CONFIG = "adapter_config.json"
-# What follows may name a module, a repository or a program.
+# The values of these fields may name a module, a repository or a program.
 _CODE = frozenset({"auto_map", "trust_remote_code", "custom_generate", "megatron_config"})
 _ATTENTION = frozenset({"_attn_implementation", "_attn_implementation_internal", "attn_implementation"})
 _KNOWN_ATTENTION = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
-# Numbers of modules: transformers creates all of them before it reads any weights.
+# Module counts: transformers creates all modules before it reads any weights.
 _COUNTS = re.compile(r"(num|n)_([a-z_]+_)?(layers?|experts|blocks|labels)")
 _MOST_MODULES = 2048
-# Files that a file names in its place.
+# Files that an index names.
 _FILES = frozenset({"configuration_files", "fast_tokenizer_files"})
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def is_adapter(path: str) -> bool:
-    """Whether a model's files are those of an adapter: transformers would load the base that they name, wherever it is."""
+    """Whether a model's files are an adapter's: transformers would load the base that they name, wherever it is."""
     folder = _folder(path)
     return folder is not None and (folder / _ADAPTER_CONFIG).is_file()
 
 
 def check(path: str, field: str, needs_weights: bool = True) -> None:
-    """Raises `ModelRefused` when the files of a model or adapter say what they may not.
+    """Raises `ModelRefused` if the files of a model or adapter contain what they must not.
 
     Args:
         path: a directory, or a name on the hub.
-        field: that named it.
-        needs_weights: whether an adapter without weights in safetensors is refused, as one that brings a pickle.
+        field: the config field that named it.
+        needs_weights: whether to refuse an adapter without safetensors weights, because it may bring a pickle.
     """
 
     def refuse(file: str, reason: Message) -> ModelRefused:
@@ -55,7 +55,7 @@ def check(path: str, field: str, needs_weights: bool = True) -> None:
     folder = _folder(path)
     if folder is None:
         return
-    # A version of transformers may have a configuration of its own, as config.4.0.0.json.
+    # Some configurations are for one version of transformers, such as config.4.0.0.json.
     for file in sorted(folder.glob("*config*.json")):
         content = _read(file, refuse)
         if not isinstance(content, dict):
@@ -104,13 +104,13 @@ def on_disk(path: str, name: str) -> Path | None:
 
 
 def _folder(path: str) -> Path | None:
-    """Where the small files of a model are; None for what is no directory, and nothing that the hub gives."""
+    """The directory with a model's small files; None if it is neither a directory nor available from the hub."""
     return Path(path) if Path(path).is_dir() else _from_hub(path)
 
 
 @lru_cache
 def _from_hub(name: str) -> Path | None:
-    # What is no name, and a hub that does not answer, the load itself will say.
+    # The load itself reports an invalid name, or a hub that does not answer.
     with suppress(OSError, ValueError):
         return Path(snapshot_download(name, allow_patterns=["*config*.json", _INDEX, ADAPTER_WEIGHTS]))
     return None
@@ -124,7 +124,7 @@ def _read(file: Path, refuse: Any) -> Any:
 
 
 def _faults(value: Any) -> Iterator[Message]:
-    """What a configuration says that it may not, at any depth."""
+    """The forbidden values in a configuration, at any depth."""
     if isinstance(value, list):
         for item in value:
             yield from _faults(item)

@@ -1,6 +1,6 @@
 """Models: loading, precision, 4-bit weights, LoRA adapters.
 
-Loads safetensors only, and never runs code that a model brings along.
+Loads safetensors only, and never runs code from a model.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ Precision = Literal["bf16", "fp16", "fp32"]
 Locate = Callable[[str], str]
 """From a model's name to a directory or hub name that can be loaded."""
 
-# (limit, used) of version 2 and 1, as a container sees its own.
+# (limit, used) of cgroup versions 2 and 1, as a container sees its own.
 _CONTROL_GROUPS = [
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
@@ -40,7 +40,7 @@ DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.fl
 
 
 def free_memory() -> int:
-    """Bytes that a training can still take: of the GPU where there is one, else of the machine or its control group."""
+    """Free bytes for a run: on the GPU if there is one, otherwise in the machine or its control group."""
     if torch.cuda.is_available():
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -55,12 +55,12 @@ def free_memory() -> int:
 
 
 def same_name(name: str) -> str:
-    """The `Locate` of the library: a name is a directory or a hub name already."""
+    """The `Locate` of the library: a name is already a directory or a hub name."""
     return name
 
 
 def resolve_precision(settings: TrainingSettings) -> Precision:
-    """The precision that this machine will use. Raises `SpecInvalid` where it cannot do what is asked."""
+    """The precision that this machine will use. Raises `SpecInvalid` if it does not support the requested one."""
     asked = settings.effective_precision
     has_gpu = torch.cuda.is_available()
     if asked == "auto":
@@ -71,15 +71,15 @@ def resolve_precision(settings: TrainingSettings) -> Precision:
 
 
 def weights_dtype(use_lora: bool, precision: Precision) -> torch.dtype:
-    """How weights are held: as `precision` says under LoRA; in float32 when they train, with mixed-precision arithmetic.
+    """The dtype of the weights: `precision` with LoRA; float32 if they train, with mixed-precision arithmetic.
 
-    The reference is held as the policy is, or their log-probabilities would differ by rounding before the first step.
+    The reference uses the policy's dtype: otherwise their log-probabilities would differ by rounding before the first step.
     """
     return DTYPES[precision] if use_lora else torch.float32
 
 
 def answering_dtype(path: str) -> torch.dtype:
-    """What a model answers in: the dtype that its config.json names, as loaders elsewhere hold it; float32 for any other.
+    """The dtype in which a model answers: the one that its config.json names, as other loaders use; otherwise float32.
 
     Raises `ModelNotFound` or `ModelRefused`.
     """
@@ -89,7 +89,7 @@ def answering_dtype(path: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """As configurations write it: `bfloat16`."""
+    """A dtype as configurations write it: `bfloat16`."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -105,12 +105,12 @@ def load_tokenizer(path: str) -> Any:
 
 
 def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
-    """A causal language model on the best device here. Raises `ModelNotFound` or `ModelRefused`."""
+    """A causal language model on the best device of this machine. Raises `ModelNotFound` or `ModelRefused`."""
     refuse_adapter(path, "model_name")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda":
-        # For the process: cuDNN's attention, PyTorch's first choice on newer cards, prepares every new shape for longer than
-        # a step takes, and here each batch and each generated token has its own.
+        # For the whole process: cuDNN's attention, PyTorch's first choice on newer cards, takes longer to prepare for a new
+        # shape than a step takes, and here each batch and each generated token has a new shape.
         torch.backends.cuda.enable_cudnn_sdp(False)
     options: dict[str, Any] = {}
     if in_4bit:
@@ -138,16 +138,16 @@ def load_model(path: str, dtype: torch.dtype, in_4bit: bool = False) -> Any:
 
 
 def _attention(config: Any) -> str:
-    """SDPA, or transformers' own where the model cannot use it: Gemma 2 caps its attention scores."""
+    """SDPA, or transformers' own if the model cannot use it: Gemma 2 caps its attention scores."""
     kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     return "sdpa" if getattr(kind, "_supports_sdpa", True) else "eager"
 
 
 def _keep_packing(model: Any) -> Any:
-    """Keeps 4-bit weights as they are packed.
+    """Prevents bitsandbytes from repacking 4-bit weights.
 
-    On CPUs with AVX512-BF16 bitsandbytes repacks them in the first pass without gradients and rounds their scales to
-    bfloat16: the model would change between a scoring pass and a training pass, and the reference with it.
+    On CPUs with AVX512-BF16 it repacks them in the first pass without gradients and rounds their scales to bfloat16: the
+    model would change between a scoring pass and a training pass, and the reference with it.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -156,15 +156,15 @@ def _keep_packing(model: Any) -> Any:
 
 
 def refuse_adapter(path: str, field: str) -> None:
-    """Raises `ModelRefused` when a model is named that is an adapter."""
+    """Raises `ModelRefused` if the named model is an adapter."""
     if model_files.is_adapter(path):
         raise ModelRefused.at(field, say("model_is_adapter", name=path, field=field))
 
 
 def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None, precision: Precision) -> Any:
-    """The model to train: base with new LoRA adapters or with one to go on from, or all weights in float32.
+    """The model to train: the base with new LoRA adapters or with an adapter to continue, or all weights in float32.
 
-    An adapter that is its own reference has a frozen copy under the name `REFERENCE_ADAPTER`.
+    If the continued adapter is its own reference, it has a frozen copy named `REFERENCE_ADAPTER`.
     """
     in_4bit = settings.load_in_4bit and settings.use_lora
     model = load_model(path, weights_dtype(settings.use_lora, precision), in_4bit)
@@ -172,10 +172,10 @@ def load_policy(settings: TrainingSettings, path: str, adapter_path: str | None,
 
 
 def _called(policy: Any, base_name: str) -> Any:
-    """The model, whose adapters are saved with the name of their base in the place of a directory on this machine."""
+    """The model, whose adapters are saved with their base's name instead of a directory on this machine."""
     for adapter in policy.peft_config.values():
         adapter.base_model_name_or_path = base_name
-    # peft would ask the hub at every save whether the base of that name has embeddings of another size.
+    # peft would ask the hub at every save whether the base with that name has embeddings of another size.
     policy.save_pretrained = partial(policy.save_pretrained, save_embedding_layers=False)
     return policy
 
@@ -186,7 +186,7 @@ def _adapted(settings: TrainingSettings, model: Any, adapter_path: str | None) -
         if settings.reference_kind == "adapter":
             copy_adapter(policy)
         return policy
-    # Adapters are drawn at random, so the seed must be set here for two runs to be the same.
+    # Adapters start at random values, so the seed must be set here for runs to be repeatable.
     set_seed(settings.seed)
     targets = settings.lora_target_modules
     lora = LoraConfig(
@@ -207,7 +207,7 @@ def _adapted(settings: TrainingSettings, model: Any, adapter_path: str | None) -
 
 @torch.no_grad()
 def copy_adapter(policy: PeftModel) -> None:
-    """Keeps the adapter as it is now, frozen, as the reference."""
+    """Copies the adapter as it is now, frozen, as the reference."""
     policy.add_adapter(REFERENCE_ADAPTER, policy.peft_config[TRAINED_ADAPTER])
     copies = adapters.tensors(policy, REFERENCE_ADAPTER)
     for name, tensor in adapters.tensors(policy, TRAINED_ADAPTER).items():

@@ -1,6 +1,7 @@
-"""What training tells while it runs, and how it is asked to stop: the port to whoever watches.
+"""What a run reports, and how it is asked to stop: the interface for whoever watches.
 
-The library's default passes warnings on to Python's and is otherwise silent; the service's reports to a job. Torch-free.
+The library's default observer passes warnings to Python's `warnings` and is otherwise silent; the service's reports to a
+job. Torch-free.
 """
 
 import warnings
@@ -13,7 +14,7 @@ Phase = Literal["preparing", "loading", "reference", "training", "evaluating", "
 
 
 class Observer:
-    """Receives what happens. Override what you need; `should_stop` is asked after every optimizer step."""
+    """Receives events. Override what you need; `should_stop` is called after every optimizer step."""
 
     def phase(self, phase: Phase) -> None:
         """A new phase began."""
@@ -22,16 +23,16 @@ class Observer:
         """`step` optimizer steps of `total_steps` are done."""
 
     def alive(self) -> None:
-        """A batch was computed; told often, so that silence means that training hangs."""
+        """A batch was computed; called often, so that silence means that training hangs."""
 
     def metrics(self, step: int, values: dict[str, float | None]) -> None:
-        """Metric values at a step. A value that is NaN or infinite arrives as None."""
+        """Metric values at a step. NaN and infinity become None."""
 
     def data(self, report: dict[str, Any]) -> None:
-        """What the data is, before training starts: rows, tokens, cuts and drops; see `PreferenceData.report`."""
+        """Describes the data before training starts: rows, tokens, cuts and drops; see `PreferenceData.report`."""
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        """Answers (`prompt`, `response`, `tokens`) that the model gave at an evaluation."""
+        """The model's answers at an evaluation (`prompt`, `response`, `tokens`)."""
 
     def warning(self, code: str, message: str) -> None:
         """Something is probably not what the user wanted."""
@@ -46,5 +47,5 @@ class Observer:
         """A complete checkpoint was published."""
 
     def should_stop(self) -> bool:
-        """True: save a checkpoint at this step boundary and leave."""
+        """Whether to save a checkpoint at this step boundary and stop."""
         return False

@@ -1,4 +1,4 @@
-"""Whether the optimizer that a config names works on this machine; known before a model loads."""
+"""Checks, before a model loads, that the config's optimizer works on this machine."""
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ _SIDE = 128
 
 
 def check(settings: TrainingSettings) -> None:
-    """Raises `SpecInvalid` if the optimizer needs a package or a device that is not here."""
+    """Raises `SpecInvalid` if the optimizer needs a package or a device that this machine lacks."""
     optimizer = settings.optim
     if optimizer not in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
         return
@@ -23,7 +23,7 @@ def check(settings: TrainingSettings) -> None:
         raise SpecInvalid.at("optim", say("optim_needs_gpu", optim=optimizer, instead=instead))
     try:
         works = _try(optimizer, "cuda" if has_gpu else "cpu")
-    except Exception as error:  # a missing package, library or kernel raises one of many things
+    except Exception as error:  # a missing package, library or kernel can raise anything
         problem = f"{type(error).__name__}: {error}"
         raise SpecInvalid.at("optim", say("optim_broken", optim=optimizer, problem=problem)) from error
     if not works:

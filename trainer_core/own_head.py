@@ -1,7 +1,7 @@
-"""Logits from hidden states by the model's own code: whatever it does after its layers, it does here.
+"""Logits from hidden states by the model's own code, including whatever it does after its layers.
 
 Models scale their logits (Cohere, Granite), cap them (Gemma) or do something that nobody has thought of yet. So no code here
-multiplies by the output layer: the model's own forward pass runs, with its layers' result given.
+multiplies by the output layer: the model's own forward pass runs, and its layers return the given states.
 """
 
 from collections.abc import Generator
@@ -21,10 +21,10 @@ def layers_of(causal: Any) -> Any:
 
 
 def own_logits(model: Any, states: Tensor) -> Tensor:
-    """Logits as the model's own forward pass computes them from the last hidden states.
+    """The logits that the model's own forward pass computes from the last hidden states.
 
     Args:
-        model: a causal language model, or a LoRA model of one.
+        model: a causal language model, or a LoRA model around one.
         states: (positions, size), after the layers' last norm.
 
     Returns:
@@ -34,12 +34,12 @@ def own_logits(model: Any, states: Tensor) -> Tensor:
     device = causal.get_output_embeddings().weight.device
     ids = torch.zeros(1, len(states), dtype=torch.long, device=device)
     with _given(layers_of(causal), states[None].to(device)):
-        # The class's own: on the instance lie TRL's call, ours, and accelerate's autocast.
+        # The class's own: TRL, our package and accelerate's autocast replace the instance's.
         return type(causal).forward(causal, input_ids=ids, use_cache=False).logits[0].to(states.device)
 
 
 class _States(BaseModelOutputWithPast):
-    """What layers return, and None for all else that a model may ask of them."""
+    """The output of the layers, with None for any other attribute that a model may read."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -48,7 +48,7 @@ class _States(BaseModelOutputWithPast):
 
 @contextmanager
 def _given(layers: Any, states: Tensor) -> Generator[None]:
-    """Inside it the layers return these states, (1, positions, size), whatever they are asked."""
+    """Within this context the layers return these states, (1, positions, size), whatever their input."""
     found = _States(last_hidden_state=states)  # pyright: ignore[reportArgumentType]  # any tensor
     held = layers.__dict__.get("forward")
 

@@ -35,7 +35,7 @@ from trainer_core.scoring import Scores, score
 from trainer_core.training_arguments import adopted, arguments_of
 from trainer_core.wording import rounded, say
 
-# Two passes over the same weights differ by rounding only; bf16 and fp16 round at about 1e-2 of a summed log-probability.
+# Two passes over the same weights differ only by rounding, in bf16 and fp16 by about 1e-2 of a summed log-probability.
 _AGREEMENT = {"fp32": 1e-3, "bf16": 0.1, "fp16": 0.1}
 _ROWS_CHECKED = 4
 
@@ -45,12 +45,12 @@ class PreferenceTrainer(BaseTrainer):
 
     Args:
         config: a method's config, e.g. a `KTOConfig`; its type decides the method.
-        locate: from a model's name to what is loaded; the service looks below its models directory.
+        locate: maps a model's name to what is loaded; the service looks in its models directory.
         observer: receives phases, metrics, samples, warnings and checkpoints.
 
     Attributes:
-        ref_model: the reference, None until `setup_reference_model`, and for KTO with `use_ref_model=False`. Under LoRA a
-            frozen view of the policy's own weights, else a model.
+        ref_model: the reference, None until `setup_reference_model`, and for KTO with `use_ref_model=False`. With LoRA it is
+            a frozen view of the policy's own weights, otherwise a model.
 
     Raises:
         TypeError: `config` is not a method's config.
@@ -58,7 +58,7 @@ class PreferenceTrainer(BaseTrainer):
     """
 
     def __init__(self, config: PreferenceConfig, *, locate: Locate = same_name, observer: Observer | None = None) -> None:
-        # Callers without a type checker exist.
+        # Not every caller runs a type checker.
         if not isinstance(config, tuple(CONFIG_OF.values())):
             names = joined([each.__name__ for each in CONFIG_OF.values()])
             raise TypeError(f"config must be a {names}, not {type(config).__name__}")
@@ -83,11 +83,11 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def reference_name(self) -> str:
-        """The name of the model that the policy is compared with."""
+        """The name of the model with which the policy is compared."""
         return self.config.ref_model_name or self.config.model_name
 
     def setup_reference_model(self) -> None:
-        """Makes `ref_model`: a frozen view of the policy's own weights under LoRA, else a second frozen model.
+        """Sets `ref_model`: with LoRA a frozen view of the policy's own weights, otherwise a second, frozen model.
 
         KTO with `use_ref_model=False` has none.
         """
@@ -108,7 +108,7 @@ class PreferenceTrainer(BaseTrainer):
         return reference
 
     def _reference_for_scoring(self) -> Any:
-        """The reference, also where training holds none; loaded when first needed."""
+        """The reference, even if training holds none; loaded on first use."""
         if self.ref_model is not None:
             return self.ref_model
         if self._scoring_reference is None:
@@ -117,17 +117,17 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _loss_needs_reference(self) -> bool:
-        """Without one, a second model is loaded when an evaluation or a comparison asks for it, and not before."""
+        """If not, a second model is loaded only when an evaluation or a comparison needs it."""
         return self.config.loss_needs_reference or self.config.reference_kind != "model"
 
     def _known_reference(self) -> Any:
-        """The reference where it costs no memory to have it, else None."""
+        """The reference if it takes no extra memory, otherwise None."""
         if self.config.reference_kind != "model":
             return self._reference_for_scoring()
         return self.ref_model or self._scoring_reference
 
     def check_reference(self) -> None:
-        """Before the first step: the reference's weights are its files', and it answers as the policy where it must."""
+        """Before the first step: the reference's weights match its files, and it answers like the policy if it should."""
         reference = self._known_reference()
         check_covered(self.model, TRAINED_ADAPTER if self.config.use_lora else None)
         if self.config.use_lora:
@@ -149,7 +149,7 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _starts_elsewhere(self) -> bool:
-        """Whether the reference's base has other weights than the policy's, or the same at another precision."""
+        """Whether the reference's base has different weights from the policy's, or the same in another precision."""
         is_other_model = self.config.ref_model_name not in (None, self.config.model_name)
         return is_other_model or self.config.reference_in_4bit != (self.config.load_in_4bit and self.config.use_lora)
 
@@ -163,7 +163,7 @@ class PreferenceTrainer(BaseTrainer):
             raise ReferenceMismatch(say("reference_changed", reference=name))
 
     def reference_proof(self) -> dict[str, Any] | None:
-        """Of the reference; where no copy is held, of the policy before training, when that is the same."""
+        """The proof of the reference; without a copy, of the policy before training if that is the same model."""
         reference = self._known_reference()
         if reference is None and (self._has_trained or self._starts_elsewhere):
             return self._reference_proof
@@ -184,17 +184,17 @@ class PreferenceTrainer(BaseTrainer):
     # -- training
 
     def create_trainer(self, dataset: Dataset, training_args: TrainingArguments, callbacks: list[Any]) -> Any:
-        """The TRL trainer of the method.
+        """The method's TRL trainer.
 
         Args:
-            dataset: training rows: planned (`data_loader.dataset`), or as `data_loader.tokenize_and_format` or
-                `tokenize_and_format_kto` maps them, or as in a file.
-            training_args: from `get_training_arguments()`, or plain `TrainingArguments`. Of the latter, what differs from
-                transformers' defaults counts; everything else, and the method's own fields, come from the config.
+            dataset: training rows: planned (`data_loader.dataset`), mapped by `data_loader.tokenize_and_format` or
+                `tokenize_and_format_kto`, or as in a file.
+            training_args: from `get_training_arguments()`, or plain `TrainingArguments`. Of plain ones, values that differ
+                from transformers' defaults count; everything else, and the method's own fields, come from the config.
             callbacks: transformers callbacks.
 
         Raises:
-            SpecInvalid: `training_args` sets a field of the method to another value than the config.
+            SpecInvalid: `training_args` sets a field of the method to a different value from the config's.
         """
         self.load()
         training_args = adopted(training_args, self._arguments, self._method_fields)
@@ -244,7 +244,7 @@ class PreferenceTrainer(BaseTrainer):
         loader = self.data_loader
         if "prompt_ids" not in dataset.column_names:
             return loader.dataset(self._method.plan(loader.encoded(dataset)))
-        # Its own columns and no others; mapped rows still have those of the file.
+        # Only our own columns: mapped rows still have the file's.
         is_planned = set(self._method.columns[:3]) <= set(dataset.column_names) <= set(self._method.columns)
         return dataset if is_planned else loader.planned(dataset)
 
@@ -275,7 +275,7 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _holds_no_copy(self) -> bool:
-        """Whether TRL computes the reference's log-probabilities before the first step, and no copy is held."""
+        """Whether TRL computes the reference's log-probabilities before the first step, without keeping a copy."""
         return self.config.trains_without_reference_copy and not self.config.use_lora
 
     def _scores(self, rows: list[Row], reference: Any) -> dict[str, Scores]:
@@ -288,7 +288,7 @@ class PreferenceTrainer(BaseTrainer):
         return self._method.metrics(self._scores(rows, self._reference_for_scoring()), rows)
 
     def _validation_metrics(self) -> dict[str, float | None]:
-        """Of the validation rows, without a second copy of the weights where the config forbids one."""
+        """Metrics of the validation rows, without a second copy of the weights if the config forbids one."""
         rows = self.data_loader.validation
         if not self._holds_no_copy:
             return self._metrics(rows)
@@ -297,7 +297,7 @@ class PreferenceTrainer(BaseTrainer):
         return self._method.metrics(scores, rows)
 
     def _during_evaluation(self, trainer: Any) -> dict[str, float | None]:
-        """The method's metrics of the validation rows, and of the samples, which the observer gets."""
+        """The method's metrics of the validation rows and of the samples, which are reported to the observer."""
         metrics = self._validation_metrics()
         prompts = self._sample_prompts()
         if not prompts:
@@ -324,11 +324,11 @@ class PreferenceTrainer(BaseTrainer):
         """Evaluates the model.
 
         Args:
-            eval_dataset: rows as in a file; default the validation data, else rows set apart before training.
+            eval_dataset: rows as in a file; default: the validation data, or else rows set aside before training.
 
         Returns:
-            `eval_loss` (TRL's), TRL's metrics, and those of `compute_preference_metrics` with the prefix `eval_`. None
-            where no row has the label that a metric is about.
+            `eval_loss` (TRL's), TRL's metrics, and those of `compute_preference_metrics` with the prefix `eval_`. None if no
+            row has the label that a metric needs.
         """
         trainer = self.prepare()
         rows = self._evaluation_rows(eval_dataset)
@@ -342,7 +342,7 @@ class PreferenceTrainer(BaseTrainer):
                 results = trainer.evaluate(eval_dataset=self.data_loader.dataset(rows))
         finally:
             trainer.evaluated = during_training
-            # These rows are no point of the training's history, from which stopping early and warnings are decided.
+            # Early stopping and warnings depend on the run's history, which must not include these rows.
             trainer.state.log_history = history
         missing = {f"eval_{name.removeprefix('eval_')}": None for name in self.nullable_metrics}
         return {**missing, **{name: value for name, value in results.items() if isinstance(value, int | float | None)}}
@@ -351,7 +351,7 @@ class PreferenceTrainer(BaseTrainer):
         """The method's preference metrics over rows as in a file.
 
         KTO: `kto_loss`, `desirable_accuracy`, `undesirable_accuracy`, `overall_accuracy`. IPO and CPO: `preference_loss`,
-        `confidence`. All: `preference_accuracy`, `margin_accuracy`, `margin`. None where rows have none (`docs/metrics.md`).
+        `confidence`. All: `preference_accuracy`, `margin_accuracy`, `margin`. None if undefined (`docs/metrics.md`).
         """
         self.load()
         return self._metrics(self.data_loader.prepare(eval_dataset))
@@ -360,7 +360,7 @@ class PreferenceTrainer(BaseTrainer):
 
     @property
     def _keeps_start(self) -> bool:
-        """Whether the model before the run stays available: with the adapter off, or as a reference held in memory."""
+        """Whether the model before the run stays available: with the adapter off, or as a reference in memory."""
         if self.config.use_lora:
             return not self.config.adapter_name or self.config.reference_kind == "adapter"
         is_reference_held = not self._holds_no_copy and (self._loss_needs_reference or bool(self.data_loader.validation))
@@ -391,14 +391,14 @@ class PreferenceTrainer(BaseTrainer):
     # -- comparison and saving
 
     def generate_with_comparison(self, prompt: str, max_length: int = DEFAULT_LENGTH, **kwargs: Any) -> dict[str, Any]:
-        """The trained model's answer next to the reference's.
+        """Answers a prompt with the trained model and with the reference.
 
         Args:
             prompt: the user's text.
-            max_length: most new tokens. The default is cut to what the model has room for after the prompt; a value of yours
-                that does not fit is refused.
-            kwargs: `temperature` (0: greedy), `seed`, and what transformers' `generate` takes. `max_new_tokens` is another
-                name for `max_length`.
+            max_length: maximum number of new tokens. The default is lowered to what fits in the model's context after the
+                prompt; a value of yours that does not fit is refused.
+            kwargs: `temperature` (0: greedy), `seed`, and the options of transformers' `generate`. `max_new_tokens` is
+                another name for `max_length`.
 
         Returns:
             `prompt`, `trained_model_response`, `reference_model_response`, `seed`, `proof`; KTO also `preference_signal`
@@ -407,7 +407,7 @@ class PreferenceTrainer(BaseTrainer):
         Raises:
             SpecInvalid: an option is invalid, such as a negative temperature.
             DataInvalid: the prompt is empty, or leaves too little room for `max_length` tokens.
-            ReferenceMismatch: the base or the reference in memory is not what its files hold, or not as in training.
+            ReferenceMismatch: the base or the reference in memory differs from its files, or from training.
         """
         length = length_of(max_length, kwargs)
         self.load()
@@ -438,7 +438,7 @@ def create_preference_trainer(config: PreferenceConfig) -> PreferenceTrainer:
 
 
 def _factory(kind: type[PreferenceConfig]) -> Callable[[PreferenceConfig], PreferenceTrainer]:
-    """`create_kto_trainer` and its like: a trainer for one method's config, or `TypeError` for another's."""
+    """`create_kto_trainer` and the like: a trainer for one method's config, or `TypeError` for another's."""
 
     def create(config: PreferenceConfig) -> PreferenceTrainer:
         if not isinstance(config, kind):

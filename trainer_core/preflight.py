@@ -1,6 +1,6 @@
-"""What can be known before a model loads: libraries, places, model configurations, the modules that LoRA names.
+"""Checks that need no loaded model: libraries, places, model configurations, the modules that LoRA names.
 
-Each check raises one of the product's errors, which names the field and the fix. Nothing here reads weights.
+Each raises one of the product's errors, which names the field and the fix. Nothing here reads weights.
 """
 
 import math
@@ -27,7 +27,7 @@ from trainer_core.row_rules import Row
 from trainer_core.rows import pair_places
 from trainer_core.wording import say
 
-# The packages that each of `report_to` can use, and what installs one of them.
+# The packages that each value of `report_to` can use, and what installs one of them.
 _REPORTERS = {
     "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
     "wandb": (("wandb",), "wandb"),
@@ -36,13 +36,13 @@ _REPORTERS = {
 # Where accelerate reads the number of processes.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
-# Ways of drawing an adapter that leave the base as it is; the others move a part of it into the adapter.
+# Adapter initialisations that leave the base unchanged; the others move part of the base into the adapter.
 _PLAIN_STARTS = ("gaussian", "orthogonal", "eva")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where the models of a config are: directories, or hub names."""
+    """The locations of a config's models: directories, or hub names."""
 
     model: str
     reference: str
@@ -50,7 +50,7 @@ class Places:
 
 
 def check(config: PreferenceConfig, locate: Locate) -> Places:
-    """Everything that the config alone can get wrong. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
+    """Checks everything that depends on the config alone. Raises `SpecInvalid`, `ModelNotFound` or `ModelRefused`."""
     _check_processes()
     _check_devices()
     _check_reporters(config)
@@ -69,7 +69,7 @@ def check(config: PreferenceConfig, locate: Locate) -> Places:
 
 
 def check_models(config: PreferenceConfig, locate: Locate) -> Places:
-    """What of that holds on any machine. Raises as `check` does."""
+    """The part of `check` that is the same on any machine. Raises as `check` does."""
     places = Places(
         model=locate(config.model_name),
         reference=locate(config.ref_model_name or config.model_name),
@@ -97,7 +97,7 @@ def check_models(config: PreferenceConfig, locate: Locate) -> Places:
 
 
 def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Observer) -> None:
-    """What needs validation data, or pairs in it, where there is none. Raises `SpecInvalid`."""
+    """Raises `SpecInvalid` if an option needs validation data, or pairs in it, and there are none."""
     if rows:
         metric = config.early_stopping_metric
         compares_pairs = metric in config.metrics_of_pairs
@@ -111,14 +111,14 @@ def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Ob
 
 
 def warn_of_clamp(config: TrainingSettings, observer: Observer) -> None:
-    """Says so when the cap lowers the learning rate."""
+    """Warns if the cap lowers the learning rate."""
     if config.effective_learning_rate < config.learning_rate:
         rates = {"cap": config.learning_rate_cap, "used": config.effective_learning_rate}
         observer.warning("learning_rate_clamped", say("learning_rate_clamped", asked=config.learning_rate, **rates))
 
 
 def check_tokenizer(tokenizer: Any, path: str) -> None:
-    """Raises `ModelRefused` when the tokenizer knows more tokens than the model."""
+    """Raises `ModelRefused` if the tokenizer knows more tokens than the model."""
     vocabulary = _vocabulary(_model_config(path, "model_name"), path)
     if len(tokenizer) > vocabulary:
         counts = {"tokens": len(tokenizer), "vocabulary": vocabulary}
@@ -126,7 +126,7 @@ def check_tokenizer(tokenizer: Any, path: str) -> None:
 
 
 def _check_processes() -> None:
-    """Each process would train on its own and overwrite the others' checkpoints in the same output_dir."""
+    """Refuses several processes: each would train separately and overwrite the others' checkpoints in `output_dir`."""
     for name in _WORLD_SIZES:
         value = os.environ.get(name, "")
         if value.strip() not in ("", "0", "1"):
@@ -138,7 +138,7 @@ def _check_processes() -> None:
 
 
 def _check_devices() -> None:
-    """transformers would spread one process over all GPUs it sees (DataParallel), which TRL's losses do not allow."""
+    """transformers would spread one process over all visible GPUs (DataParallel), which TRL's losses do not support."""
     count = torch.cuda.device_count()
     if count > 1:
         raise SpecInvalid(say("several_gpus", count=count))
@@ -164,7 +164,7 @@ def _check_output_dir(output_dir: str) -> None:
 def _check_4bit() -> None:
     """Tries one 4-bit layer, forward and backward, on the device that will be used."""
     try:
-        # On a device without its kernels, this raises one of many things.
+        # On a device without its kernels, this can raise anything.
         import bitsandbytes
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -245,7 +245,7 @@ def _check_adapter(path: str, skeleton: Any, base_path: str) -> None:
 
 
 def _check_targets(config: TrainingSettings, skeleton: Any) -> None:
-    """Each name must be a linear layer's or the embeddings': peft ignores those that fit nothing as long as one fits."""
+    """Each name must match a linear layer or the embeddings: peft ignores unmatched names if another one matches."""
     targets = config.lora_target_modules
     if isinstance(targets, str):
         return
@@ -263,12 +263,12 @@ def _check_targets(config: TrainingSettings, skeleton: Any) -> None:
 
 
 def _named(target: str, names: Iterable[str]) -> bool:
-    """Whether peft would find a module under a name: a whole path, or its end."""
+    """Whether peft would match a module with a name: a whole path, or its end."""
     return any(name == target or name.endswith(f".{target}") for name in names)
 
 
 def _check_widths(path: str) -> None:
-    """bitsandbytes packs rows in blocks of 64; its CPU kernels fail, deep in training, where a row is not made of these."""
+    """bitsandbytes packs rows in blocks of 64; its CPU kernels fail, late in training, if a row is not a multiple of 64."""
     if torch.cuda.is_available():
         return
     layers = _linear_layers(_skeleton(_model_config(path, "model_name"), path, "model_name"))

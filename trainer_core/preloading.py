@@ -1,6 +1,6 @@
-"""What every training imports and looks up, done ahead in a process that trainings are forked from. Computes nothing.
+"""Imports and look-ups that every run needs, done ahead in a process from which runs are forked. Computes nothing.
 
-Libraries import much of it when it is first used; `tests/integration/test_warm_start.py` finds what this list lacks.
+Libraries import much of this on first use; `tests/integration/test_warm_start.py` finds what the list lacks.
 """
 
 import gc
@@ -20,8 +20,8 @@ _MODULES = (
 
 
 def preload() -> None:
-    """Imports what a training on a Qwen model needs, and fills the caches that do not depend on the job."""
-    # What is imported stays, and a tenth of the time would go into looking for garbage in it.
+    """Imports what a run on a Qwen model needs, and fills the caches that do not depend on the job."""
+    # Imports stay in memory, and collecting garbage in them would take a tenth of the time.
     gc.disable()
     try:
         for name in _MODULES:

@@ -1,7 +1,7 @@
-"""What proves which function answers: the weights, and all else that its answers depend on.
+"""Proves which function answers: the weights, and everything else on which its answers depend.
 
-Metadata holds it as `proof`, and comparisons and merges compare it with what they loaded. Metadata of earlier versions has
-none: there only the fingerprints of weights are compared, as those versions took them.
+Metadata stores it as `proof`; comparisons and merges check it against what they loaded. Metadata of earlier versions has no
+proof, so only its weights' fingerprints are compared, computed as those versions did.
 """
 
 import hashlib
@@ -33,20 +33,20 @@ from trainer_core.wording import is_known, say
 VERSION = 1
 Covers = Literal["function", "tensors only"]
 
-# Of a model's configuration: what changes no answer, or is part of the proof elsewhere.
+# Fields of a model's configuration that change no answer, or are elsewhere in the proof.
 _NOT_CONFIG = {"architectures", "dtype", "torch_dtype", "use_cache", "quantization_config"}
 _NAMED = {"bos_token_id", "eos_token_id", "pad_token_id", "transformers_version"}
-# What a comparison sets itself, and what changes no answer.
+# Options that a comparison sets itself, or that change no answer.
 _NOT_GENERATION = {"do_sample", "temperature", "max_length", "max_new_tokens", "return_dict_in_generate", "use_cache"}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Directories or hub names that the weights of a pair were loaded from; None: they exist in memory only.
+    """Directories or hub names from which a pair's weights were loaded; None if they exist only in memory.
 
     Attributes:
-        trained: of the trained model without its adapter.
-        reference: of a reference that is a model of its own.
+        trained: for the trained model without its adapter.
+        reference: for a reference that is a separate model.
     """
 
     trained: str | None = None
@@ -55,13 +55,13 @@ class Sources:
 
 @dataclass(frozen=True)
 class Claim:
-    """What metadata says of a training's models.
+    """What a run's metadata says about its models.
 
     Attributes:
-        trained, reference: fingerprints of the weights; None where they are not known or not comparable.
-        proof: the structure that is described in `docs/artifacts.md`; None in metadata of earlier versions.
-        dtype: in which earlier versions took fingerprints.
-        shown: fields outside `proof` that say the same as it does.
+        trained, reference: fingerprints of the weights; None if they are not known or not comparable.
+        proof: the structure described in `docs/artifacts.md`; None in metadata of earlier versions.
+        dtype: the dtype in which earlier versions computed fingerprints.
+        shown: fields outside `proof` that repeat its content.
     """
 
     trained: str | None = None
@@ -72,10 +72,10 @@ class Claim:
 
     @classmethod
     def of(cls, metadata: Mapping[str, Any]) -> "Claim":
-        """Raises `ModelRefused` if a later version made the proof."""
+        """The claim in metadata. Raises `ModelRefused` if a later version wrote the proof."""
         proof = metadata.get("proof")
         if proof is None:
-            # Packing into 4 bit may differ by a bit between kinds of device.
+            # 4-bit packing may differ by a bit between kinds of device.
             return cls(
                 None if metadata["load_in_4bit"] else metadata["weights_sha256"],
                 None if metadata["ref_load_in_4bit"] else metadata["reference_sha256"],
@@ -101,7 +101,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Found:
-    """Which models are loaded: fingerprints of both sides' weights, and the proof."""
+    """The models that are loaded: fingerprints of both sides' weights, and the proof."""
 
     trained: str
     reference: str
@@ -109,10 +109,10 @@ class Found:
 
 
 class Witness:
-    """Says which function a loaded model is, and compares it with a claim.
+    """Identifies the function of a loaded model, and compares it with a claim.
 
     Args:
-        adapter: the trained one's name; None without LoRA.
+        adapter: the trained adapter's name; None without LoRA.
         remembered: fingerprints that models share.
     """
 
@@ -127,7 +127,7 @@ class Witness:
         self.remembered = remembered or Remembered()
 
     def check(self, policy: Any, reference: Any, renderer: Renderer, beta: float) -> Found:
-        """Both sides, as they are in memory now. Raises `ReferenceMismatch`, naming what is not as the claim says."""
+        """Both sides, as they are in memory now. Raises `ReferenceMismatch`, naming what differs from the claim."""
         base = self._base("trained", policy, self.sources.trained)
         view = reference if isinstance(reference, FrozenView) else None
         other = base if view else self._base("reference", model_of(reference), self.sources.reference)
@@ -149,7 +149,7 @@ class Witness:
         """As `check`, without the reference. Returns the fingerprint of the trained weights.
 
         Args:
-            ignore: fields of the proof that are not compared.
+            ignore: fields of the proof to skip.
         """
         base = self._base("trained", policy, self.sources.trained)
         weights = self._weights(base, policy, self.adapter)
@@ -178,12 +178,12 @@ class Witness:
 def base_fingerprint(
     remembered: Remembered, side: str, model: Any, source: str | None, dtype: torch.dtype | None = None
 ) -> str:
-    """The fingerprint of a model without adapters: of its files, which the weights in memory must equal, where it has some.
+    """The fingerprint of a model without adapters: that of its files if it has some, which the weights in memory must equal.
 
     Args:
-        side: `trained` or `reference`; what it is remembered by.
-        source: directory or hub name that it was loaded from.
-        dtype: in which earlier versions took it; default that of the files.
+        side: `trained` or `reference`; part of the key under which it is remembered.
+        source: directory or hub name from which it was loaded.
+        dtype: the dtype in which earlier versions computed it; default: that of the files.
 
     Raises:
         ReferenceMismatch, ModelRefused: see `stored_weights`.
@@ -201,10 +201,10 @@ def base_fingerprint(
 
 
 def side_of_proof(model: Any, adapter: str | None, base: str) -> dict[str, Any]:
-    """What one side's answers depend on.
+    """Everything on which one side's answers depend.
 
     Args:
-        adapter: the one that is on; None: none is.
+        adapter: the active one; None if there is none.
         base: fingerprint of the weights without adapters.
     """
     causal = causal_of(model)
@@ -216,12 +216,12 @@ def side_of_proof(model: Any, adapter: str | None, base: str) -> dict[str, Any]:
 
 
 def fingerprint_of(side: dict[str, Any] | None) -> str | None:
-    """The fingerprint of a side's weights, from what a proof says of it; None where nothing is known."""
+    """The fingerprint of a side's weights, from the proof's part about it; None if nothing is known."""
     return side_fingerprint(side["base_sha256"], side["adapter_sha256"]) if side else None
 
 
 def reference_of_proof(policy: Any, reference: Any, base: str) -> dict[str, Any]:
-    """What a reference's answers depend on; a view of the policy shares its configuration and settings.
+    """Everything on which a reference's answers depend; a view of the policy shares its configuration and settings.
 
     Args:
         base: fingerprint of the reference's weights without adapters.
@@ -243,7 +243,7 @@ def _weights_of_proof(model: Any, adapter: str | None, base: str) -> dict[str, A
 
 
 def scaling_of(model: Any, adapter: str | None) -> float | dict[str, float] | None:
-    """What each layer multiplies its adapter's output with: one number if all layers agree, else by layer."""
+    """The factor of each layer on its adapter's output: one number if all layers agree, otherwise by layer."""
     found = {
         name.removeprefix("base_model.model."): layer.scaling[adapter]
         for name, layer in model.named_modules()
@@ -253,10 +253,10 @@ def scaling_of(model: Any, adapter: str | None) -> float | dict[str, float] | No
 
 
 def variants_of(model: Any, adapter: str | None = None) -> list[str]:
-    """peft's names for what layers compute other than plain LoRA: DoRA, or an adapter that is on after some tokens only.
+    """peft's names for variants of LoRA in the layers: DoRA, or an adapter that is active only after some tokens.
 
     Args:
-        adapter: whose; None: of all adapters.
+        adapter: the adapter to look at; None: all adapters.
     """
     layers = (module for module in model.modules() if isinstance(module, LoraLayer))
     found = (variant for layer in layers for name, variant in layer.lora_variant.items() if adapter in (None, name))
@@ -264,7 +264,7 @@ def variants_of(model: Any, adapter: str | None = None) -> list[str]:
 
 
 def function_of(trained: dict[str, Any], renderer: Renderer, beta: float) -> dict[str, Any]:
-    """The proof of a trained function: its side (see `side_of_proof`), and how it is asked and scored."""
+    """The proof of a trained function: its side (see `side_of_proof`), and how it is prompted and scored."""
     content = {
         "version": VERSION,
         **trained,
@@ -278,13 +278,13 @@ def function_of(trained: dict[str, Any], renderer: Renderer, beta: float) -> dic
 
 
 def _sealed(proof: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all that a proof says of the trained function."""
+    """SHA-256 (hex) of a proof's content about the trained function."""
     content = {name: value for name, value in proof.items() if name not in ("reference", "function_sha256")}
     return hashlib.sha256(_canonical(content).encode()).hexdigest()
 
 
 def check_proof(claim: Claim, found: Mapping[str, Any], *, ignore: frozenset[str] = frozenset()) -> None:
-    """Raises `ReferenceMismatch` unless a function is the one that a claim tells of, naming each field that differs."""
+    """Raises `ReferenceMismatch`, naming each field that differs, unless a function is the claimed one."""
     if claim.proof is None:
         return
     different = [one for one in _differences(claim.proof, found) if one[0] not in ignore]
@@ -306,7 +306,7 @@ def _differences(claimed: Mapping[str, Any], found: Mapping[str, Any], prefix: s
     for name, then in claimed.items():
         now = found.get(name)
         if f"{prefix}{name}" == "reference":
-            # A reference that no process held when the training ended is not known.
+            # A reference is unknown if no process held it at the end of the run.
             if then is not None and now is not None:
                 yield from _differences(then, now, "reference.")
         elif name == "config" and isinstance(then, dict) and isinstance(now, dict):
@@ -332,7 +332,7 @@ def _short(value: Any) -> str:
 
 
 def _plain(settings: Any, without: set[str]) -> Any:
-    """Settings as JSON holds them, without some names at any depth."""
+    """Settings as JSON values, without some names at any depth."""
     if isinstance(settings, dict):
         return {
             str(name): _plain(value, without)

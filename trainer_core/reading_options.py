@@ -28,7 +28,7 @@ class ReadingOptions(BaseModel):
 
 
 def misplaced(options: ReadingOptions, file_kind: str) -> tuple[str, Message] | None:
-    """An option that means nothing for a kind of file, and the reason; None if every option applies.
+    """An option that does not apply to a kind of file, and the reason; None if every option applies.
 
     Args:
         file_kind: as readers report it: `csv`, `xlsx.zip`, …

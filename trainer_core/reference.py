@@ -1,4 +1,4 @@
-"""The reference: a frozen view of the policy's own weights, or a model of its own; and the proof that it is the right one.
+"""The reference: a frozen view of the policy's own weights, or a separate model; and the proof that it is the right one.
 
 Knows how a PEFT model switches adapters. Knows nothing of configs, data or losses.
 """
@@ -23,18 +23,18 @@ REFERENCE_ADAPTER = "ref"
 
 
 class FrozenView:
-    """A LoRA model as it is without the adapter in training: the same tensors, no gradients.
+    """A LoRA model without the adapter being trained: the same tensors, no gradients.
 
     Args:
         policy: the LoRA model.
-        adapter: the name of a frozen adapter that is on in its place; None: the base alone.
+        adapter: the name of a frozen adapter to use instead; None: the base alone.
     """
 
     def __init__(self, policy: PeftModel, adapter: str | None = None) -> None:
         self.policy, self.adapter = policy, adapter
 
     def active(self) -> AbstractContextManager[Any]:
-        """Inside it the policy answers as this view."""
+        """Within this context the policy answers as this view."""
         return use_adapter(self.policy, self.adapter)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
@@ -64,7 +64,7 @@ def model_of(reference: Any) -> Any:
 
 
 def settings_of(reference: Any) -> dict[str, Any]:
-    """What decides a model's answers beside its weights: its configuration, and that of the adapter that is part of it."""
+    """What decides a model's answers besides its weights: its configuration, and that of its adapter."""
     model: Any = model_of(reference)
     adapter = reference.adapter if isinstance(reference, FrozenView) else None
     return {
@@ -92,7 +92,7 @@ def side_of(reference: Any) -> AbstractContextManager[Any]:
 
 
 class _Checked:
-    """A view's context that looks at the layers themselves, so that an adapter left on is noticed and not answered with."""
+    """A view's context that checks the layers themselves, so that an adapter left on raises an error."""
 
     def __init__(self, view: FrozenView) -> None:
         self._view, self._context = view, view.active()
@@ -110,7 +110,7 @@ class _Checked:
 
 
 def check_adapter(policy: Any, adapter: str | None, side: str) -> None:
-    """Raises `ReferenceMismatch` unless exactly this adapter is on in every LoRA layer, and none is merged."""
+    """Raises `ReferenceMismatch` unless exactly this adapter is active in every LoRA layer, and none is merged."""
     wanted = {adapter} if adapter else set()
     for name, layer in policy.named_modules():
         if not hasattr(layer, "lora_A"):
@@ -124,13 +124,13 @@ def check_adapter(policy: Any, adapter: str | None, side: str) -> None:
 
 
 def check_adapter_files(reference: Any, adapter_path: str | None) -> None:
-    """Compares the adapter that is part of a reference with its file.
+    """Compares a reference's adapter with its file.
 
     Args:
         adapter_path: directory or hub name of that adapter.
 
     Raises:
-        ReferenceMismatch: a tensor is not what its file holds.
+        ReferenceMismatch: a tensor differs from its file.
         ModelRefused: a file holds NaN or infinity.
     """
     if isinstance(reference, FrozenView) and reference.adapter and adapter_path:

@@ -1,8 +1,8 @@
-"""The reference's log-probabilities of all rows, computed once where a training would ask for them again and again.
+"""The reference's log-probabilities of all rows, computed once for runs that would compute them repeatedly.
 
-The reference never changes, so from the second epoch on its passes tell nothing new. They are computed in the order and the
-batches of the first epoch, so a resumed training computes the same bits, and kept in a file when there is a place for it:
-trainings on the same rows and the same reference, with whatever learning rate or β, share them.
+The reference never changes, so from the second epoch on its passes bring nothing new. They are computed in the order and the
+batches of the first epoch, so that a resumed run gets the same bits. If a cache directory is set they are stored there, and
+runs on the same rows and the same reference share them, whatever their learning rate or β.
 """
 
 import json
@@ -16,25 +16,25 @@ from datasets import Dataset
 from trainer_core.file_cache import FileCache
 
 Columns = dict[str, list[float]]
-"""By TRL's name of the column, a value a row."""
+"""Values by TRL's column name, one per row."""
 
 OWN_COLUMNS = ("row", "KL_row", "loss_weight")
-"""Columns of a batch that are ours: a model that gets one of them takes TRL's own path."""
+"""Columns of a batch that are ours: a model that receives one takes TRL's own path."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Log-probabilities that are kept.
+    """Stored log-probabilities.
 
     Attributes:
-        identity: everything beside the rows that decides the values: the reference's weights, precision, batch size.
+        identity: everything besides the rows that decides the values: the reference's weights, precision, batch size.
     """
 
     files: FileCache
     identity: dict[str, Any]
 
     def load(self, rows_fingerprint: str) -> Columns | None:
-        """The columns of all rows; None when there are none."""
+        """The columns of all rows; None if there are none."""
         found = self.files.read({**self.identity, "rows": rows_fingerprint})
         return None if found is None else json.loads(found)
 
@@ -46,10 +46,10 @@ class Cache:
 def compute(
     trainer: Any, dataset: Dataset, names: tuple[str, ...], batch_size: int, on_batch: Callable[[], None]
 ) -> Columns:
-    """Asks the reference of a TRL trainer for the log-probabilities of a dataset's rows.
+    """Computes the log-probabilities of a dataset's rows with a TRL trainer's reference.
 
     Args:
-        names: of the columns of the values that the trainer computes for a row.
+        names: columns for the values that the trainer computes per row.
     """
     columns: Columns = {name: [] for name in names}
     model = trainer.ref_model if trainer.ref_model is not None else trainer.model

@@ -1,4 +1,4 @@
-"""Rows as token ids: tokenised once, limited in length, and checked for what is left to learn from.
+"""Rows as token ids: tokenised once, limited in length, and checked for a remaining training signal.
 
 Knows rows, the renderer and the length limits. Knows nothing of models, losses or order.
 """
@@ -25,7 +25,7 @@ from trainer_core.wording import Message, say
 if TYPE_CHECKING:
     from trainer_core.config import TrainingSettings
 
-# Rows that are tokenised at once: enough for every core, little in memory.
+# Rows to tokenise at once: enough for every core, few enough for memory.
 _ROWS_AT_ONCE = 1000
 # Version of the rules that turn rows into ids; rows cached under another version are tokenised again.
 _RULES = 2
@@ -33,7 +33,7 @@ _RULES = 2
 
 @dataclass
 class TokenReport:
-    """Lengths of the rows, what the limits did to them, and what was found in them. Row numbers are those of `names`.
+    """The rows' lengths, the effect of the limits, and what was found in the rows. Row numbers are those of `names`.
 
     `prompt_tokens` and `answer_tokens` are lengths before anything was cut.
     """
@@ -51,7 +51,7 @@ class TokenReport:
     names: RowNames = field(default=AS_NUMBERED, repr=False, compare=False)
 
     def as_dict(self, shown_rows: int = 20) -> dict[str, Any]:
-        """The report in JSON. Rows are named by their lines, and with several datasets as `formal.jsonl:12`."""
+        """The report in JSON. Rows are named by line, or with several datasets as `formal.jsonl:12`."""
         return {
             "rows": self.rows,
             "total_tokens": self.total_tokens,
@@ -84,11 +84,11 @@ def encode_rows(
 ) -> tuple[list[Row], TokenReport]:
     """Rows with `prompt_ids` and, per kind, `completion_ids` or `chosen_ids` and `rejected_ids`.
 
-    Lengths are limited as `on_overlong` says: a cut takes the start of the prompt and the end of an answer, and keeps the
-    tokenizer's start of a text and the end of the turn. Rows without a training signal after that are dropped.
+    `on_overlong` decides what happens to long rows. A cut takes the start of the prompt and the end of an answer, and keeps
+    the tokenizer's start of a text and the end of the turn. Rows left without a training signal are dropped.
 
     Args:
-        cache: of tokenised rows, shared by runs with other limits.
+        cache: of tokenised rows, shared by runs with different limits.
         keep_all: keep rows without a training signal, with the reason as `dropped_because`.
         names: the names of rows in messages.
 

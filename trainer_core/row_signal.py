@@ -1,7 +1,7 @@
 """Checks on tokenised rows: which have no training signal and are dropped, and which look like mistakes.
 
-Whether answers are equal, empty or cut away is decided on token ids, since the model trains on those. The text is searched
-only for what ids do not show, such as invisible characters or a template applied twice.
+Token ids decide whether answers are equal, empty or cut away, since the model trains on those. The text is searched only for
+what ids do not show, such as invisible characters or a template applied twice.
 """
 
 import json
@@ -68,7 +68,7 @@ class Findings:
         ]
 
     def messages(self, part: Message, mode: str, names: RowNames = AS_NUMBERED) -> list[tuple[str, Message]]:
-        """(code, sentence) of each finding.
+        """(code, sentence) for each finding.
 
         Args:
             part: which rows these are.

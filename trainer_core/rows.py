@@ -90,7 +90,7 @@ class RowChecker:
         on_broken: called for each row that is skipped.
 
     Attributes:
-        first_values: the first rows as they were read, once the layout was looked for.
+        first_values: the first rows as they were read, after the search for a layout.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class RowChecker:
             self._decide()
 
     def _check_options(self) -> None:
-        """Fails where an option means nothing: a column that no row has, or a threshold without scores."""
+        """Fails if an option does not apply: a column that no row has, or a threshold without scores."""
         if self._options.threshold is not None and self._reading and not self._reading.claim.is_scored:
             self.fail("threshold", say("no_threshold"), None)
         for name, column in (self._options.map or {}).items():
@@ -310,7 +310,7 @@ def broken_rows(path: Path, options: ReadingOptions = AS_IT_IS) -> Iterator[tupl
 
 
 def peek_kind(path: Path) -> Kind:
-    """The kind of a file's first rows, without reading the rest where the format allows. Raises `DataInvalid`."""
+    """The kind of a file's first rows, without reading the rest if the format allows. Raises `DataInvalid`."""
     checker = RowChecker(path=path)
     for _ in _feed(checker, path):
         if checker.is_refused:
@@ -327,7 +327,7 @@ class _Enough(Exception):
 def peek_rows(path: Path, first: int, count: int) -> list[Row]:
     """Training rows of a file in Tafdil's format, from the number `first` (from 1), each with its line as `row`.
 
-    What follows them is not read, where the format allows. Raises `DataInvalid`.
+    If the format allows, nothing after them is read. Raises `DataInvalid`.
     """
     found: list[Row] = []
     seen = 0
@@ -357,10 +357,10 @@ def _feed(checker: RowChecker, path: Path) -> Iterator[None]:
 
 
 def require_kind(method: "Method", kind: Kind | None, field: str = "dataset_path") -> None:
-    """Raises `DataInvalid` when a method cannot use rows of a kind. Methods on labels take pairs apart.
+    """Raises `DataInvalid` if a method cannot use rows of a kind. Methods on labels split pairs.
 
     Args:
-        field: what names the data, for the error.
+        field: the field that names the data, for the error.
     """
     # Checking a file needs no settings, and building their models takes memory.
     from trainer_core.config import SETTINGS, SETTINGS_OF
@@ -413,9 +413,9 @@ def _unpaired(pair: Row) -> Iterator[Row]:
 
 
 def pair_places(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    """Where the chosen and the rejected row of each pair are that was taken apart, if both are among the rows.
+    """The positions of the chosen and the rejected row of each split pair, if both are among the rows.
 
-    The two have the pair's number as their `row`; rows that were labelled in the file have a number each.
+    Both have the pair's number as their `row`; rows that were labelled in the file each have their own number.
     """
     places: dict[int, dict[bool, int]] = {}
     for place, row in enumerate(rows):

@@ -21,10 +21,10 @@ _OPTIONS = {
 
 
 def identity(config: PreferenceConfig, arguments: Any, data_plan: str, warm_up: str) -> dict[str, Any]:
-    """By the names that a refusal uses.
+    """The identity of a run, by the names that an error uses.
 
     Args:
-        arguments: transformers' `TrainingArguments` of the run, which a caller may have made without the config.
+        arguments: transformers' `TrainingArguments` of the run; a caller may have created them without the config.
         data_plan: fingerprint of the rows in training order.
         warm_up: how the learning rate begins.
     """
@@ -43,10 +43,10 @@ def identity(config: PreferenceConfig, arguments: Any, data_plan: str, warm_up: 
 
 
 def complete(recorded: Mapping[str, Any], config: PreferenceConfig) -> dict[str, Any]:
-    """A checkpoint's identity, with what trained where it says nothing.
+    """A checkpoint's identity, with what it does not record.
 
-    Versions before an option or a newer field had no other choice. Of the rest of the loss they recorded only `beta`, so the
-    config is believed.
+    Versions before an option or a newer field had no other choice. Of the other loss fields they recorded only `beta`, so
+    the config's values are used.
     """
     defaults = {name: TrainingSettings.model_fields[field].default for name, field in _OPTIONS.items()}
     defaults |= {name: type(config).model_fields[name].default for name in config.newer_fields}
@@ -54,7 +54,7 @@ def complete(recorded: Mapping[str, Any], config: PreferenceConfig) -> dict[str,
 
 
 def words(name: str) -> str:
-    """A name of an identity for people; a field of the loss is named as in the config."""
+    """The readable name of an identity's field; fields of the loss have their names in the config."""
     code = f"identity.{re.sub('[ -]', '_', name).lower()}"
     return say(code) if is_known(code) else name
 

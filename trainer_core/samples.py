@@ -1,4 +1,4 @@
-"""What the model answers to fixed prompts while it trains, and how such answers drift."""
+"""The model's answers to fixed prompts while it trains, and how they drift."""
 
 from collections import Counter
 from collections.abc import Generator
@@ -17,7 +17,7 @@ _REPEATED_TOKENS = 4
 
 @dataclass(frozen=True)
 class Sample:
-    """One greedy answer. `response_ids` includes the end token when the model gave one."""
+    """One greedy answer. `response_ids` includes the end token if the model produced one."""
 
     prompt: str | Messages
     response: str
@@ -29,7 +29,7 @@ class Sample:
 
 @torch.no_grad()
 def answer(model: Any, renderer: Renderer, prompts: list[str | Messages], max_new_tokens: int) -> list[Sample]:
-    """Greedy answers to prompts, in one batch. The model's training mode is put back; no random number is drawn."""
+    """Greedy answers to prompts, in one batch. Restores the model's training mode; draws no random numbers."""
     tokenizer = renderer.tokenizer
     ids = [renderer.prompt_ids(prompt) for prompt in prompts]
     width = max(map(len, ids))
@@ -60,7 +60,7 @@ def answer(model: Any, renderer: Renderer, prompts: list[str | Messages], max_ne
 
 @contextmanager
 def _greedy(model: Any) -> Generator[None]:
-    """Sets the model's own generation configuration aside: beams, penalties or stop strings in it would not be greedy."""
+    """Ignores the model's own generation configuration: its beams, penalties or stop strings would not be greedy."""
     held = [(one, one.generation_config) for one in (model, causal_of(model))]
     for one, _ in held:
         one.generation_config = GenerationConfig()
@@ -72,16 +72,16 @@ def _greedy(model: Any) -> Generator[None]:
 
 
 def repetition(ids: list[int]) -> float:
-    """Share of an answer's runs of four tokens that occurred in it before: 0 for an answer that never repeats itself."""
+    """Share of an answer's runs of four tokens that occurred in it before; 0 for an answer that never repeats itself."""
     runs = Counter(tuple(ids[i : i + _REPEATED_TOKENS]) for i in range(len(ids) - _REPEATED_TOKENS + 1))
     return 1 - len(runs) / runs.total() if runs else 0.0
 
 
 def said(response: str, tag: str) -> str:
-    """The words of an answer, without the tags of its block of thoughts: nothing, if that block is empty and all there is.
+    """The words of an answer, without the tags of its block of thoughts; nothing if it consists of an empty block.
 
     Args:
-        tag: such as `think`.
+        tag: e.g. `think`.
     """
     return response.replace(f"<{tag}>", "").replace(f"</{tag}>", "").strip()
 

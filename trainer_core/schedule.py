@@ -1,7 +1,7 @@
 """The learning rate of each optimizer step. Torch-free.
 
 Warm-up starts above zero: of w warm-up steps, step i (from 0) trains at peak · (i + 1) / (w + 1). transformers starts at
-zero, so its first step changes nothing, and a run of one step trains nothing. After warm-up the schedule is transformers'.
+zero, so its first step changes nothing, and a run of one step trains nothing. After warm-up, the schedule is transformers'.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from trainer_core.config import Interval, TrainingSettings
 
 Course = Callable[[int], float]
-"""From an optimizer step (from 0) to a share of the peak learning rate."""
+"""Maps an optimizer step (from 0) to a share of the peak learning rate."""
 
 WARM_UP = "above zero"
 """How a checkpoint records its run's warm-up. Checkpoints of earlier versions record nothing: they warm up from zero."""
@@ -22,7 +22,7 @@ def above_zero(course: Course, warm_up_steps: int) -> Course:
 
 
 def learning_rate_sum(settings: TrainingSettings, steps: int) -> float:
-    """The learning rates of all steps of a run, added up.
+    """The sum of the learning rates of all steps of a run.
 
     w warm-up steps add up to peak · w / 2; the first i of them add up to peak · i (i + 1) / (2 (w + 1)). Over the n steps
     after them, the linear and the cosine schedule fall from the peak to just above 0, and each adds up to
@@ -40,7 +40,7 @@ def learning_rate_sum(settings: TrainingSettings, steps: int) -> float:
 
 
 def warm_up_steps(settings: TrainingSettings, steps: int) -> int:
-    """Warm-up steps of a run of this many steps. `warmup_steps` may be more than these."""
+    """Warm-up steps of a run of this many steps. `warmup_steps` may be greater."""
     if settings.lr_scheduler_type == "constant":
         return 0
     return math.ceil(settings.warmup_ratio * steps) if settings.warmup_steps is None else settings.warmup_steps
@@ -49,8 +49,8 @@ def warm_up_steps(settings: TrainingSettings, steps: int) -> int:
 def interval(asked: Interval, steps: int, steps_an_epoch: int) -> int:
     """Optimizer steps between two evaluations or checkpoints.
 
-    A share is rounded up, as in transformers. An epoch is a number of steps here, too: transformers' own epoch strategies
-    would also evaluate when a run is stopped inside an epoch, and a resumed run would have a point more.
+    A share is rounded up, as in transformers. An epoch also becomes a number of steps: transformers' own epoch strategies
+    would evaluate when a run is stopped inside an epoch, and a resumed run would have an extra point.
 
     Args:
         asked: `eval_steps` or `save_steps`.

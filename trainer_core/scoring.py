@@ -1,8 +1,8 @@
-"""Log-probabilities of answers under a model: what metrics and comparisons are computed from.
+"""Log-probabilities of answers under a model, from which metrics and comparisons are computed.
 
-Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length. What
-comes after the layers is the model's own code (`own_head`). The answers to a prompt go through the layers together, and
-share it where a training made its model fast.
+Only answer positions reach the output layer, in slices, so memory does not grow with the vocabulary times the length. The
+model's own code computes everything after the layers (`own_head`). The answers to a prompt go through the layers together,
+and share the prompt if the model was accelerated for a run.
 """
 
 import math
@@ -27,10 +27,10 @@ class Scores:
 
     Attributes:
         logps, ref_logps: log-probabilities in nats, summed over answer tokens.
-        tokens: answer tokens, the end token included.
+        tokens: number of answer tokens, including the end token.
         kl: KL(policy ‖ reference) in nats over the whole vocabulary, summed over answer positions.
 
-    What needs a reference is NaN where there was none.
+    Values that need a reference are NaN if there was none.
     """
 
     logps: Tensor
@@ -40,12 +40,12 @@ class Scores:
 
     @property
     def avg_logps(self) -> Tensor:
-        """Mean log-probability a token."""
+        """Mean log-probability per token."""
         return self.logps / self.tokens
 
     @property
     def mean_kl(self) -> float | None:
-        """KL divergence a token, over all answers."""
+        """KL divergence per token, over all answers."""
         value = (self.kl.sum() / self.tokens.sum()).item()
         return None if math.isnan(value) else value
 
@@ -56,7 +56,7 @@ class Scores:
 
     @property
     def avg_ratios(self) -> Tensor:
-        """The same a token."""
+        """The same per token."""
         return self.ratios / self.tokens
 
     def rewards(self, beta: float, kind: Reward) -> Tensor:
@@ -79,12 +79,12 @@ def score(
     *,
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, Scores]:
-    """Scores answers after their prompts under both sides. The policy's training mode is put back; no gradients.
+    """Scores answers after their prompts under both sides, without gradients. Restores the policy's training mode.
 
     Args:
-        reference: None: only what needs none.
-        answers: by name, an answer to each prompt.
-        batch_size: prompts at a time.
+        reference: None: only values that need no reference.
+        answers: by name, one answer to each prompt.
+        batch_size: prompts per batch.
         on_batch: called after each batch.
     """
     was_training = policy.training
@@ -135,7 +135,7 @@ class _Batch:
             own = [self._logps(policy, *slices) for slices in self._slices(states)]
             return self._summed(torch.stack([logps := torch.cat(own), logps * math.nan, logps * math.nan]))
         model = model_of(reference)
-        # Both alike: computed in different ways, equal weights would differ by rounding.
+        # The same way for both: otherwise equal weights would differ by rounding.
         is_packed = is_accelerated(policy) and is_accelerated(model)
         states = self._states(policy, is_packed=is_packed)
         with side_of(reference):
@@ -144,7 +144,7 @@ class _Batch:
         return self._summed(torch.cat(pieces, dim=1))
 
     def _slices(self, *states: Tensor) -> Iterator[tuple[Tensor, ...]]:
-        """As many positions at a time as have that many bytes of logits."""
+        """Slices of positions whose logits stay within the limit of bytes."""
         size = max(1, _SLICE_BYTES // (4 * self._vocabulary))
         return zip(*(tensor.split(size) for tensor in (*states, self.targets)), strict=True)
 
@@ -162,7 +162,7 @@ class _Batch:
         """Hidden states at the positions that predict answer tokens, (answer tokens, width).
 
         Args:
-            is_packed: compute prompts once, which takes an accelerated model.
+            is_packed: compute prompts once; requires an accelerated model.
         """
         causal = causal_of(model)
         device = next(causal.parameters()).device

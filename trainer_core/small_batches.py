@@ -1,4 +1,4 @@
-"""Linear layers over a few rows on a CPU, as generation for a few prompts has them at every token."""
+"""Linear layers over a few rows on a CPU, as in every token of generation for a few prompts."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ _MOST_ROWS = 8
 
 
 class SmallBatches(TorchFunctionMode):
-    """Inside it, a few rows times a large weight are computed as the weight times a few columns.
+    """Computes products of a few rows with a large weight as the weight times a few columns, within this context.
 
-    The CPU libraries below torch read the weight several times for two to eight rows, once the other way round: two rows by
-    Qwen's vocabulary take a quarter of the time (`python -m benchmarks.compare_latency`). One row, which has a path of its
-    own there, other devices and other types stay as they are. Results differ by rounding.
+    For two to eight rows the CPU libraries below torch read the weight several times; in this form they read it once. Two
+    rows by Qwen's vocabulary take a quarter of the time (`python -m benchmarks.compare_latency`). A single row (it has its
+    own path there), other devices and other types stay as they are. Results differ by rounding.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -30,7 +30,7 @@ class StopTokens:
 
     @property
     def ids(self) -> list[int]:
-        """All of them, each once."""
+        """All ids, each once."""
         return list(dict.fromkeys((*self.template, *self.tokenizer, *self.generation_config)))
 
     @property

@@ -1,4 +1,4 @@
-"""The weights of a model as its safetensors files hold them: their fingerprint, and whether those in memory are the same.
+"""A model's weights in its safetensors files: their fingerprint, and whether those in memory are the same.
 
 Files are read one tensor at a time, whatever the model's size.
 """
@@ -19,7 +19,7 @@ from trainer_core.errors import ModelRefused, ReferenceMismatch
 from trainer_core.fingerprints import add, is_quantized
 from trainer_core.wording import say
 
-# NF4 loses about a tenth of the weights' norm, and in the worst case a third; other weights differ by more than all of it.
+# NF4 loses about a tenth of the weights' norm, at worst a third; unrelated weights differ by more than the whole norm.
 _PACKING_ERROR = 0.5
 
 
@@ -28,18 +28,18 @@ def fingerprint_of_files(
 ) -> str:
     """SHA-256 (hex) of a model's weights in the dtype of its files, whatever dtype the model runs in.
 
-    The format is that of `fingerprints.fingerprint`. A weight that the files hold under no such name (transformers merges
-    the experts of some models) is hashed as it runs, in the dtype of the files where that loses nothing.
+    The format is that of `fingerprints.fingerprint`. A weight whose name is not in the files (transformers merges the
+    experts of some models) is hashed as it is in memory, in the dtype of the files if that is lossless.
 
     Args:
-        live: the model's weights by name. Each must equal what the files hold, cast to the dtype that it runs in; 4-bit
-            weights must be near it.
+        live: the model's weights by name. Each must equal the stored one, cast to the dtype that it runs in; 4-bit weights
+            must be close to it.
         path: directory or hub name of the model.
-        owner: whose weights they are, for messages; default "the model".
-        dtype: the stored values are hashed as they are in this dtype; default their own.
+        owner: whose weights they are, for messages; default: "the model".
+        dtype: the dtype in which stored values are hashed; default: their own.
 
     Raises:
-        ReferenceMismatch: a weight in memory is not what its file holds.
+        ReferenceMismatch: a weight in memory differs from its file.
         ModelRefused: a file holds NaN or infinity.
     """
     owner = owner or say("kind.model")
@@ -55,14 +55,14 @@ def fingerprint_of_files(
 
 
 def in_dtype(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A tensor cast to a dtype; as it is if none is given, or if it holds no floating-point numbers."""
+    """A tensor cast to a dtype; unchanged if there is no dtype, or if its values are not floating-point."""
     if dtype is None or is_quantized(tensor) or not tensor.is_floating_point():
         return tensor
     return tensor.detach().to(dtype)
 
 
 def check(live: Mapping[str, Tensor], files: list[Path], owner: str) -> None:
-    """Raises `ReferenceMismatch` or `ModelRefused` unless tensors in memory are what the files hold under their names."""
+    """Raises `ReferenceMismatch` or `ModelRefused` unless tensors in memory equal those with their names in the files."""
     with _opened(files) as stored:
         for name in sorted(live.keys() & stored.keys()):
             _checked(name, live[name], *stored[name], owner)
@@ -70,7 +70,7 @@ def check(live: Mapping[str, Tensor], files: list[Path], owner: str) -> None:
 
 @contextmanager
 def _opened(files: list[Path]) -> Generator[dict[str, tuple[Path, Any]]]:
-    """For each tensor its file, and that file opened."""
+    """For each tensor its file, and the opened file."""
     with ExitStack() as stack:
         found: dict[str, tuple[Path, Any]] = {}
         for file in files:
@@ -80,7 +80,7 @@ def _opened(files: list[Path]) -> Generator[dict[str, tuple[Path, Any]]]:
 
 
 def _checked(name: str, live: Tensor, file: Path, held: Any, owner: str) -> Tensor:
-    """What a file holds under a name."""
+    """A file's tensor, compared with the one in memory."""
     weights: Tensor = held.get_tensor(name)
     if not torch.isfinite(weights if weights.element_size() > 1 else weights.float()).all():
         raise ModelRefused.at("model_name", say("weights_not_finite", file=file.name, tensor=name))
@@ -91,7 +91,7 @@ def _checked(name: str, live: Tensor, file: Path, held: Any, owner: str) -> Tens
 
 
 def _is_packed(weights: Tensor, live: Any) -> bool:
-    """Whether 4-bit weights can be those of a file. Which of two near codes a weight gets may depend on the device."""
+    """Whether 4-bit weights can come from a file's. Which of two close codes a weight gets may depend on the device."""
     from bitsandbytes.functional import dequantize_4bit
 
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Answers while they grow."""
+"""Streams answers while they are generated."""
 
 import time
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from transformers.generation.streamers import BaseStreamer
 from trainer_core.tokens import Renderer
 
 Tell = Callable[[list[str]], None]
-"""Gets the text so far of each row."""
+"""Called with each row's text so far."""
 
 _TELL_EVERY_S = 0.2
 
 
 class TextStreamer(BaseStreamer):
-    """For `generate`: tells the text of all rows of a batch, at most five times a second. The end is not told."""
+    """For `generate`: reports the text of all rows in a batch at most five times a second, but not the final text."""
 
     def __init__(self, renderer: Renderer, tell: Tell) -> None:
         self._renderer, self._tell = renderer, tell
@@ -23,7 +23,7 @@ class TextStreamer(BaseStreamer):
         self._told_at = time.monotonic()
 
     def put(self, value: Tensor) -> None:
-        """Takes the prompt, (rows, tokens), first, then a token of each row, (rows,)."""
+        """Takes the prompt, (rows, tokens), first, then one token per row, (rows,)."""
         if self._rows is None:
             self._rows = [[] for _ in range(len(value))]
             return
@@ -34,9 +34,9 @@ class TextStreamer(BaseStreamer):
             self._tell([self._text(row) for row in self._rows])
 
     def end(self) -> None:
-        """Nothing: the whole answer arrives by another way."""
+        """Does nothing: the caller returns the whole answer."""
 
     def _text(self, ids: list[int]) -> str:
         text = self._renderer.tokenizer.decode(self._renderer.stop.without_end(ids), skip_special_tokens=True)
-        # A letter whose bytes have not all come yet.
+        # A letter whose bytes have not all arrived yet.
         return text.rstrip("\ufffd").lstrip()

@@ -1,4 +1,4 @@
-"""Checks that a tokenizer gives back the text that it was given.
+"""Checks that decoding a tokenizer's ids restores the text.
 
 A tokenizer of the wrong class can encode every text to nothing, and one without Arabic letters encodes them as unknown
 tokens. A run would train on that without an error.

@@ -28,7 +28,7 @@ _PLAIN = "prompt + completion + end token"
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prompt and its answers as token ids. Each answer ends as the model's turns do."""
+    """A prompt and its answers as token ids. Each answer ends like the model's turns."""
 
     prompt_ids: list[int]
     answers_ids: list[list[int]]
@@ -118,7 +118,7 @@ class Renderer:
 
     @cached_property
     def vocabulary_fingerprint(self) -> str:
-        """SHA-256 of what decides which ids a text has, hex: the same for a tokenizer that was saved and loaded again."""
+        """SHA-256 of what decides a text's ids, hex: the same for a tokenizer that was saved and loaded again."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             rules: Any = self.tokenizer.get_vocab()
@@ -298,7 +298,7 @@ def _names(value: Any) -> Iterator[str]:
 
 
 def _without_defaults(rules: Any) -> Any:
-    """Rules without what is null or false, which versions of tokenizers write or leave out."""
+    """Rules without null and false values, which some versions of tokenizers omit."""
     if isinstance(rules, dict):
         return {name: _without_defaults(value) for name, value in rules.items() if value is not None and value is not False}
     return [_without_defaults(value) for value in rules] if isinstance(rules, list) else rules

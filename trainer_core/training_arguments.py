@@ -1,6 +1,6 @@
-"""Training arguments: those of a config, and those that a caller brings, plain transformers `TrainingArguments` or TRL's.
+"""Training arguments: from a config, or from a caller as plain transformers `TrainingArguments` or TRL's.
 
-Of the latter, what the caller set stays; everything else, and the method's own fields, come from the config.
+In a caller's arguments, what the caller set stays; everything else, and the method's own fields, come from the config.
 """
 
 from collections.abc import Callable, Collection
@@ -19,9 +19,9 @@ from trainer_core.models import Precision
 from trainer_core.schedule import interval
 from trainer_core.wording import say
 
-# The tokenised rows need these as they are, and the config's device holds the model.
+# Tokenised rows need these values, and the model is on the config's device.
 _FIXED = {"remove_unused_columns", "label_names", "prediction_loss_only", "use_cpu"}
-# One of them alone would contradict the config's value of the other.
+# Setting only one would contradict the config's value for the other.
 _HALVES = ("bf16", "fp16")
 
 
@@ -35,11 +35,11 @@ def arguments_of(
     checkpointing: bool,
     **changes: Any,
 ) -> TrainingArguments:
-    """The TRL config of a method.
+    """A method's TRL config.
 
     Args:
         steps: optimizer steps of the run, and of an epoch.
-        checkpointing: whether activations are computed again in the backward pass.
+        checkpointing: whether activations are recomputed in the backward pass.
         changes: arguments that differ from the config.
     """
     on_gpu = torch.cuda.is_available()
@@ -95,16 +95,16 @@ def adopted(
     """Arguments for a method's trainer.
 
     Args:
-        given: of any class. A field that has its class's default counts as not set.
-        make: from fields that differ from the config to complete arguments.
-        method_fields: names of those that only the config may set.
+        given: of any class. A field with its class's default counts as not set.
+        make: makes complete arguments from the fields that differ from the config.
+        method_fields: names of the fields that only the config may set.
 
     Raises:
-        SpecInvalid: a field that the caller set disagrees with the config, or does not apply.
+        SpecInvalid: a field that the caller set contradicts the config, or does not apply.
     """
     own = make()
     if isinstance(given, type(own)) and given.label_names == own.label_names:
-        # Made by `get_training_arguments`, and changed where the caller wanted.
+        # Made by `get_training_arguments`, possibly changed by the caller.
         _refuse_others({name: getattr(given, name) for name in method_fields}, own)
         return given
     plain = type(given)(use_cpu=given.use_cpu)

@@ -1,8 +1,8 @@
-"""Traits of an answer: numbers that need no model, and the rule "the side with more of it is preferred".
+"""Traits of an answer: numbers that need no model, and the rule "the side with more of the trait is preferred".
 
-A data set whose preferred answers differ from the others in a trait alone teaches that trait. `pair_share` and
-`label_auc` say how far one trait tells the two sides apart: 0.5 means not at all, 1.0 means in every row, and the
-opposite rule ("less of it") scores 1 minus that. This module knows nothing of tokenizers, models or files.
+A dataset whose preferred answers differ from the others only in a trait teaches that trait. `pair_share` and `label_auc`
+measure how well one trait separates the two sides: 0.5 means not at all, 1.0 means in every row. The opposite rule ("less of
+the trait") scores 1 minus that. This module knows nothing of tokenizers, models or files.
 
 A word is a run of letters and digits with their marks, or a number; it is compared without case, diacritics and tatweel.
 """
@@ -20,13 +20,13 @@ DIACRITICS = (
     "\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed"
     "\u08d3-\u08e1\u08e3-\u08ff"
 )
-"""Arabic vowel signs and what else stands on a letter, as the inside of a regex class. Hamza and madda are letters here."""
+"""Arabic vowel signs and other marks on letters, as the inside of a regex class. Hamza and madda are letters here."""
 MARKS = f"{DIACRITICS}\u0653-\u0655\u0300-\u036f"
-"""Combining marks that belong to the word they stand in."""
+"""Combining marks that belong to their word."""
 INVISIBLE = "\u00ad\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
-"""Characters that take no room and are not white space, as the inside of a regex class."""
+"""Characters without width that are not white space, as the inside of a regex class."""
 PRESENTATION_FORMS = "\ufb50-\ufbb1\ufbd3-\ufd3d\ufd50-\ufd8f\ufd92-\ufdc7\ufe70-\ufe74\ufe76-\ufefc"
-"""Letters stored by their shape. The whole-word signs from U+FDF0 on are typed on purpose and not among them."""
+"""Letters stored by their shape. Not the whole-word signs from U+FDF0 on, which are typed on purpose."""
 ARABIC_LETTERS = (
     f"\u0620-\u063f\u0641-\u064a\u066e\u066f\u0671-\u06d3\u06d5\u06ee\u06ef\u06fa-\u06ff\u0750-\u077f\u08a0-\u08c9"
     f"{PRESENTATION_FORMS}"
@@ -41,14 +41,14 @@ EMOJI = (
 EMOJI_SEQUENCE = re.compile(
     rf"[\U0001f1e6-\U0001f1ff]{{2}}|[{EMOJI}][\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d[{EMOJI}][\ufe0f\U0001f3fb-\U0001f3ff]*)*"
 )
-"""One emoji as a person sees it: a flag, or a sign with its colour and whatever is joined to it."""
+"""One emoji as people see it: a flag, or a sign with its colour and any joined signs."""
 LIST_MARKER = re.compile(r"^[ \t]*(?:[-*+\u2022\u25aa\u25cf\u25e6\u2013\u2014]|\d{1,3}[.)\-])[ \t]+", re.MULTILINE)
 MARKDOWN_MARK = re.compile(
     r"\*{2,}+|\*(?:(?=\S)|(?<=\S\*))|__(?:(?<!\w__)(?=\S)|(?<=\S__)(?!\w))|`+|\||^[ \t]*(?:#{1,6}(?=[ \t])|>)", re.MULTILINE
 )
 _DIGITS = "0-9\u0660-\u0669\u06f0-\u06f9"
 _NOT_IN_NUMBER = rf"(?:(?<![{_DIGITS}].)|(?![{_DIGITS}]))"
-"""After a mark: it does not stand between two digits, where it would be part of a number."""
+"""After a mark: matches unless the mark is between two digits, as part of a number."""
 COMMA = re.compile(rf"[,\u060c]{_NOT_IN_NUMBER}")
 FULL_STOP = re.compile(rf"[.\u06d4]{_NOT_IN_NUMBER}")
 WESTERN_MARK = re.compile(rf"[,;?%]{_NOT_IN_NUMBER}")
@@ -89,7 +89,7 @@ _NOT_OTHER = {"commas", "full_stops", "question_marks", "exclamation_marks", "ma
 
 
 class _Kinds(dict[str, tuple[str, ...]]):
-    """The kinds of a character, found out the first time it is seen."""
+    """The kinds of a character, determined when it first occurs."""
 
     def __missing__(self, char: str) -> tuple[str, ...]:
         kinds = {kind for kind, pattern in _PATTERNS.items() if pattern.match(char)}
@@ -108,7 +108,7 @@ def is_other_punctuation(char: str) -> bool:
 
 
 class Text:
-    """What the traits ask of one text, each part worked out once."""
+    """What the traits need from one text, each part computed once."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -154,7 +154,7 @@ _NOT_COMPARED = re.compile(f"[{DIACRITICS}\u0640{INVISIBLE}]")
 
 @lru_cache(maxsize=32)
 def _seen(text: str) -> Text:
-    """The last few texts: each trait of a row asks for the same ones."""
+    """Caches the last few texts: every trait of a row uses the same ones."""
     return Text(text)
 
 
@@ -166,9 +166,9 @@ class Trait:
     """A number computed from an answer, or from a prompt and its answer, without a model.
 
     Attributes:
-        name: For machines: lower case, words joined by underscores.
-        description: What is measured, in a few English words.
-        measure: Takes the prompt and the answer; returns the number.
+        name: for machines: lower case, words joined by underscores.
+        description: what is measured, in a few English words.
+        measure: takes the prompt and the answer; returns the number.
     """
 
     name: str
@@ -287,7 +287,7 @@ TRAITS: tuple[Trait, ...] = (
 
 
 def pair_share(chosen: Sequence[float], rejected: Sequence[float]) -> float | None:
-    """Share of pairs in which the chosen side has more of a trait. Ties count a half; no pair gives None.
+    """Share of pairs in which the chosen side has more of a trait. Ties count a half; without pairs, None.
 
     Raises:
         ValueError: if the two sides differ in length.
@@ -299,7 +299,7 @@ def pair_share(chosen: Sequence[float], rejected: Sequence[float]) -> float | No
 def label_auc(values: Sequence[float], labels: Sequence[bool]) -> float | None:
     """Share of all (desirable, undesirable) pairs of rows in which the desirable one has more of a trait.
 
-    Ties count a half. One class alone gives None. Exact, in O(n log n).
+    Ties count a half. If one class is empty, None. Exact, in O(n log n).
 
     Raises:
         ValueError: if there are not as many labels as values.

@@ -1,4 +1,4 @@
-"""What pydantic finds in values, as sentences of the catalogues. Nobody reads pydantic's own text. Torch-free."""
+"""Words pydantic's errors as sentences of the catalogues. Nobody reads pydantic's own text. Torch-free."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -7,12 +7,12 @@ from typing import Any, cast
 from trainer_core.errors import Detail
 from trainer_core.wording import Message, is_known, say
 
-# How pydantic writes the members of a union into the place of an error.
+# How pydantic writes the members of a union into an error's location.
 _MEMBER = re.compile(r"(bool|int|float|str|none|date|datetime)|\w[\w-]*\[.*\]|constrained-\w+")
-# Errors that say of a value that it is of another kind than the member of a union wants.
+# Errors that mean that a value has a different kind from the one that a union's member expects.
 _OTHER_KIND = re.compile(r"(\w+_type|literal_error|enum|none_required|int_from_float|\w+_parsing)$")
 _CHOICE = re.compile(r"'([^']*)'|(\d+|True|False)")
-# What an error says under another name than its type, because a person would read the same.
+# Errors worded like another type's, because they mean the same to people.
 _SAME = {
     "bool_parsing": "bool_type",
     "int_parsing": "int_type",
@@ -34,7 +34,7 @@ _SAME = {
 
 
 class FieldError(ValueError):
-    """For validators of several fields: the field that is wrong, and why."""
+    """For validators of several fields: names the wrong field, and why it is wrong."""
 
     def __init__(self, field: str, reason: Message) -> None:
         super().__init__(reason)
@@ -45,8 +45,8 @@ def details(found: Iterable[Mapping[str, Any]], patterns: Mapping[str, str] | No
     """The errors of a `pydantic.ValidationError`, one detail for each value, in pydantic's order.
 
     Args:
-        found: its `errors()`. The sentence of one that has a `said` is that.
-        patterns: from the regular expressions of fields to the codes that say in words what they allow.
+        found: its `errors()`. If one has a `said`, that is its sentence.
+        patterns: maps fields' regular expressions to the codes of sentences that say what they allow.
     """
     of_field: dict[str, list[Mapping[str, Any]]] = {}
     for item in found:
@@ -64,7 +64,7 @@ def _field(item: Mapping[str, Any]) -> str:
     """The path of a value, without the members of unions."""
     places = [str(place) for place in item["loc"]]
     if item["type"] == "extra_forbidden":
-        # Its last name is whatever was sent.
+        # The last name is whatever was sent.
         return ".".join(places)
     if len(places) > 1 and _MEMBER.fullmatch(places[-1]):
         places.pop()
@@ -74,7 +74,7 @@ def _field(item: Mapping[str, Any]) -> str:
 
 
 def _reason(items: list[Mapping[str, Any]], patterns: Mapping[str, str]) -> Message:
-    """Why a value is wrong. For a union, the error of the member whose kind it is; else the kinds that it may have."""
+    """Why a value is wrong. For a union, the error of the member that has its kind; otherwise the allowed kinds."""
     if len(items) > 1:
         of_its_kind = [item for item in items if not _OTHER_KIND.fullmatch(item["type"])]
         if not of_its_kind:

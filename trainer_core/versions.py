@@ -1,4 +1,4 @@
-"""What differs between the versions that this library runs with: torch 2.11 to 2.13, transformers 5.17 to 5.23."""
+"""Differences between the versions that this library supports: torch 2.11 to 2.13, transformers 5.17 to 5.23."""
 
 import inspect
 from typing import Any
@@ -10,16 +10,16 @@ from trainer_core.wording import say
 
 __all__ = ["GROUPED_QUERIES", "encode_marked_chat", "mark_control_tokens", "varlen_attn"]
 
-# An older one takes fewer key heads than query heads without being asked.
+# Older versions accept fewer key heads than query heads without an option.
 GROUPED_QUERIES: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-"""What `varlen_attn` is told where query heads share keys."""
+"""Options of `varlen_attn` if query heads share keys."""
 
 try:
     from transformers.utils.chat_template_utils import encode_marked_chat, mark_control_tokens
 except ImportError:
 
     def mark_control_tokens(obj: Any, control_tokens_re: Any) -> Any:
-        """Raises `SpecInvalid`: this transformers cannot tell users' control tokens from the template's."""
+        """Raises `SpecInvalid`: this transformers cannot distinguish users' control tokens from the template's."""
         raise SpecInvalid.at("special_tokens_in_text", say("control_tokens_need_transformers"))
 
     def encode_marked_chat(tokenizer: Any, chat: str) -> list[int]:

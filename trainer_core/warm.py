@@ -1,4 +1,4 @@
-"""Trained models with their references, ready to answer: least recently used first to go, by the memory they take."""
+"""Keeps trained models and their references ready to answer, within a memory limit. The least recently used go first."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -10,10 +10,10 @@ from trainer_core.reference import model_of
 
 
 class WarmPairs:
-    """Pairs by name. Trainings on one base share its weights: another one's adapter takes the place of a model.
+    """Pairs by name. Runs on one base share its weights: loading another adapter replaces loading another model.
 
     Args:
-        limit_bytes: what the weights of all pairs may take together. The pair that is asked stays, whatever it takes.
+        limit_bytes: maximum size of all pairs' weights. The requested pair is kept even if it exceeds the limit.
     """
 
     def __init__(self, limit_bytes: int, locate: Locate) -> None:
@@ -22,10 +22,10 @@ class WarmPairs:
         self._pairs: OrderedDict[str, tuple[str, ModelPair]] = OrderedDict()
 
     def get(self, name: str, directory: Path) -> tuple[str, ModelPair]:
-        """The method and the models of a training whose result lies in a directory. Raises `ModelNotFound`.
+        """The method and the models of the run whose result is in a directory. Raises `ModelNotFound`.
 
         Args:
-            name: hexadecimal; what the pair is remembered by.
+            name: hexadecimal; identifies the pair.
         """
         if name not in self._pairs:
             try:
@@ -48,12 +48,12 @@ class WarmPairs:
 
     @property
     def names(self) -> list[str]:
-        """Of the pairs that are kept, least recently used first."""
+        """Names of the loaded pairs, least recently used first."""
         return list(self._pairs)
 
     @property
     def bytes(self) -> int:
-        """What the weights of all pairs take; what pairs share counts once."""
+        """The size of all pairs' weights; shared weights count once."""
         models: dict[int, Any] = {}
         for _, pair in self._pairs.values():
             for model in (pair.policy, model_of(pair.reference)):

@@ -78,7 +78,7 @@ def _renamed(found: dict[str, Shape], skeleton: Any, renamings: list[Any]) -> di
 def _missing(model: Any, wanted: Iterable[str], found: dict[str, Shape]) -> set[str]:
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", {})
     present = set(found)
-    # Of tied weights, one name is enough.
+    # One name is enough for tied weights.
     present |= {source for target, source in tied.items() if target in found}
     present |= {target for target, source in tied.items() if source in present}
     ignored = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()

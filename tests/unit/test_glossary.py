@@ -21,7 +21,7 @@ TERMS = re.findall(
 CATALOGUES = sorted(path for path in ROOT.glob("*/**/ar.json") if ".venv" not in path.parts)
 ARABIC_PAGES = sorted([*ROOT.glob("*.ar.md"), *(ROOT / "docs").rglob("*.ar.md")])
 # Packages whose comments, docstrings and texts are held to plain English.
-PLAIN = ("api",)
+PLAIN = ("api", "trainer_core")
 # Made from descriptions in `jobs/settings.py`.
 GENERATED = ("settings.md",)
 

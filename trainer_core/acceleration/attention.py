@@ -1,7 +1,7 @@
 """Attention over a packed row: each segment with what comes before it, and nothing else.
 
-One call of PyTorch's kernel for rows of varied length does a whole layer on a GPU. Elsewhere, and for what the kernel does
-not take, a loop over the segments executes the same plan.
+On a GPU, one call of PyTorch's kernel for rows of varied length computes a whole layer. Elsewhere, and for inputs that the
+kernel does not support, a loop over the segments executes the same plan.
 """
 
 import copy
@@ -17,7 +17,7 @@ from trainer_core.acceleration.packing import Packed, Plan
 from trainer_core.versions import GROUPED_QUERIES, varlen_attn
 
 NAME = "tafdil_packed"
-# Of the flash attention that the kernel is.
+# Requirements of the flash attention behind the kernel.
 _KERNEL_TYPES = (torch.float16, torch.bfloat16)
 _KERNEL_CAPABILITY = (8, 0)
 _LARGEST_HEAD = 256
@@ -26,10 +26,10 @@ _LARGEST_HEAD = 256
 def packed_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (1, heads, T, size) each; without a packed row, its own SDPA.
+    """Implements transformers' attention interface, (1, heads, T, size) each. Without a packed row it is transformers' SDPA.
 
     Args:
-        options: `packed`, a `Packed`, and what transformers passes.
+        options: `packed`, a `Packed`, and the options that transformers passes.
     """
     packed: Packed | None = options.pop("packed", None)
     if packed is None:
@@ -47,7 +47,7 @@ def packed_attention(
 
 
 def kernel_takes(query: Tensor) -> bool:
-    """Whether the kernel computes with such queries, (T, heads, size), or the loop must."""
+    """Whether the kernel supports these queries, (T, heads, size); otherwise the loop computes them."""
     size = query.shape[-1]
     return (
         query.is_cuda
@@ -59,7 +59,7 @@ def kernel_takes(query: Tensor) -> bool:
 
 
 def _dtype(query: Tensor) -> torch.dtype:
-    """The type that attention computes in: autocast rounds what SDPA gets, and must do so here."""
+    """The dtype in which attention computes: autocast rounds SDPA's inputs, and the kernel's must be rounded here."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
@@ -67,8 +67,8 @@ def _dtype(query: Tensor) -> torch.dtype:
 def _by_kernel(query: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: float | None) -> Tensor:
     """(T, heads, size). Keys and values: (K, key heads, size)."""
     query, keys, values = (tensor.to(_dtype(query)) for tensor in (query, keys, values))
-    window = (-1, 0)  # what is causal from the last key backwards
-    return varlen_attn(  # pyright: ignore[reportReturnType]  # a tuple only where more is asked for
+    window = (-1, 0)  # causal, aligned to the last key
+    return varlen_attn(  # pyright: ignore[reportReturnType]  # a tuple only if more is requested
         query, keys, values, plan.queries, plan.keys, *plan.longest, scale=scale, window_size=window, **GROUPED_QUERIES
     )
 
@@ -91,12 +91,12 @@ def _by_segment(query: Tensor, keys: Tensor, values: Tensor, plan: Plan, scale: 
 
 
 def _gathered(source: Tensor, plan: Plan) -> Tensor:
-    """Keys or values of tokens, (tokens, heads, size), as the plan lays them out: (K, heads, size)."""
+    """Keys or values of tokens, (tokens, heads, size), in the plan's order: (K, heads, size)."""
     return source[plan.gather] if plan.uses is None else _Gather.apply(source, plan.gather, plan.uses)
 
 
 class _Gather(torch.autograd.Function):
-    """Indexing whose gradient adds up in a fixed order: on a GPU PyTorch's own adds in any order."""
+    """Indexing whose gradient adds up in a fixed order: on a GPU, PyTorch's own adds in any order."""
 
     @staticmethod
     def forward(ctx: Any, source: Tensor, gather: Tensor, uses: Tensor) -> Tensor:
@@ -112,10 +112,10 @@ class _Gather(torch.autograd.Function):
 
 
 def install(backbone: Any) -> None:
-    """Lets a model's attention layers understand packed rows. What they do with others stays as it was."""
+    """Makes a model's attention layers support packed rows. Other rows are computed as before."""
     AttentionInterface.register(NAME, packed_attention)
     for layer in backbone.layers:
         attention = layer.self_attn
-        # A config of its own: the model's decides which masks are made, and goes into files.
+        # Copy the config: the model's own decides which masks are made, and is written to files.
         attention.config = copy.copy(attention.config)
         attention.config._attn_implementation = NAME

@@ -16,33 +16,33 @@ from trainer_core.acceleration.head import score_tokens
 from trainer_core.acceleration.packing import Packed, pack, pack_behind
 from trainer_core.wording import Message, say
 
-# Models whose attention layers take what `attention.install` gives them: tested with these, on every path.
+# Models whose attention layers work with `attention.install`: tested with these, on every path.
 MODEL_TYPES = ("qwen2", "qwen3")
-# What TRL's call for log-probabilities may pass. Answers are never cached, whatever `use_cache` says.
+# Options that TRL's call for log-probabilities may pass. Answers are never cached, whatever `use_cache` says.
 _NEEDED = ("input_ids", "attention_mask", "labels")
 _KNOWN = {*_NEEDED, "use_cache"}
-# Where angles depend on the longest row beside, keys of one batch do not serve another.
+# If angles depend on the longest row of the batch, its keys cannot be used for another batch.
 _ROPE_BY_LENGTH = ("dynamic", "longrope")
 
 
 @dataclass
 class Savings:
-    """Tokens that went through the layers of a model, and how many the plain path would have sent: rows with padding."""
+    """Counts the tokens that went through a model's layers, and those that the plain path would have sent: padded rows."""
 
     computed: int = 0
     plain: int = 0
     computed_before: int = 0
-    """Of `computed`, what an earlier process of the same training had computed."""
+    """The part of `computed` from earlier processes of the same run."""
     passes: int = 0
     """Accelerated forward passes with gradients in this process."""
     batches: dict[str, int] = field(default_factory=lambda: {"shared_prompt": 0, "plain": 0})
     """Training micro-batches by the path that computed their losses."""
 
     refused_calls: set[str] = field(default_factory=set)
-    """Why TRL's own code answered calls of an accelerated model."""
+    """Why TRL's own code answered some calls of an accelerated model."""
 
     def counts(self) -> tuple[int, int, int]:
-        """What passes add to, for `restore`."""
+        """The counts that passes increase, for `restore`."""
         return self.computed, self.plain, self.passes
 
     def restore(self, counts: tuple[int, int, int]) -> None:
@@ -52,10 +52,10 @@ class Savings:
 
 @dataclass
 class Behind:
-    """A second batch that is scored without gradients, and without computing again what its rows share with the first's.
+    """A second batch, scored without gradients and without recomputing what its rows share with the first batch.
 
     Attributes:
-        input_ids, attention_mask, labels: (rows, width), row i with the beginning of the first batch's row i.
+        input_ids, attention_mask, labels: (rows, width); row i begins like the first batch's row i.
         log_probs: (rows, width - 1), filled in.
     """
 
@@ -66,7 +66,7 @@ class Behind:
 
 
 def refusal(model: Any) -> Message | None:
-    """Why a model takes the plain path; None when it need not."""
+    """Why a model needs the plain path; None if it can be accelerated."""
     causal = causal_of(model)
     return _refusal_of_layers(causal.config) or _refusal_of_head(causal)
 
@@ -108,7 +108,7 @@ def is_accelerated(model: Any) -> bool:
 
 
 def release(model: Any) -> None:
-    """Lets a model that was accelerated before answer TRL's calls by TRL's own code, which lies above ours by now."""
+    """Makes a previously accelerated model answer with TRL's own code, which by now wraps ours."""
     if is_accelerated(model):
         del causal_of(model)._tafdil_savings
 
@@ -122,14 +122,14 @@ def accelerate(
 ) -> None:
     """Makes `model(..., labels=labels, fused_lm_head=True)`, TRL's call for log-probabilities, take packed rows.
 
-    Every other call of the model is as before. With `behind`, a `Behind`, the call scores that batch too, and the next call
-    with the same `input_ids` gives the first batch's result without computing it again: TRL asks for both, one after the
+    Every other call of the model stays as it was. With `behind`, a `Behind`, the call scores that batch too. The next call
+    with the same `input_ids` then returns the first batch's result without recomputing it: TRL asks for both, one after the
     other.
 
     Args:
         savings: counts tokens.
-        context: in which the call is answered, as under autocast.
-        only_log_probs: leave out what only the metrics of a policy need.
+        context: entered for each answer, e.g. autocast.
+        only_log_probs: skip what only the metrics of a policy need.
     """
     causal = causal_of(model)
     attention.install(causal.base_model)
@@ -152,7 +152,7 @@ def accelerate(
 
 
 def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
-    """What a call passes, or leaves out, that `_Answer` cannot do justice to; empty where it can."""
+    """Options that a call passes, or omits, and that `_Answer` does not support; empty if it supports the call."""
     # A LoRA model passes every option, most of them None.
     passed = {name for name, value in kwargs.items() if value is not None}
     more = [*(["*args"] if args else []), *sorted(passed - _KNOWN)]
@@ -160,11 +160,11 @@ def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
 
 
 def states_at(model: Any, input_ids: Tensor, attention_mask: Tensor, predicts: Tensor) -> Tensor:
-    """Hidden states of an accelerated model, (positions, size): those from which the next tokens of some positions come.
+    """Hidden states of an accelerated model, (positions, size), from which it predicts the next tokens at some positions.
 
     Args:
         input_ids, attention_mask: (rows, width). Rows i and i + rows/2 share their beginning.
-        predicts: (rows, width - 1) bool, at each position whose state is wanted.
+        predicts: (rows, width - 1) bool, true at each position whose state to return.
     """
     packed = pack(input_ids, attention_mask)
     return _hidden(causal_of(model), packed)[packed.places[:, :-1][predicts]]
@@ -172,7 +172,7 @@ def states_at(model: Any, input_ids: Tensor, attention_mask: Tensor, predicts: T
 
 def _hidden(causal: Any, packed: Packed) -> Tensor:
     """(T, size)."""
-    # No mask at all: a segment knows what it attends to.
+    # No mask: the plan says what each segment attends to.
     states = causal.base_model(
         input_ids=packed.ids,
         attention_mask={"full_attention": None},
@@ -218,10 +218,10 @@ class _Answer:
         behind.log_probs = self._scored(hidden, second.places, behind.labels, only_log_probs=True).log_probs
 
     def _scored(self, hidden: Tensor, places: Tensor, labels: Tensor, *, only_log_probs: bool = False) -> Any:
-        """As TRL's fused head: (rows, width - 1) of each next-token label, 0 where there is none."""
+        """As TRL's fused head: (rows, width - 1), a value for each next-token label and 0 where there is none."""
         wanted = labels[:, 1:] != -100
         states = hidden[places[:, :-1][wanted]]
-        # A reference inside a LoRA model is asked without gradients while its model is in training.
+        # A reference inside a LoRA model is called without gradients while its model is in training mode.
         is_reference = self._causal.training and not torch.is_grad_enabled()
         with_metrics = not (self._only_log_probs or only_log_probs or is_reference)
         head = self._causal.get_output_embeddings()

@@ -1,8 +1,8 @@
 """Log-probabilities of given tokens from hidden states, with a frozen output layer.
 
-The logits of a slice of positions exist once. While they are there, the gradient of the log-probability with respect to the
-hidden state is taken too: it is a vector a position, times whatever gradient arrives later. So the backward pass multiplies
-by a number and needs neither the logits nor the output layer again.
+Logits are computed one slice of positions at a time. While a slice's logits exist, so is the gradient of the log-probability
+with respect to the hidden state: one vector per position, later multiplied by the incoming gradient. The backward pass is
+therefore a multiplication, and needs neither the logits nor the output layer again.
 
     log p(y) = z_y − log Σ exp z        ∂ log p(y) / ∂h = W_y − Σ_v p_v W_v        Σ_v p_v z_v = z_y − h · ∂ log p(y) / ∂h
 """
@@ -21,9 +21,9 @@ _TRL_VOCABULARY_SLICE = 32_768
 
 @dataclass
 class TokenScores:
-    """Of each given token, (tokens,) float32: its log-probability and, where asked for, what TRL's metrics need.
+    """For each given token, (tokens,) float32: its log-probability and, on request, what TRL's metrics need.
 
-    `entropy` (nats) and `mean_logits` (over the vocabulary) are of its whole distribution; `is_top1` tells whether no token
+    `entropy` (nats) and `mean_logits` (over the vocabulary) describe its whole distribution; `is_top1` says whether no token
     was likelier.
     """
 
@@ -86,7 +86,7 @@ class _FrozenHead(torch.autograd.Function):
 def _score_slice(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, *, needs_gradient: bool, with_metrics: bool
 ) -> tuple[Any, ...]:
-    """(log-probabilities, entropy, mean logits, is top 1, gradient) of a slice of positions; None where not asked for."""
+    """(log-probabilities, entropy, mean logits, is top 1, gradient) of a slice of positions; None if not requested."""
     z = torch.mm(hidden, weight.t()).float()
     if bias is not None:
         z += bias.float()
@@ -94,13 +94,13 @@ def _score_slice(
     largest, index = z.max(dim=1)
     mean_logits = z.mean(dim=1) if with_metrics else None
     is_top1 = index == targets if with_metrics else None
-    # Without a gradient the entropy needs the logits beside their exponentials.
+    # Without a gradient, the entropy needs both the logits and their exponentials.
     e = (z - largest[:, None]).exp_() if with_metrics and not needs_gradient else z.sub_(largest[:, None]).exp_()
     total = e.sum(dim=1)
     log_z = largest + total.log()
     gradient = entropy = None
     if needs_gradient:
-        # p − 1[v = target], so that what cancels does so before it is rounded to the layer's type.
+        # p − 1[v = target], so that terms cancel before they are rounded to the layer's type.
         p = e.div_(total[:, None])
         p.scatter_add_(1, targets[:, None], torch.full_like(total, -1)[:, None])
         gradient = torch.mm(p.to(weight.dtype), weight).float().neg_()

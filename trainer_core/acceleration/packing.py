@@ -1,4 +1,4 @@
-"""Padded rows as one row without padding, in which a common beginning of two rows is there once."""
+"""Packs padded rows into one row without padding, in which a beginning common to two rows occurs once."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ Span = tuple[int, int]
 
 @dataclass
 class Segment:
-    """Consecutive tokens that attend to what comes before them in their row (`before`), and causally to each other."""
+    """Consecutive tokens that attend to all earlier tokens of their row (`before`), and causally to each other."""
 
     span: Span
     before: tuple[Span, ...]
@@ -19,18 +19,18 @@ class Segment:
 
 @dataclass
 class Plan:
-    """Who attends to whom in a packed row, as index tensors that all layers share.
+    """Which tokens attend to which in a packed row, as index tensors that all layers share.
 
-    Each segment's keys are laid side by side: first those before it, then its own, so that its last query sees all of them,
-    the query before all but one, and so on.
+    Each segment's keys lie side by side: first those before it, then its own. So its last query sees all of them, the query
+    before sees all but one, and so on.
 
     Attributes:
         queries, keys: (segments + 1,) int32, where each segment's queries and keys begin; the last entry is their number.
-        gather: (K,) int64, the token that each key is of. Tokens of an earlier batch count first.
-        uses: (T, most uses) int64, the keys that each token is; K where there are fewer. None where the keys are those of
-            two batches: no gradient flows there.
-        pieces: of each segment, its span of queries and of keys.
-        longest: most queries and most keys of a segment.
+        gather: (K,) int64, the token of each key. Tokens of an earlier batch count first.
+        uses: (T, most uses) int64, the keys made from each token, padded with K. None if the keys come from two batches: no
+            gradient flows there.
+        pieces: each segment's span of queries and span of keys.
+        longest: the largest number of queries and of keys in a segment.
     """
 
     queries: Tensor
@@ -48,10 +48,10 @@ class Packed:
     Attributes:
         ids, positions: (1, T).
         plan: what each token attends to.
-        places: (rows, width) of the padded batch: where a token's hidden state is. Of padding, 0.
-        behind: the packed batch whose keys and values come first in the plan's; None: there are only this one's own.
-        kept: by layer, keys and values for batches behind this one, while they are wanted.
-        spans: of each row, its tokens in order.
+        places: (rows, width) of the padded batch: the position of each token's hidden state; 0 for padding.
+        behind: the packed batch whose keys and values precede this one's in the plan; None if there is no other.
+        kept: keys and values by layer for batches behind this one, as long as they are needed.
+        spans: the tokens of each row, in order.
     """
 
     ids: Tensor
@@ -85,7 +85,7 @@ def pack(input_ids: Tensor, attention_mask: Tensor) -> Packed:
 def pack_behind(
     input_ids: Tensor, attention_mask: Tensor, earlier: Packed, earlier_ids: Tensor, earlier_mask: Tensor
 ) -> Packed:
-    """Packs rows whose beginning, as far as it is row i's of an earlier batch, is not computed again.
+    """Packs rows without the beginning that row i shares with row i of an earlier batch, which is already computed.
 
     `places` count the earlier batch's tokens first.
     """
@@ -110,7 +110,7 @@ class _Packing:
         self._end = 0
 
     def add(self, ids: Tensor, first_position: int, before: tuple[Span, ...]) -> tuple[Span, ...]:
-        """Appends tokens as a segment; none, when there are none."""
+        """Appends tokens as a segment, or nothing if there are none."""
         if not len(ids):
             return ()
         span = (self._end, self._end + len(ids))
@@ -135,7 +135,7 @@ def _plan(segments: list[Segment], device: torch.device, earlier: int | None) ->
     """The plan of segments.
 
     Args:
-        earlier: tokens of the batch whose keys the `before` of the segments name; None: they name this batch's own.
+        earlier: number of tokens in the batch that the segments' `before` refers to; None if it refers to this batch.
     """
     pieces: list[tuple[Span, Span]] = []
     gathered: list[Tensor] = [torch.zeros(0, dtype=torch.long)]
@@ -155,7 +155,7 @@ def _plan(segments: list[Segment], device: torch.device, earlier: int | None) ->
 
 
 def _uses(gather: Tensor) -> Tensor:
-    """Of each token, which entries of `gather` are it: (tokens, most uses), filled up with the number of entries."""
+    """The entries of `gather` that refer to each token: (tokens, most uses), padded with the number of entries."""
     if not len(gather):
         return gather[:, None]
     tokens, order = gather.sort(stable=True)
@@ -174,7 +174,7 @@ def _unpadded(input_ids: Tensor, attention_mask: Tensor) -> tuple[list[Tensor], 
 
 
 def _common(a: Tensor, b: Tensor) -> int:
-    """How many tokens two rows begin with alike."""
+    """The number of tokens at the beginning that two rows have in common."""
     length = min(len(a), len(b))
     differs = (a[:length] != b[:length]).nonzero()
     return int(differs[0, 0]) if len(differs) else length

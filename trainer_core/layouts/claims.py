@@ -124,8 +124,8 @@ def unclear(
     """The error that asks for an option of `ReadingOptions`.
 
     Args:
-        code: of its sentence.
-        params: of its sentence, besides the choices.
+        code: the code of its sentence.
+        params: the values of its sentence, besides the choices.
     """
     named = named_columns(choices)
     question = Question(about, tuple(named), showable(guess), tuple(showable(row) for row in tuple(rows)[:SHOWN_ROWS]))

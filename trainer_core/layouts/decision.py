@@ -118,7 +118,7 @@ class Reading:
                     raise Misfit(name, say("no_json_messages"))
                 given[name] = messages
         named = given if self.renames is None else _renamed(given, self.renames)
-        # What is not read now must not be read when our own form is read again.
+        # Columns that are not read now must not be read when the stored form is read again.
         others = {
             name: cell
             for name, cell in given.items()
@@ -172,7 +172,7 @@ def _by_map(sample: Sample, options: ReadingOptions, given: dict[str, str]) -> R
     unknown = [name for name in given if name not in _MAP_FIELDS]
     if unknown:
         raise DataInvalid.at("map", say("map_field", names=named_columns(unknown), fields=_MAP_FIELDS))
-    # What goes before the prompt may be empty in the first rows; `RowChecker` sees whether it comes.
+    # What goes before the prompt may be empty in the first rows; `RowChecker` checks whether it comes later.
     absent = [column for name, column in given.items() if name not in OPTIONAL and column not in sample.columns]
     if absent:
         raise DataInvalid.at("map", no_column(absent, sample.columns))
@@ -276,7 +276,7 @@ def _ask_map(sample: Sample, code: str, **params: Any) -> DataUnclear:
     """The question for the columns of the fields.
 
     Args:
-        code: of the sentence that says why.
+        code: the code of the sentence that says why.
         params: its values, besides the fields and the columns.
     """
     candidates = _candidates(sample, set())

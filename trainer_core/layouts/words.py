@@ -90,7 +90,7 @@ _FIELD_NAMES = {
 
 
 def is_answer(column: str) -> bool:
-    """Whether a column's name says that answers are in it, whichever ones."""
+    """Whether a column's name says that it holds answers of any kind."""
     return not _ANSWER.isdisjoint(name_words(column))
 
 

@@ -59,7 +59,7 @@ class TokenizedKTOTrainer(TokenizedTrainer, KTOTrainer):
         return torch.cat([first, behind.log_probs])
 
     def _compute_kl_logps(self, model: Any, batch: Any) -> Any:
-        """As TRL's; the rows' own completions are scored on the way, for the call that TRL makes next."""
+        """As TRL's; also scores the rows' own completions in the same pass, for TRL's next call."""
         if not is_accelerated(model) or self.plain_path_reason() or not self.calculate_KL:
             return super()._compute_kl_logps(model, batch)
         behind = Behind(batch["KL_input_ids"], batch["KL_attention_mask"], _labels(batch, "KL_"))
@@ -167,8 +167,8 @@ class KTO(PreferenceMethod[KTOSettings]):
     def metrics(self, scores: dict[str, Scores], rows: Sequence[Row]) -> dict[str, float | None]:
         """Metrics of labelled rows; `docs/metrics.md` has their formulas.
 
-        A row is right when the sign of r − z is its label's; a tie counts a half. A label that no row has gives None, as do
-        rows that come from no pairs for what compares the two answers of a pair.
+        A row is right if the sign of r − z is its label's; a tie counts a half. A label without rows gives None. So do rows
+        that do not come from pairs, for metrics that compare the two answers of a pair.
         """
         config = self.config
         labels = torch.tensor([row["label"] for row in rows])

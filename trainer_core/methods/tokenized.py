@@ -1,4 +1,4 @@
-"""What the three TRL trainers share here: tokenised rows, staged checkpoints, observed evaluation, guards."""
+"""What the three TRL trainers share: tokenised rows, staged checkpoints, observed evaluation, guards."""
 
 import json
 import random
@@ -28,7 +28,7 @@ from trainer_core.row_names import AS_NUMBERED, RowNames
 from trainer_core.schedule import above_zero
 from trainer_core.wording import Message, say
 
-# What became NaN or infinite, where rows are known.
+# Codes of what became NaN or infinite, if the rows are known.
 _WITH_ROWS = {"loss_not_finite": "loss_not_finite_rows", "logps_not_finite": "logps_not_finite_rows"}
 
 
@@ -77,7 +77,7 @@ class TokenizedTrainer(StagedCheckpoints):
         if isinstance(reference, torch.nn.Module) and reference is not trainer.ref_model:
             lent: Any = reference
             if lent not in trainer.accelerator._models:
-                # As TRL does with a reference of its own; the second puts it under autocast.
+                # As TRL does with its own reference; the second puts it under autocast.
                 add_fused_lm_head(lent)
                 trainer.accelerator.prepare_model(lent, evaluation_mode=True)
                 if is_accelerated(trainer.model) and refusal(lent) is None:
@@ -259,7 +259,7 @@ class ReshuffledBatches:
         rows = self.train_dataset if train_dataset is None else train_dataset
         if self.args.train_sampling_strategy != "random":
             return super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
-        # The columns of ids alone: a row may hold much else.
+        # Only the id columns: a row may hold much more.
         ids = rows.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])
         return EpochOrder([row_tokens(row) for row in ids], self.args.per_device_train_batch_size, self.args.seed)
 

@@ -149,7 +149,7 @@ class DocumentReader:
         """One of these letters.
 
         Args:
-            code: of the sentence about any other letter.
+            code: the code of the sentence about any other letter.
         """
         found = yield from self._next()
         if not found:

@@ -13,7 +13,7 @@ class JsonlReader:
     Args:
         line: the number of lines before the first row.
         end: what ends a line.
-        encoding: of the file, unless it is UTF-8.
+        encoding: the file's encoding, unless it is UTF-8.
     """
 
     def __init__(self, sink: Sink, line: int = 0, end: bytes = b"\n", encoding: str | None = None) -> None:

@@ -23,5 +23,5 @@ HEAD_BYTES = 512
 
 
 def most_bytes_out(bytes_in: int) -> int:
-    """What `bytes_in` bytes may expand to."""
+    """The size to which `bytes_in` bytes may expand."""
     return max(ALWAYS_ALLOWED_BYTES, bytes_in * MAX_EXPANSION)

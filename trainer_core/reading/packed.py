@@ -23,7 +23,7 @@ class Packed(Exception):
 
 
 class NotInstalled(Exception):
-    """The package that decompresses a file is absent; its name is the argument."""
+    """The package that decompresses a file is missing; the argument is its name."""
 
 
 class _Member(Protocol):

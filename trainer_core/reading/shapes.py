@@ -20,7 +20,7 @@ def shape_of(value: Any) -> Shape:
     if not isinstance(value, dict):
         return "rows"
     parts = [value[name] for name in ("train", "validation") if name in value]
-    # A row may say in a column of that name to which part it belongs.
+    # A row may have a column of that name that says to which part it belongs.
     if parts and not (_OF_ROWS & value.keys() and not any(isinstance(part, list) for part in parts)):
         return "lists"
     if value and all(isinstance(column, dict) and column for column in value.values()):

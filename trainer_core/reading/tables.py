@@ -72,7 +72,7 @@ class TableReader:
 
     Args:
         line: the number of lines before the header.
-        encoding: of the file, unless it is UTF-8.
+        encoding: the file's encoding, unless it is UTF-8.
     """
 
     def __init__(self, sink: Sink, delimiter: str, line: int = 0, encoding: str | None = None) -> None:

@@ -80,7 +80,7 @@ class TextReader:
     def _prove(self, data: bytes, final: bool) -> bytes:
         """The bytes that can be decoded: up to the first that is not ASCII, until enough follow to judge them.
 
-        Gives up if text that was named a code page is UTF-8. A code page may have a letter for every byte of it.
+        Gives up if a text is UTF-8 but was declared as a code page, which may have a letter for every byte.
         """
         data, self._unproved = self._unproved + data, b""
         first = _FOREIGN.search(data)

@@ -202,5 +202,5 @@ _PARSER_SAYS = {
 
 
 def unreadable_number() -> Message:
-    """Why the parser raises a `ValueError` of no kind of its own: Python limits the digits of a whole number."""
+    """Why the parser raises a plain `ValueError`: Python limits the digits of a whole number."""
     return say("not_json", problem=say("json.digits"))

@@ -74,12 +74,12 @@ def said(message: str) -> dict[str, Any]:
 
 
 def rounded(value: float, digits: int = 3) -> float:
-    """A number with so many significant digits, as a value of a sentence."""
+    """A number with `digits` significant digits, as a value of a sentence."""
     return float(f"{value:.{digits}g}")
 
 
 def restored(stored: Mapping[str, Any]) -> str:
-    """The sentence whose form `said` gave: again a `Message`, unless it had no code or the catalogues no longer have it."""
+    """The sentence that `said` stored: a `Message`, unless it had no code or the catalogues no longer have the code."""
     code, params = stored.get("message_code"), stored.get("params")
     if isinstance(params, dict) and is_known(code):
         with suppress(KeyError):
@@ -114,7 +114,7 @@ def worded(code: str, params: Mapping[str, Any], language: Language = "en") -> s
 
 @cache
 def _pieces(text: str) -> list[str]:
-    """A text in pieces: every second one is the name of a value."""
+    """A text in pieces: every second piece is the name of a value."""
     return _PLACE.split(text)
 
 
@@ -150,7 +150,7 @@ def _shown(value: Any, language: Language) -> str:
 
 
 def _writable(value: Any) -> Any:
-    """A value without halves of characters, which neither UTF-8 nor a database takes."""
+    """A value without unpaired surrogates, which neither UTF-8 nor a database accepts."""
     if type(value) is str and not value.isascii():
         return value.encode("utf-8", "backslashreplace").decode()
     return [_writable(each) for each in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
