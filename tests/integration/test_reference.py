@@ -125,7 +125,7 @@ def test_a_reference_with_other_weights_than_its_files(place: Path, tmp_path: Pa
     trainer.setup_reference_model()
     with torch.no_grad():
         next(iter(trainer.ref_model.parameters()))[0, 0] += 1e-4
-    with pytest.raises(ReferenceMismatch, match=r"embed_tokens\.weight is not what model\.safetensors holds"):
+    with pytest.raises(ReferenceMismatch, match=r"embed_tokens\.weight is not what model\.safetensors contains"):
         trainer.train()
 
 
@@ -235,5 +235,5 @@ def test_the_wrong_adapter_as_reference_is_noticed(place: Path, adapter: Path, t
     trainer.load()
     with torch.no_grad():
         next(tensor for _, tensor in adapter_tensors(trainer.model, "ref")).add_(1e-3)
-    with pytest.raises(ReferenceMismatch, match=r"is not what adapter_model\.safetensors holds"):
+    with pytest.raises(ReferenceMismatch, match=r"is not what adapter_model\.safetensors contains"):
         trainer.train()

@@ -135,7 +135,7 @@ def test_a_wrong_reference_is_noticed(tmp_path: Path) -> None:
     with torch.no_grad():
         for tensor in trainer.ref_model.parameters():
             tensor.mul_(1.05)
-    with pytest.raises(ReferenceMismatch, match=r"model\.embed_tokens\.weight is not what model\.safetensors holds"):
+    with pytest.raises(ReferenceMismatch, match=r"model\.embed_tokens\.weight is not what model\.safetensors contains"):
         trainer.train()
 
 
