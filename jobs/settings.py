@@ -102,8 +102,8 @@ class Settings(BaseSettings):
     )
     generation_device: Literal["cpu", "own_gpu", "shared_gpu"] = Field(
         "cpu",
-        description="Where comparisons are answered: `cpu`; `own_gpu`, a GPU for them alone; or `shared_gpu`, one shared with "
-        "training.",
+        description="Where comparisons are answered: `cpu`; `own_gpu`, a GPU for them alone; or `shared_gpu`, one shared "
+        "with training.",
     )
     warm_models_gib: float | None = Field(
         None,
