@@ -39,7 +39,7 @@ and those of warnings and events, are in Arabic for a request with `Accept-Langu
 
 
 def create_app(settings: Settings | None = None, queue: JobQueue | None = None) -> FastAPI:
-    """The API on the given settings and queue; default: those of the environment."""
+    """The API with the given settings and queue, by default those of the environment."""
     settings = settings or get_settings()
     logs.configure()
 
@@ -69,20 +69,20 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
             database.dispose()
             await run_in_threadpool(tracing.close)
 
-    # The documentation's page comes with its scripts: many a GPU machine reaches no CDN.
+    # The documentation page ships with its scripts: many GPU machines cannot reach a CDN.
     app = FastAPIOffline(
         redoc_url=None,
         title="Tafdil",
         version=version("tafdil"),
         description=_DESCRIPTION,
         lifespan=lifespan,
-        # FastAPI's own would reveal paths, queries and what a validation found.
+        # FastAPI's own spans would reveal paths, queries and validation results.
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes, timeout_s=settings.body_timeout_s)
     app.add_middleware(ReadLimit, timeout_s=settings.read_timeout_s)
     app.add_middleware(Gate, settings=settings)
-    # Outside the gate, so that its refusals have no body either; inside the metrics, which count HEAD as HEAD.
+    # Outside the gate, so that its refusals to HEAD lack a body too; inside the metrics, which count HEAD as HEAD.
     app.add_middleware(Head)
     registry = CollectorRegistry()
     app.state.registry = registry

@@ -37,12 +37,12 @@ class _Kept(Stored):
 
     id: str
     name: str | None
-    format: str = Field(description="Of the stored rows: `jsonl`, `json` or `parquet`.")
+    format: str = Field(description="Format of the stored rows: `jsonl`, `json` or `parquet`.")
     kind: str = Field(description="`kto` (prompt, completion, label) or `pairs` (prompt, chosen, rejected).")
     train_rows: int
     validation_rows: int
     desirable_rows: int = Field(description="Training rows with label true; 0 for pairs.")
-    size_bytes: int = Field(description="On disk, including the skipped rows.")
+    size_bytes: int = Field(description="Size on disk, including the skipped rows.")
     sha256: str = Field(description="Of the stored rows.")
     source_sha256: str | None = Field(None, description="Of the uploaded file.")
     options: dict[str, Any] | None = Field(None, description="The reading options of the upload.")
@@ -120,7 +120,7 @@ class DatasetPage(BaseModel):
 
 
 class DatasetRemoval(BaseModel):
-    """A dataset that was deleted."""
+    """A deleted dataset."""
 
     dataset_id: str
     freed_bytes: int

@@ -1,4 +1,4 @@
-"""What routes are given."""
+"""Dependencies of routes."""
 
 from collections.abc import AsyncGenerator
 from typing import Annotated
@@ -15,7 +15,7 @@ from jobs.spec import ID
 
 
 def get_service(request: Request) -> JobService:
-    """The service as the caller sees it. Without a caller, which the gate names, this fails."""
+    """The service as the caller sees it. Fails unless the gate has set a caller."""
     return request.app.state.service.for_caller(request.state.caller)
 
 
@@ -41,13 +41,15 @@ Service = Annotated[JobService, Depends(get_service)]
 
 
 async def hold_stream(request: Request) -> AsyncGenerator[None]:
-    """Counts an event stream of the caller's until its reply has ended. Raises `RateLimited`."""
+    """Counts one of the caller's event streams until its reply has ended. Raises `RateLimited`."""
     limit: StreamLimit = request.app.state.stream_limit
     with limit.held(request.state.caller.key_id):
         yield
 
 
-StreamParameter = Annotated[bool, Query(description="Server-sent events: the answers while they grow, then the result.")]
+StreamParameter = Annotated[
+    bool, Query(description="Server-sent events: the answers as they are generated, then the result.")
+]
 
 
 async def hold_stream_if_asked(request: Request, *, stream: StreamParameter = False) -> AsyncGenerator[None]:
@@ -63,6 +65,6 @@ KeyAccess = Annotated[Access, Depends(get_access)]
 Wake = Annotated[Waker, Depends(get_waker)]
 Artifacts = Annotated[ArtifactService, Depends(get_artifacts)]
 Datasets = Annotated[DatasetService, Depends(get_datasets)]
-# The largest integer that every database keeps.
+# The largest integer that every database can store.
 MOST = 2**31 - 1
 Id = Annotated[str, Path(pattern=ID, description="An id from the service.")]

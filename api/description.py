@@ -1,4 +1,4 @@
-"""The OpenAPI document: what routes say of themselves, and what the middleware around them may answer in their place."""
+"""The OpenAPI document: the routes' own descriptions, and the answers that middleware may give instead."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -10,12 +10,12 @@ from api.errors import ERROR_FIELDS_SCHEMA, ERROR_SCHEMA, responses
 from api.gate import SESSION_COOKIE, is_open, needed_scope
 
 _SECURITY: dict[str, Any] = {
-    "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the service has keys on."},
+    "key": {"type": "http", "scheme": "bearer", "description": "An API key, if the service has keys turned on."},
     "session": {
         "type": "apiKey",
         "in": "cookie",
         "name": SESSION_COOKIE,
-        "description": "The same of a browser that signed in with `POST /v1/session`.",
+        "description": "The same, for a browser that signed in with `POST /v1/session`.",
     },
 }
 _LANGUAGE: dict[str, Any] = {
@@ -29,7 +29,7 @@ _LANGUAGE: dict[str, Any] = {
 
 
 def install(app: FastAPI) -> None:
-    """Completes the document that FastAPI makes."""
+    """Completes FastAPI's document."""
     plain = app.openapi
 
     @cache
@@ -41,7 +41,7 @@ def install(app: FastAPI) -> None:
 
 def _complete(document: dict[str, Any]) -> dict[str, Any]:
     schemas = document["components"]["schemas"]
-    # FastAPI's own shape of what is invalid, which the product never sends.
+    # FastAPI's own shape of validation errors, which this API never sends.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     schemas["Error"] = ERROR_SCHEMA
@@ -69,8 +69,8 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, 
 
 
 def _around(path: str, operation: dict[str, Any]) -> set[int]:
-    """The errors that a route gives for what it takes, and those that the limits and the gate give before it is asked."""
-    # The name that a request calls the service by, and the page it comes from.
+    """The errors of a route's parameters, and those of the limits and the gate in front of it."""
+    # From the checks of the host name and the origin.
     statuses = {403}
     if not is_open(path):
         statuses |= {401, 429, 500, 503}

@@ -90,7 +90,7 @@ def install(app: FastAPI) -> None:
             # The framework names the methods of the first route that has the path.
             return _not_allowed(request, methods_of(request) or {"GET", "HEAD"})
         if status == 400:
-            # Its word for a body that is not JSON.
+            # FastAPI's error for a body that is not JSON.
             return error_response(error_dict("spec_invalid", say("body_not_json")))
         code = _CODE_OF_STATUS.get(status, "spec_invalid" if status < 500 else "internal")
         is_absent = status == 404
@@ -110,7 +110,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _unknown(request: Request, error: Exception) -> JSONResponse:  # pyright: ignore[reportUnusedFunction]
         log.exception("unexpected error", exc_info=error)
-        # Answered outside of all middleware.
+        # Sent outside all middleware.
         with speaking(request.headers.get("accept-language", "")) as chosen:
             response = error_response(error_dict("internal", say("unexpected")))
         name(response.headers, chosen)
@@ -118,7 +118,7 @@ def install(app: FastAPI) -> None:
 
 
 def _nothing_at(request: Request, parameter: str, value: str) -> NotFound:
-    """That a path names nothing, by its parameter with the id."""
+    """The error for a path that names nothing, given its parameter and the id."""
     kind, _, is_id = parameter.rpartition("_")
     return NotFound(say(f"not_found.{kind}", id=value[:100]) if is_id == "id" else _no_path(request))
 
@@ -133,12 +133,12 @@ def _disk_full(error: Exception) -> JSONResponse:
 
 
 def methods_of(request: Request) -> set[str]:
-    """The methods that a path takes, by the API's description; one that is written out counts before one with parameters."""
+    """The methods that a path allows, from the OpenAPI document. Literal paths take precedence over parametrised ones."""
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
     path = request.url.path
     fitting = [path] if path in paths else [each for each in paths if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each), path)]
     found = {method.upper() for each in fitting for method in paths[each]}
-    # Answered wherever GET is (`api.head`), so the description does not list it.
+    # `api.head` answers it wherever GET is allowed, so the document does not list it.
     return found | {"HEAD"} if "GET" in found else found
 
 
@@ -172,11 +172,11 @@ QUESTION_SCHEMA: dict[str, Any] = {
 
 _PARAMS: dict[str, Any] = {
     "type": "object",
-    "description": "The values in the sentence, by name. A value that is a sentence itself has the form "
+    "description": "The values in the sentence, by name. A value that is itself a sentence has the form "
     '`{"code": …, "params": …}`.',
 }
 SENTENCE_SCHEMA: dict[str, Any] = {
-    "message": {"type": "string", "description": "A sentence, in the language that `Accept-Language` asks for."},
+    "message": {"type": "string", "description": "A sentence, in the language requested by `Accept-Language`."},
     "message_code": {"type": "string", "description": "An identifier of the sentence. Absent in those of earlier versions."},
     "params": _PARAMS,
 }
@@ -184,7 +184,7 @@ DETAIL_SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {
         "field": {"type": "string"},
-        "reason": {"type": "string", "description": "Why, in the language that `Accept-Language` asks for."},
+        "reason": {"type": "string", "description": "Why, in the language requested by `Accept-Language`."},
         "line": {"type": "integer", "description": "The line or row of the (first) error, from 1."},
         "count": {"type": "integer", "description": "The number of rows with this error, if more than one."},
         "lines": {"type": "array", "items": {"type": "integer"}, "description": "The first of these rows."},
@@ -210,7 +210,7 @@ ERROR_FIELDS_SCHEMA: dict[str, Any] = {
         "log_tail": {
             "type": "array",
             "items": {"type": "string"},
-            "description": "Of a failed job: the last lines that the training printed.",
+            "description": "For a failed job: the last lines of its log.",
         },
     },
 }
@@ -222,6 +222,6 @@ ERROR_SCHEMA: dict[str, Any] = {
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI entries for the errors that a route itself can give. `api.description` adds those that any route can."""
+    """OpenAPI entries for a route's own errors. `api.description` adds those that any route can return."""
     content = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}

@@ -1,4 +1,4 @@
-"""What happened to a job, in words: the sentence of an event, made of its type and its data."""
+"""Describes a job's events in words: a sentence made from an event's type and data."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -12,12 +12,12 @@ Data = Mapping[str, Any]
 
 
 def shown(kind: str, data: Data) -> dict[str, Any]:
-    """The data of an event with its sentence in the reply's language. A warning has one of its own."""
+    """An event's data with its sentence in the reply's language. A warning brings its own sentence."""
     return worded_warning(data if kind == "warning" else {**data, **said(sentence(kind, data))})
 
 
 def sentence(kind: str, data: Data) -> Message:
-    """The sentence of an event. One whose data another version wrote is only named."""
+    """The sentence of an event, or only its name if another version wrote its data."""
     with suppress(KeyError, TypeError, AttributeError):
         what = _SENTENCES[kind](data)
         device = _device(data.get("device"))
@@ -48,7 +48,7 @@ def _first_step(data: Data) -> Message:
 
 
 def _ended(kind: str) -> Callable[[Data], Message]:
-    """For an end that may leave a checkpoint."""
+    """Words for an end that may leave a checkpoint."""
 
     def ended(data: Data) -> Message:
         is_saved = data.get("checkpoint") and data.get("checkpoint_step") is not None

@@ -1,4 +1,4 @@
-"""A file as a reply: streamed, in one range if one is asked for, with its hash, and as nothing that a browser would run."""
+"""Sends files: streamed, optionally one range, with the hash, and in a form that no browser runs."""
 
 import base64
 import re
@@ -15,17 +15,17 @@ from trainer_core.errors import error_dict
 from trainer_core.wording import say
 
 _CHUNK_BYTES = 2**20
-# One range; several at once are answered with the whole file, as RFC 9110 allows.
+# One range. A request for several gets the whole file, as RFC 9110 allows.
 _RANGE = re.compile(r"^bytes=(\d*)-(\d*)$")
 
 
 def file_response(file: BinaryIO, size: int, name: str, sha256: str, headers: dict[str, str | None]) -> Response:
-    """The reply to a GET of a file, which is closed when the reply ends, however it ends.
+    """The reply to a GET of a file. Closes the file when the reply ends, for whatever reason.
 
     Args:
-        size: of the file, in bytes.
-        name: what to save it as.
-        headers: of the request: `range`, `if-range`, `if-none-match`.
+        size: the file's size in bytes.
+        name: the suggested file name.
+        headers: the request's headers `range`, `if-range` and `if-none-match`.
     """
     tag = f'"{sha256}"'
     shared = {
@@ -69,7 +69,7 @@ def table_response(file: BinaryIO, name: str) -> Response:
 
 
 def _span(wanted: str, size: int) -> tuple[int, int] | None:
-    """First and last byte of a range, or None where the header is not one range."""
+    """First and last byte of a range, or None unless the header is a single range."""
     found = _RANGE.match(wanted.strip())
     if not found or found.groups() == ("", ""):
         return None
@@ -82,7 +82,7 @@ def _span(wanted: str, size: int) -> tuple[int, int] | None:
 
 
 class _Closing(StreamingResponse):
-    """Closes its file also if nothing of it was asked for: the reply to a HEAD, or to a client that left."""
+    """Closes its file even if nothing was read: in the reply to a HEAD, or to a client that left."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ def _read(file: BinaryIO, first: int, count: int) -> Iterator[bytes]:
 
 
 def _disposition(name: str) -> str:
-    """RFC 6266: a plain name for old clients, the whole one encoded."""
+    """RFC 6266: a plain name for old clients, and the full one encoded."""
     plain = re.sub(r"[^A-Za-z0-9._-]", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 

@@ -1,6 +1,6 @@
-"""Who may pass: the host a request names, the page it comes from, its key, its scope, and how often.
+"""Access control: checks a request's host name, origin, key, scope and rate.
 
-ASGI middleware around everything, so that a route that is added is closed until it is named here, whatever it forgets.
+ASGI middleware around everything, so that a new route is closed until it is listed here, whatever it forgets.
 """
 
 import asyncio
@@ -26,17 +26,17 @@ from trainer_core.errors import TafdilError
 from trainer_core.wording import say
 
 SESSION_COOKIE = "tafdil_session"
-# Open without a key: whether the service lives, the dashboard's own files (which hold no data), and how a browser signs in.
+# Open without a key: the liveness check, the dashboard's files (which hold no data), and a browser's sign-in.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/", "/v1/session"})
 OPEN_PREFIXES = ("/assets/",)
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-# How often the key of a request that lasts is looked at again.
+# How often to recheck the key of a long request.
 _RECHECK_S = 2.0
 _PORT = re.compile(r":\d{1,5}$")
 
 
 class Gate:
-    """Middleware. Puts the `Caller` of a request in its state, or answers 401, 403 or 429."""
+    """ASGI middleware. Puts the `Caller` into the request's state, or answers 401, 403 or 429."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -59,7 +59,7 @@ class Gate:
                 self._check_rate(caller)
         except (TafdilError, DatabaseError) as error:
             response = failure_response(error)
-            # What may still be on its way is not read, so the connection cannot be used again.
+            # The rest of the body is not read, so the connection cannot be reused.
             response.headers["connection"] = "close"
             await response(scope, receive, send)
             return
@@ -70,7 +70,7 @@ class Gate:
             await self._while_valid(caller, scope, receive, send)
 
     async def _while_valid(self, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
-        """Ends a request that lasts, such as a stream or a download, once its key is revoked or expired."""
+        """Ends a long request, such as a stream or a download, once its key is revoked or expired."""
         access: Access = scope["app"].state.access
         sent: list[Message] = []
 
@@ -96,7 +96,7 @@ class Gate:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _is_still_valid(self, access: Access, caller: Caller) -> bool:
-        """Asks the database once for all requests of a key. One that is away ends no stream."""
+        """Asks the database once for all requests of a key. A database that is away ends no streams."""
         now = time.monotonic()
         asked_at, is_valid = self._rechecked.get(caller.key_id, (0.0, True))
         if now - asked_at < _RECHECK_S:
@@ -110,13 +110,13 @@ class Gate:
         return is_valid
 
     def _check_host(self, headers: Headers) -> None:
-        """A page of another site can point a name of its own at this address; its requests then carry that name."""
+        """Prevents DNS rebinding: another site can point its own name here, and its requests then carry that name."""
         host = _PORT.sub("", headers.get("host", "")).lower()
         if host not in self._hosts and "*" not in self._hosts:
             raise Forbidden(say("host_unknown", host=host[:100]))
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
-        """What changes something comes from our own pages or from programs, never from another site's page."""
+        """Accepts changes only from our own pages and from programs, never from another site's page."""
         origin = headers.get("origin")
         if scope["method"] in _SAFE_METHODS or origin is None:
             return
@@ -128,7 +128,7 @@ class Gate:
             raise Forbidden(say("origin_refused", origin=origin[:100]))
 
     async def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
-        """Who calls; None on an open path without a valid key."""
+        """The caller; None on an open path without a valid key."""
         access: Access = scope["app"].state.access
         if not access.is_on:
             return LOCAL
@@ -150,7 +150,7 @@ class Gate:
     def _check_rate(self, caller: Caller) -> None:
         if caller is LOCAL or self._limiter.hit(self._rate, caller.key_id):
             return
-        # The window slides: a share of it frees a request again.
+        # The window slides: a fraction of it frees one request.
         raise RateLimited(
             say("too_many_requests", most=self._rate.amount),
             retry_after_s=max(1.0, 60 / self._rate.amount),
@@ -163,7 +163,7 @@ def is_open(path: str) -> bool:
 
 
 def needed_scope(method: str, path: str) -> KeyScope:
-    """What a request needs of its key."""
+    """The scope that a request needs."""
     if path == "/metrics":
         return KeyScope.METRICS
     if path == "/v1/keys" or path.startswith("/v1/keys/"):

@@ -1,21 +1,21 @@
-"""HEAD wherever GET is: the same checks, status and headers, without the body (RFC 9110, section 9.3.2)."""
+"""HEAD for every GET route: the same checks, status and headers, without the body (RFC 9110, section 9.3.2)."""
 
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What the router writes into a scope, for the middleware outside this one.
+# What the router adds to a scope, for the middleware outside this one.
 _ROUTING = ("route", "endpoint", "path_params")
 
 
 class _HeadersSent(BaseException):
-    """Raised into the application once the client has the whole reply. No `except Exception` of a route may hold it up."""
+    """Raised into the application once the client has the whole reply. A route's `except Exception` does not catch it."""
 
 
 class Head:
-    """ASGI middleware. The application inside it sees a GET, and ends as soon as it has sent the headers.
+    """ASGI middleware. The application inside sees a GET, and ends as soon as it has sent the headers.
 
-    So a stream of events is never started and no file is read, however long they are.
+    So no event stream is started and no file is read.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -25,7 +25,7 @@ class Head:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             await self._app(scope, receive, send)
             return
-        # A copy: the server still has to know that this reply has no body. A range is defined for GET alone.
+        # A copy: the server must still know that this reply has no body. Ranges are defined only for GET.
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
         inner = {**scope, "method": "GET", "headers": headers}
 

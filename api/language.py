@@ -1,7 +1,7 @@
-"""The language of replies: what a request accepts, and stored sentences worded in it when they are sent.
+"""The language of replies: negotiates it, and words stored sentences in it when they are sent.
 
-Errors, warnings and events are stored once: in English, with their code and values. Those of earlier versions have no code
-and are sent as they are.
+Errors, warnings and events are stored once, in English, with their code and values. Those of earlier versions have no code
+and are sent unchanged.
 """
 
 from collections.abc import Generator, Mapping
@@ -20,12 +20,12 @@ _language: ContextVar[Language] = ContextVar("language", default="en")
 
 
 def language() -> Language:
-    """The language of the reply to the request that is being answered."""
+    """The language of the reply to the current request."""
     return _language.get()
 
 
 def preferred(accepted: str) -> Language:
-    """The language for an `Accept-Language` (RFC 9110). Of two that are equally welcome, the first; else English."""
+    """The language for an `Accept-Language` (RFC 9110): the first of the most preferred ones, or else English."""
     best: Language = "en"
     best_quality = 0.0
     for part in accepted.split(","):
@@ -39,7 +39,7 @@ def preferred(accepted: str) -> Language:
 
 @contextmanager
 def speaking(accepted: str) -> Generator[Language]:
-    """Words what is sent meanwhile for an `Accept-Language`."""
+    """Words everything sent within the block for an `Accept-Language`."""
     chosen = preferred(accepted)
     token = _language.set(chosen)
     try:
@@ -59,7 +59,7 @@ def _quality(parameters: str) -> float:
 
 
 class Languages:
-    """ASGI middleware. Finds the language of each reply, and names it where the reply has sentences."""
+    """ASGI middleware. Chooses the language of each reply, and names it in replies with sentences."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -83,7 +83,7 @@ def _has_sentences(path: str) -> bool:
 
 
 def name(headers: MutableHeaders, chosen: Language) -> None:
-    """Names the language of a reply with sentences in its headers."""
+    """Adds the headers that name a reply's language."""
     if headers.get("content-type", "").startswith(_WORDED_TYPES) and "content-language" not in headers:
         headers["Content-Language"] = chosen
         headers.add_vary_header("Accept-Language")
@@ -99,7 +99,7 @@ def in_language(stored: Mapping[str, Any], text: str, code: str) -> dict[str, An
     """
     found = dict(stored)
     params = found.get("params")
-    # English is stored. A sentence whose values another version names otherwise stays as it is.
+    # English is stored. A sentence whose values have other names in another version stays unchanged.
     if language() != "en" and isinstance(params, dict) and is_known(found.get(code)):
         with suppress(KeyError):
             found[text] = worded(found[code], cast("dict[str, Any]", params), language())

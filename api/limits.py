@@ -1,4 +1,4 @@
-"""Limits on how much a client sends and how slowly it sends and reads, kept while bytes move, whatever it claims."""
+"""Limits on how much a client sends, and how slowly it sends and reads, enforced on the bytes, not on its headers."""
 
 import asyncio
 import logging
@@ -21,9 +21,9 @@ log = logging.getLogger(__name__)
 
 
 class BodyLimit:
-    """ASGI middleware. Bodies are small JSON, so each is read whole, up to the limits, before the route sees it.
+    """ASGI middleware. Bodies are small JSON, so each is read completely, up to the limits, before the route sees it.
 
-    Uploads pass, as long as they move: their route streams, with a limit of its own on their size.
+    Uploads pass while they make progress: their route streams them, with its own limit on their size.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
@@ -38,7 +38,7 @@ class BodyLimit:
             await self._whole(scope, receive, send)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Gives up on a client that sends nothing for too long, and on one that is answered before its body ends."""
+        """Disconnects a client that sends nothing for too long, or whose request is answered before its body ends."""
         is_complete = False
 
         async def receive_in_time() -> Message:
@@ -52,7 +52,7 @@ class BodyLimit:
 
         async def send_last(message: Message) -> None:
             if message["type"] == "http.response.start" and not is_complete:
-                # Else the rest would be read, however long it is, and thrown away.
+                # Otherwise the rest would be read, whatever its length, and thrown away.
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
@@ -80,7 +80,7 @@ class BodyLimit:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, code: str, why: str) -> None:
         response = error_response(error_dict(code, why))
-        # What is still on its way is not read, so the connection cannot be used again.
+        # The rest of the body is not read, so the connection cannot be reused.
         response.headers["connection"] = "close"
         await response(scope, receive, send)
 
@@ -94,7 +94,7 @@ class StreamLimit:
 
     @contextmanager
     def held(self, key_id: str) -> Generator[None]:
-        """Counts one stream of the key. Raises `RateLimited` when the key holds as many as it may."""
+        """Counts one of the key's streams. Raises `RateLimited` if the key has reached its limit."""
         if self._open[key_id] >= self._most:
             raise RateLimited(say("too_many_streams", most=self._most), retry_after_s=5)
         self._open[key_id] += 1
@@ -105,7 +105,7 @@ class StreamLimit:
 
 
 class ReadLimit:
-    """ASGI middleware. Gives up on a client that does not read what it asked for."""
+    """ASGI middleware. Disconnects a client that stops reading its reply."""
 
     def __init__(self, app: ASGIApp, timeout_s: float) -> None:
         self._app, self._timeout_s = app, timeout_s
@@ -119,7 +119,7 @@ class ReadLimit:
             try:
                 await asyncio.wait_for(send(message), self._timeout_s)
             except TimeoutError as error:
-                # As a client that is gone; streams know what to do then.
+                # Treated like a client that is gone, which streams handle.
                 raise OSError("the client does not read") from error
 
         try:

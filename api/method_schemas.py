@@ -1,4 +1,4 @@
-"""What the API says about methods: their facts, and every field of their job specs."""
+"""Responses about methods: their facts, and every field of their job specs."""
 
 from typing import Any, Self
 
@@ -45,18 +45,22 @@ class MethodField(BaseModel):
     )
 
     name: str
-    types: list[FieldType] = Field(description="What a value may be, besides `null`.")
-    items: list[FieldType] = Field(description="What the items of a list may be; empty if the field takes no list.")
-    choices: list[str] = Field(description="The texts that are allowed; empty if any text is.")
+    types: list[FieldType] = Field(description="Types of a value, besides `null`.")
+    items: list[FieldType] = Field(description="Types of a list's items; empty if the field takes no list.")
+    choices: list[str] = Field(description="The allowed texts; empty if any text is allowed.")
     minimum: Number | None
     exclusive_minimum: Number | None
     maximum: Number | None
     exclusive_maximum: Number | None
-    min_length: int | None = Field(description="Fewest characters of a text, items of a list or keys of an object.")
-    max_length: int | None = Field(description="Most characters of a text, items of a list or keys of an object.")
+    min_length: int | None = Field(
+        description="Minimum number of characters of a text, items of a list or keys of an object."
+    )
+    max_length: int | None = Field(
+        description="Maximum number of characters of a text, items of a list or keys of an object."
+    )
     nullable: bool
     required: bool
-    default: Any = Field(description="The value of a spec that leaves the field out.")
+    default: Any = Field(description="The value if a spec leaves the field out.")
     unit: UnitName | None = Field(description="What a number counts.")
     is_main: bool = Field(description="Whether a form shows the field first.")
     label: Text
@@ -65,7 +69,7 @@ class MethodField(BaseModel):
     @classmethod
     def of(cls, field: SpecField, method: str) -> Self:
         arabic = catalogue("ar")
-        # A field that several methods have may mean something of its own in one of them.
+        # A field shared by several methods may mean something different in one of them.
         own = arabic.get(f"help.{method}.{field.name}")
         label = f"field.{method}.{field.name}"
         return cls(
@@ -83,10 +87,10 @@ class MethodDescription(BaseModel):
     full_name: str = Field(examples=["Kahneman-Tversky Optimization"])
     paper: str = Field(description="An arXiv identifier.", examples=["2402.01306"])
     description: Text
-    rows: Rows = Field(description="What the loss is computed from: single answers with a label, or pairs.")
-    dataset_kinds: list[Kind] = Field(description="Datasets that can train it.", examples=[["kto", "pairs"]])
+    rows: Rows = Field(description="The rows that the loss uses: single answers with a label, or pairs.")
+    dataset_kinds: list[Kind] = Field(description="Kinds of dataset that it can train on.", examples=[["kto", "pairs"]])
     loss_needs_reference: bool = Field(description="Whether the reference model is part of the loss.")
-    reward: Reward = Field(description="How the log-ratio of an answer to the reference is taken over its tokens.")
+    reward: Reward = Field(description="How an answer's log-ratio to the reference is reduced over its tokens.")
     headline: bool = Field(description="Whether introductions name it.")
     example: dict[str, Any] = Field(
         description="A job spec that trains the small model on the sample data.",

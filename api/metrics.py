@@ -1,4 +1,4 @@
-"""`/metrics` for Prometheus: the service's gauges, read from SQL when it is scraped, and this process's HTTP."""
+"""`/metrics` for Prometheus: the service's gauges, read from SQL on each scrape, and this process's HTTP metrics."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -15,14 +15,14 @@ from jobs.repository import watch
 from jobs.settings import Settings
 from trainer_core.effect import Verdict
 
-# Several scrapers at once share one reading.
+# Concurrent scrapers share one reading.
 _KEPT_S = 5.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 class ServiceCollector(Collector):
-    """Gauges over all tenants. Metrics keep to what is bounded: no job's or person's name is a label."""
+    """Gauges over all tenants. Labels are bounded: none is the name of a job or a person."""
 
     def __init__(self, database: Database, queue: JobQueue, settings: Settings) -> None:
         self._database, self._queue, self._settings = database, queue, settings
@@ -30,7 +30,7 @@ class ServiceCollector(Collector):
         self._numbers: watch.Numbers | None = None
 
     def describe(self) -> Iterable[Metric]:
-        # Known without asking the database when the collector is registered.
+        # Lets the collector register without querying the database.
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -88,7 +88,7 @@ class UploadMetrics:
 
 
 class HttpMetrics:
-    """ASGI middleware. Counts requests and times them to the first byte of the reply, by route, not by path."""
+    """ASGI middleware. Counts requests and times them until the reply's first byte, by route, not by path."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -117,7 +117,7 @@ class HttpMetrics:
 
 
 def route_of(scope: Scope) -> tuple[str, str]:
-    """Method and route of a request: its path with the names of parameters in their places. `other` where no route is."""
+    """Method and route of a request; the route is the path with parameter names, or `other` if no route matches."""
     if scope.get("route") is None:
         return "other", "other"
     left = dict(scope.get("path_params", {}))
@@ -128,5 +128,5 @@ def route_of(scope: Scope) -> tuple[str, str]:
         parts.append(f"{{{name}}}" if is_parameter else part)
         if is_parameter:
             left.pop(name)
-    # Methods are the client's words.
+    # Methods are arbitrary text from the client.
     return (scope["method"] if scope["method"] in _METHODS else "other"), ("/".join(parts) if not left else "other")

@@ -1,4 +1,4 @@
-"""What the API answers: the records as clients see them."""
+"""Responses: the records as clients see them."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -27,13 +27,13 @@ def instant(seconds: float | None) -> datetime | None:
 
 
 def columns_of(record: Record, names: Iterable[str]) -> dict[str, Any]:
-    """Columns of a record as they are shown: instants as times in UTC."""
+    """Columns of a record as the API shows them, with instants as times in UTC."""
     values = {name: getattr(record, name) for name in names}
     return {name: instant(value) if name.endswith("_at") else value for name, value in values.items()}
 
 
 class Stored(BaseModel):
-    """What is shown of a record under the names of its columns."""
+    """The fields of a record that keep their column names."""
 
     @classmethod
     def of(cls, record: Record, **more: Any) -> Self:
@@ -41,7 +41,7 @@ class Stored(BaseModel):
 
 
 class StoredTask(Stored):
-    """What every task has."""
+    """Fields of every task."""
 
     id: str
     state: TaskState
@@ -58,7 +58,7 @@ class StoredTask(Stored):
 
 
 class Job(BaseModel):
-    """A job and where it stands."""
+    """A job and its state."""
 
     id: str
     name: str | None
@@ -70,23 +70,23 @@ class Job(BaseModel):
     step: int = Field(description="Optimizer steps done.")
     total_steps: int | None
     percent: float = Field(description="Share of the steps done, 0 to 100.")
-    seconds_left: float | None = Field(description="Estimate for the training steps; null when not known.")
+    seconds_left: float | None = Field(description="Estimate for the training steps; null if unknown.")
     priority: int
     gpu_class: str | None
     queue_position: int | None = Field(description="1: next to be claimed; null unless queued.")
-    seconds_until_start: float | None = Field(description="Estimate for a queued job; null when not known.")
+    seconds_until_start: float | None = Field(description="Estimate for a queued job; null if unknown.")
     waiting_for: WaitingFor | None = Field(
         description="What a queued job waits for: a free `worker`; the `broker`, which is unavailable; or the end of the "
         "`pause` before a retry. The job is stored, and starts when the broker is back."
     )
-    requested: Request | None = Field(description="What was asked of the running attempt and is not done yet.")
+    requested: Request | None = Field(description="A pending request to the running attempt.")
     attempt: int
     checkpoint_step: int = Field(description="The newest checkpoint's step; 0 without one.")
     rerun_of: str | None = Field(description="The job that this one runs again.")
     start_from: str | None = Field(description="The job whose newest checkpoint this one started from.")
     warnings: list[WarningFields]
     effect: Verdict | None = Field(
-        description="What the run did to the model, measured on held-out rows where there are any. The event `effect` and "
+        description="What the run did to the model, measured on held-out rows if there are any. The event `effect` and "
         "the metadata's `effect_evidence` have the numbers. Null unless the job succeeded, and for jobs of earlier versions."
     )
     error: ErrorFields | None
@@ -157,16 +157,16 @@ class RerunOptions(Sent):
 
 
 class DeviceReport(BaseModel):
-    """What was seen on the device around an attempt."""
+    """The device's state before and after an attempt."""
 
     name: str
-    memory_before_bytes: int | None = Field(description="In use before the training process; null on a CPU.")
-    memory_after_bytes: int | None = Field(description="In use after it was gone.")
-    processes_left: list[int] = Field(description="Processes of the attempt that were still there; none as a rule.")
+    memory_before_bytes: int | None = Field(description="Memory in use before the training process started; null on a CPU.")
+    memory_after_bytes: int | None = Field(description="Memory in use after it ended.")
+    processes_left: list[int] = Field(description="Processes of the attempt that were still alive; normally none.")
 
 
 class Attempt(BaseModel):
-    """One try of a job on one worker."""
+    """One attempt of a job on one worker."""
 
     number: int
     worker: str
@@ -175,13 +175,13 @@ class Attempt(BaseModel):
     started_at: datetime
     ended_at: datetime | None
     outcome: Cause | None = Field(description="What ended it; null while it runs.")
-    reason: str | None = Field(description="Why, in the language that `Accept-Language` asks for.")
+    reason: str | None = Field(description="Why, in the language requested by `Accept-Language`.")
     reason_code: str | None = Field(description="An identifier of that sentence; null for attempts of earlier versions.")
     reason_params: dict[str, Any] | None = Field(description="The values in it, by name.")
-    first_step: int | None = Field(description="Steps done when it began to train; null when it did not get that far.")
-    last_step: int | None = Field(description="Steps done when it was last heard of.")
+    first_step: int | None = Field(description="Steps already done when it began to train; null if it did not get that far.")
+    last_step: int | None = Field(description="Steps done at its last report.")
     tokens: int = Field(description="Tokens that went through the layers; 0 on TRL's own path, which does not count them.")
-    memory_bytes: int | None = Field(description="At the last look: in use on the GPU, or by the process on a CPU.")
+    memory_bytes: int | None = Field(description="Memory last seen in use: on the GPU, or by the process on a CPU.")
 
     @classmethod
     def of(cls, record: AttemptRecord) -> "Attempt":
@@ -202,7 +202,7 @@ class Attempt(BaseModel):
 
 
 class AttemptList(BaseModel):
-    """Every try of a job, the first one first."""
+    """Every attempt of a job, oldest first."""
 
     job_id: str
     attempts: list[Attempt]
@@ -211,7 +211,7 @@ class AttemptList(BaseModel):
 class MetricPoint(BaseModel):
     attempt: int
     step: int
-    value: float | None = Field(description="Null where the value was not finite or not defined.")
+    value: float | None = Field(description="Null if the value was not finite or undefined.")
 
 
 class Metrics(BaseModel):
@@ -229,7 +229,7 @@ class Metrics(BaseModel):
 
 
 class Task(StoredTask):
-    """Work that a worker was asked for; `result` is there once the state is `succeeded`."""
+    """Work requested from a worker; `result` is set once the state is `succeeded`."""
 
     kind: TaskKind
     job_id: str | None
@@ -270,7 +270,7 @@ class StopToken(BaseModel):
 
     id: int
     token: str
-    named_by: list[str] = Field(description="Where it is named: `template`, `tokenizer`, `generation_config`.")
+    named_by: list[str] = Field(description="Where it comes from: `template`, `tokenizer`, `generation_config`.")
 
 
 class DryRunPlan(BaseModel):
@@ -307,7 +307,7 @@ class MemoryEstimate(BaseModel):
     low_bytes: int
     high_bytes: int
     parts: dict[str, int] = Field(description="By what takes it; the largest is what to make smaller.")
-    free_bytes: int | None = Field(description="Free where it would run; null when that is not known.")
+    free_bytes: int | None = Field(description="Free memory where it would run; null if unknown.")
     fits: bool | None
     precision: str
     gradient_checkpointing: bool
@@ -315,14 +315,14 @@ class MemoryEstimate(BaseModel):
 
 
 class TimeEstimate(BaseModel):
-    """Seconds from the first step to the end, without queue, imports and loading."""
+    """Seconds from the first step to the end, not counting queue, imports and loading."""
 
     flops: float
     machine: str
     seconds: float | None
     low_seconds: float | None = None
     high_seconds: float | None = None
-    basis: str = Field(description="What the speed was taken from: earlier runs of this model, or the device.")
+    basis: str = Field(description="The source of the speed: earlier runs of this model, or the device.")
 
 
 class DryRunResult(BaseModel):
@@ -401,14 +401,14 @@ class Removal(BaseModel):
 
 
 class Key(Stored):
-    """An API key, without the key itself."""
+    """An API key, without the secret itself."""
 
     id: str
     name: str | None
     tenant: str
     scopes: list[Scope]
     max_priority: int
-    prefix: str = Field(description="The first letters of the key.")
+    prefix: str = Field(description="The first characters of the key.")
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
@@ -416,7 +416,7 @@ class Key(Stored):
 
 
 class NewKey(Key):
-    """A key that was just made. The key itself is not kept and cannot be shown again."""
+    """A new key. The secret itself is not stored and cannot be shown again."""
 
     key: str
 
@@ -428,10 +428,10 @@ class KeyList(BaseModel):
 
 
 class Comparison(StoredTask):
-    """A comparison; `result` is there once the state is `succeeded`.
+    """A comparison; `result` is set once the state is `succeeded`.
 
-    It has both responses, the `proof` of which weights gave them, and the `dtype` that they were computed in: the one that
-    the base's config.json names.
+    It has both responses, the `proof` of which weights gave them, and the `dtype` in which they were computed, from the
+    base model's config.json.
     """
 
     job_id: str

@@ -1,4 +1,4 @@
-"""Objects with sentences as parts of replies: stored in English, worded in the reply's language when they are sent."""
+"""Parts of replies that hold sentences: stored in English, and worded in the reply's language when sent."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from api.language import worded_detail, worded_error, worded_warning
 
 
 class ErrorFields(RootModel[dict[str, Any]]):
-    """An error, as replies have it below `error`."""
+    """An error, as in a reply's `error`."""
 
     @model_serializer
     def _worded(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Server-sent events, replayed from SQL. Redis pub/sub only wakes a stream early; without it the stream looks by itself."""
+"""Server-sent events, replayed from SQL. Redis pub/sub only wakes a stream early; without it the stream polls."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ from jobs.states import JobState, TaskState
 
 log = logging.getLogger(__name__)
 
-# A stream looks by itself rarely while wake-ups arrive, and often while they do not.
+# A stream polls rarely while wake-ups arrive, and often while they do not.
 _LOOK_EVERY_S = 10.0
 _LOOK_EVERY_UNHEARD_S = 2.0
 _LOOK_EVERY_GROWING_S = 0.5
@@ -36,7 +36,7 @@ _LINE_ENDS = {code: f"\\u{code:04x}" for code in (0x85, 0x2028, 0x2029)}
 
 
 class Waker:
-    """Wakes coroutines that wait for news of a job or comparison, and lets them share reads. One subscription a process."""
+    """Wakes coroutines waiting for news of a job or comparison, and lets them share reads. One subscription per process."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.redis_url.get_secret_value()
@@ -56,13 +56,13 @@ class Waker:
                 await self._task
 
     async def shared(self, key: tuple[object, ...], read: Callable[[], Any]) -> Any:
-        """What `read` returns, in a thread. Streams that ask for the same at the same time share one read."""
+        """Calls `read` in a thread and returns its result. Concurrent streams with the same key share one call."""
         task = self._reads.get(key)
         if task is None:
             task = asyncio.create_task(run_in_threadpool(read))
             self._reads[key] = task
             task.add_done_callback(lambda _: self._reads.pop(key))
-        # A stream that is cancelled must not cancel the others' read.
+        # A cancelled stream must not cancel the others' read.
         return await asyncio.shield(task)
 
     async def wait(self, subject_id: str, seconds: float) -> None:
@@ -87,13 +87,13 @@ class Waker:
                     while True:
                         await self._hear(subscription)
             except Exception as error:
-                # Whoever reaches the broker can send anything; the channel is opened again whatever broke it.
+                # Anyone who can reach the broker can send anything; reopen the channel whatever broke it.
                 self.is_listening = False
                 log.warning("no wake-ups for now: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _hear(self, subscription: PubSub) -> None:
-        """Takes the next message. Raises `TimeoutError` when the broker is silent, also after a ping."""
+        """Receives the next message. Raises `TimeoutError` if the broker stays silent, even after a ping."""
         message = await subscription.get_message(timeout=_PING_EVERY_S)
         if message is None:
             await subscription.ping()
@@ -103,7 +103,7 @@ class Waker:
         self.is_listening = True
         data = message["data"]
         if message["type"] == "message" and isinstance(data, bytes):
-            # An id of ours is ASCII; anything else matches nobody who waits.
+            # Our ids are ASCII; anything else matches no waiter.
             for event in self._waiting.get(data.decode("ascii", "replace"), ()):
                 event.set()
 
@@ -111,7 +111,7 @@ class Waker:
 async def job_events(
     service: JobService, waker: Waker, job_id: str, after: int, without: tuple[str, ...] = ()
 ) -> AsyncIterator[str]:
-    """The events of a job beyond `after` as SSE text, until the job is over. Keeps no session while it waits.
+    """A job's events after `after` as SSE text, until the job is over. Holds no session while it waits.
 
     Each event's data has a `message` in the reply's language, with its code and values, and `at`, when it was stored.
     """
@@ -135,7 +135,7 @@ async def job_events(
 
 
 async def comparison_events(service: JobService, waker: Waker, job_id: str, comparison_id: str) -> AsyncIterator[str]:
-    """A comparison's texts as they grow, then its result or error, as SSE text."""
+    """A comparison's texts as they are generated, then its result or error, as SSE text."""
     loop = asyncio.get_running_loop()
     pinged_at = loop.time()
     told: dict[str, Any] | None = None
@@ -157,13 +157,13 @@ async def comparison_events(service: JobService, waker: Waker, job_id: str, comp
 
 
 def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
-    """Events as a reply that no proxy holds back or keeps."""
+    """Events as a reply that proxies neither buffer nor cache."""
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 def _read(service: JobService, job_id: str, after: int, without: tuple[str, ...]) -> tuple[str, list[tuple[int, str]]]:
-    # The state is read before the events: a final state then means that the last event is among those found.
+    # Read the state before the events, so that a final state means that the last event is among those found.
     state = service.job(job_id).state
     with service.database.reading() as session:
         found = events.after(session, job_id, after, without=without)
@@ -178,6 +178,6 @@ def _dated(event: EventRecord) -> dict[str, Any]:
 
 def _format(sequence: int | None, kind: str, data: object) -> str:
     number = "" if sequence is None else f"id: {sequence}\n"
-    # Letters that many clients take for the end of a line.
+    # Characters that many clients treat as line ends.
     text = json.dumps(data, ensure_ascii=False).translate(_LINE_ENDS)
     return f"{number}event: {kind}\ndata: {text}\n\n"

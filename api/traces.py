@@ -1,4 +1,4 @@
-"""A span for each request, below the one that its `traceparent` names, if it has one."""
+"""A span for each request, below the one in its `traceparent`, if any."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -1,4 +1,4 @@
-"""Waiting for the answer of a task, without a thread or a session while it waits."""
+"""Waits for a task's answer, without holding a thread or a session meanwhile."""
 
 import asyncio
 from typing import Annotated
@@ -13,7 +13,7 @@ from jobs.records import TaskRecord
 from jobs.states import TaskState
 from jobs.tenancy import TenantService
 
-# As streams do, a long poll looks by itself rarely while wake-ups arrive.
+# Like streams, a long poll checks rarely while wake-ups arrive.
 _LOOK_EVERY_S = 5.0
 _LOOK_EVERY_UNHEARD_S = 0.5
 
@@ -21,7 +21,7 @@ WaitS = Annotated[float, Query(ge=0, description="How long to wait for the answe
 
 
 async def answered(service: TenantService, waker: Waker, record: TaskRecord, wait_s: float) -> TaskRecord:
-    """The task once it is done, or as it stands after `wait_s` seconds (at most `TAFDIL_MAX_WAIT_S`)."""
+    """The task once it is done, or its state after `wait_s` seconds (at most `TAFDIL_MAX_WAIT_S`)."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + min(wait_s, service.settings.max_wait_s)
     while record.state in (TaskState.QUEUED, TaskState.RUNNING) and loop.time() < deadline:
@@ -32,7 +32,7 @@ async def answered(service: TenantService, waker: Waker, record: TaskRecord, wai
 
 
 def reply(record: TaskRecord, shown: Task | Comparison, location: str) -> Response:
-    """200 with the answer, its error, or 202 with a place to look again."""
+    """200 with the answer, the task's error, or 202 with a `Location` to poll."""
     if record.error:
         return error_response(record.error)
     is_done = record.state == TaskState.SUCCEEDED

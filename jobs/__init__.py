@@ -1,1 +1,1 @@
-"""What a job is and where it is kept: spec, states, errors, records, queue. No torch, no HTTP."""
+"""What a job is and where it is stored: spec, states, errors, records, queue. No torch, no HTTP."""

@@ -1,7 +1,7 @@
-"""Who calls: API keys, the tenants they belong to, and what they may do.
+"""Authentication: API keys, the tenants they belong to, and what they may do.
 
-Keys are on when `TAFDIL_ADMIN_KEY` is set. That key makes the others; without it every caller is the one local tenant, and
-the API answers this machine alone (see `api.gate`).
+Setting `TAFDIL_ADMIN_KEY` turns keys on; that key creates the others. Without it every caller is the one local tenant, and
+the API answers only this machine (see `api.gate`).
 """
 
 import hashlib
@@ -21,21 +21,21 @@ from trainer_core.wording import say
 DEFAULT_TENANT = "default"
 HIGHEST_PRIORITY = 100
 _PREFIX = "tafdil_"
-# Of the letters that tell keys apart in lists and find the row; 216 bits of the key remain.
+# Length of the prefix that identifies a key in lists and finds its row; 216 bits of the key remain secret.
 _SHOWN_LETTERS = len(_PREFIX) + 8
 
 
 class Scope(StrEnum):
-    """What a key may do. A wider scope is given beside a narrower one, not in its place, except that `write` reads."""
+    """What a key may do. Scopes do not include each other, except that `write` includes `read`."""
 
     READ = "read"
     """See the tenant's jobs, datasets and answers."""
     WRITE = "write"
     """Submit, control, upload, compare, delete; and read."""
     METRICS = "metrics"
-    """Read `/metrics`, which counts over all tenants."""
+    """Read `/metrics`, which covers all tenants."""
     ADMIN = "admin"
-    """Make, list and revoke keys."""
+    """Create, list and revoke keys."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ _ADMIN = Caller(DEFAULT_TENANT, frozenset(Scope), HIGHEST_PRIORITY, "admin")
 
 
 class Access:
-    """Makes, lists and revokes keys, and tells who a key is. A revoked key is refused from the next request on."""
+    """Creates, lists and revokes keys, and identifies their owners. A revoked key fails from the next request."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self._database = database
@@ -69,9 +69,9 @@ class Access:
         return self._admin_sha256 is not None
 
     def authenticate(self, key: str) -> Caller:
-        """Who the key belongs to. Raises `Unauthorized` when it is unknown, revoked or expired."""
+        """The key's owner. Raises `Unauthorized` if the key is unknown, revoked or expired."""
         if not (key.isascii() and key.isprintable()):
-            # No key of ours, and nothing for a database to look up.
+            # Not one of our keys, so there is nothing to look up.
             raise Unauthorized(say("key_invalid"))
         sha256 = _sha256(key)
         if self._admin_sha256 and hmac.compare_digest(sha256, self._admin_sha256):
@@ -88,7 +88,7 @@ class Access:
         raise Unauthorized(say("key_invalid"))
 
     def is_still_valid(self, caller: Caller) -> bool:
-        """Whether the key of a caller who was let in has been neither revoked nor expired since."""
+        """Whether an authenticated caller's key has neither been revoked nor expired since."""
         if caller.key_id in (LOCAL.key_id, _ADMIN.key_id):
             return True
         with self._database.reading() as session:
@@ -102,7 +102,7 @@ class Access:
         expires_in_s: float | None = None,
         max_priority: int = 0,
     ) -> tuple[KeyRecord, str]:
-        """A new key: its record, and the key itself, which cannot be had again."""
+        """A new key: its record, and the key itself, which cannot be retrieved again."""
         key = _PREFIX + secrets.token_urlsafe(32)
         with self._database.transaction() as session:
             record = keys.insert(
@@ -120,12 +120,12 @@ class Access:
         return record, key
 
     def made_keys(self) -> list[KeyRecord]:
-        """Every key that was made, newest first."""
+        """All keys, newest first."""
         with self._database.reading() as session:
             return list(keys.every(session))
 
     def revoke(self, key_id: str) -> KeyRecord:
-        """Revokes a key, for good. One that is revoked already stays so. Raises `NotFound`."""
+        """Revokes a key permanently. Revoking twice is harmless. Raises `NotFound`."""
         with self._database.transaction() as session:
             keys.revoke(session, key_id)
             record = keys.get(session, key_id)

@@ -1,4 +1,4 @@
-"""What the service does with the files that jobs leave behind: list, hand out, delete."""
+"""Lists, serves and deletes the files that jobs leave behind."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -22,21 +22,21 @@ _READ_BY_TASKS = {ArtifactKind.MODEL, ArtifactKind.MERGED}
 
 
 class PushRequest(Sent):
-    """What to put on the hub."""
+    """What to push to the hub."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"name": "qwen-arabic-kto"}]})
 
     name: str = Field(
         pattern=REPOSITORY,
-        description="The repository, without the account; tenants other than `default` get the job's id added.",
+        description="The repository, without the account. For tenants other than `default`, the job's id is added.",
     )
     kind: Literal["model", "merged"] = Field("model", description="The trained files as they are, or the merged weights.")
-    private: bool = Field(True, description="Whether a repository that is made now is private.")
+    private: bool = Field(True, description="Whether a newly created repository is private.")
 
 
 @dataclass(frozen=True)
 class Removed:
-    """What was deleted, and how much room that made."""
+    """What was deleted, and how much space that freed."""
 
     files: list[ArtifactRecord]
     kept: list[ArtifactRecord]
@@ -51,29 +51,29 @@ class ArtifactService(TenantService):
     """Files of jobs."""
 
     def of_job(self, job_id: str) -> list[ArtifactRecord]:
-        """Every file that a job left behind so far, by kind and name."""
+        """Every file that a job has left behind so far, by kind and name."""
         with self.database.reading() as session:
             self.own_job(session, job_id)
             return list(artifacts.of_job(session, job_id))
 
     def file(self, job_id: str, artifact_id: str) -> tuple[ArtifactRecord, BinaryIO, int]:
-        """A file, open, and its size. Raises `NotFound`, also when its bytes are gone."""
+        """An open file and its size. Raises `NotFound`, also if its bytes are gone."""
         with self.database.reading() as session:
             record = found(artifacts.owned(session, self.tenant, job_id, artifact_id), "artifact", artifact_id)
         return record, *Storage(self.settings).open(job_id, record.name)
 
     def remove(self, job_id: str, kinds: Collection[ArtifactKind]) -> Removed:
-        """Deletes the files of a job that are of the kinds. The job itself and its metrics stay.
+        """Deletes a job's files of the given kinds. The job itself and its metrics stay.
 
         Raises:
-            StateConflict: the job is not over, and may need them; or a merge, a push or a comparison uses them now.
+            StateConflict: the job is not over and may need them, or a merge, push or comparison is using them.
         """
         with self.database.transaction() as session:
             self._must_be_over(session, job_id, kinds)
             files = list(artifacts.of_job(session, job_id))
             kept_jobs.forget(session, job_id, kinds)
         removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
-        # The files go first: what is interrupted here leaves names without files, and is done when it is asked again.
+        # The files go first: an interruption leaves names without files, and a repeated request finishes the work.
         Storage(self.settings).delete(job_id, [file.name for file in removed.files])
         data = {"kinds": sorted({file.kind for file in removed.files}), "freed_bytes": removed.freed_bytes}
         with self.database.transaction() as session:
@@ -86,7 +86,7 @@ class ArtifactService(TenantService):
         """Deletes a job that is over: its files, metrics, events, comparisons, and the job itself.
 
         Raises:
-            StateConflict: the job is not over, or another one that is not starts from its checkpoint.
+            StateConflict: the job is not over, or an unfinished job starts from its checkpoint.
         """
         with self.database.transaction() as session:
             self._must_be_over(session, job_id, tuple(ArtifactKind))
@@ -98,7 +98,7 @@ class ArtifactService(TenantService):
         return Removed(files, [])
 
     def merge(self, job_id: str) -> TaskRecord:
-        """Asks a worker for full weights of a model that was trained with adapters. Raises `StateConflict`."""
+        """Asks a worker to merge a model's adapter into full weights. Raises `StateConflict`."""
         with self.database.reading() as session:
             job = self._with_model(session, job_id)
         if not job.resolved_spec.get("use_lora", True):
@@ -106,7 +106,7 @@ class ArtifactService(TenantService):
         return self.ask(TaskKind.MERGE, {}, job_id)
 
     def push(self, job_id: str, request: PushRequest) -> TaskRecord:
-        """Asks a worker to put a model on the hub that the service is configured for. Raises `StateConflict`, `NotFound`."""
+        """Asks a worker to push a model to the configured hub. Raises `StateConflict`, `NotFound`."""
         with self.database.reading() as session:
             self._with_model(session, job_id)
             kinds = {file.kind for file in artifacts.of_job(session, job_id)}
@@ -126,7 +126,7 @@ class ArtifactService(TenantService):
         return job
 
     def _must_be_over(self, session: Session, job_id: str, kinds: Collection[ArtifactKind]) -> None:
-        """Locks the job. Raises `StateConflict` if files of the kinds are in use, or may be."""
+        """Locks the job. Raises `StateConflict` if files of the given kinds are or may be in use."""
         kept_jobs.lock(session, job_id)
         job = self.own_job(session, job_id)
         if not JobState(job.state).is_final:

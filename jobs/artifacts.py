@@ -1,13 +1,13 @@
-"""What a job leaves behind: its model, checkpoints, logs and metrics as files that are listed by id, with their hashes.
+"""What a job leaves behind: its model, checkpoints, logs and metrics, as files listed by id with their hashes.
 
 Below a job's directory in the runs directory:
 
     attempt-2/output/            the trained model: weights or adapter, tokenizer, configurations, metadata
     attempt-2/output/checkpoint-40/
-    attempt-2/log.txt            what the training printed
+    attempt-2/log.txt            what the run printed
     attempt-2/metrics.csv        every metric point
     attempt-2/manifest.json      the specs, and all files with their hashes
-    merged-<id>/                 full weights, when somebody asked for them
+    merged-<id>/                 full weights, on demand
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class ArtifactFile:
 
 
 def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
-    """The files of all whole checkpoints, with the hashes that were taken when they were written."""
+    """The files of all complete checkpoints, with the hashes computed when they were written."""
     for folder in sorted(run_dir.glob("attempt-*/output/checkpoint-*")):
         try:
             manifest = json.loads((folder / _CHECKPOINT_MANIFEST).read_text(encoding="utf-8"))
@@ -60,18 +60,18 @@ def checkpoint_files(run_dir: Path) -> Iterator[ArtifactFile]:
             found = [_file(run_dir, path, ArtifactKind.CHECKPOINT, sha) for path, sha in files.items()]
             found += hashed(run_dir, [folder / _CHECKPOINT_MANIFEST], ArtifactKind.CHECKPOINT)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            # Rotated away meanwhile, or not whole.
+            # Rotated away meanwhile, or incomplete.
             continue
         yield from found
 
 
 def attempts_here(run_dir: Path) -> set[int]:
-    """The attempts that ran on this machine, by their logs; of others there may be a checkpoint that was fetched."""
+    """The attempts that ran on this machine, found by their logs. Others may have left a fetched checkpoint here."""
     return {int(path.parent.name.removeprefix("attempt-")) for path in run_dir.glob("attempt-*/log.txt")}
 
 
 def newest_checkpoint(files: Iterable[ArtifactRecord]) -> list[ArtifactRecord]:
-    """Of files of checkpoints those of the one with the highest step."""
+    """The files of the checkpoint with the highest step."""
     by_folder: dict[str, list[ArtifactRecord]] = {}
     for file in files:
         if found := _CHECKPOINT.match(file.name):
@@ -81,14 +81,14 @@ def newest_checkpoint(files: Iterable[ArtifactRecord]) -> list[ArtifactRecord]:
 
 
 def model_files(run_dir: Path, folder: Path, hashes: dict[str, str]) -> Iterator[ArtifactFile]:
-    """The files of a trained model, whose hashes its training told."""
+    """The files of a trained model, with the hashes that its run reported."""
     for name, sha256 in sorted(hashes.items()):
         if leads_inside(run_dir, folder / name):
             yield _file(run_dir, folder / name, ArtifactKind.MODEL, sha256)
 
 
 def hashed(run_dir: Path, paths: Iterable[Path], kind: ArtifactKind) -> Iterator[ArtifactFile]:
-    """Files that are hashed now; those that are not there are left out."""
+    """The files that exist, hashed now."""
     for path in paths:
         if path.is_file() and leads_inside(run_dir, path):
             with path.open("rb") as file:
@@ -96,7 +96,7 @@ def hashed(run_dir: Path, paths: Iterable[Path], kind: ArtifactKind) -> Iterator
 
 
 def leads_inside(run_dir: Path, path: Path) -> bool:
-    """Whether a path stays in a job's directory, whatever its name and links say: a training may leave what it likes."""
+    """Whether a path stays in a job's directory after links are resolved: a run may leave arbitrary files."""
     return ".." not in path.parts and path.resolve().is_relative_to(run_dir.resolve())
 
 

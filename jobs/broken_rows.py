@@ -21,8 +21,8 @@ class BrokenRows:
     """Collects rows, in memory that grows only with the number of columns.
 
     Args:
-        spool: a temporary file, which `write_table` or `drop` removes.
-        most_bytes: the largest size of the temporary file. A packed file holds far more than its own size.
+        spool: a temporary file, removed by `write_table` or `drop`.
+        most_bytes: the maximum size of the temporary file. A compressed upload holds far more than its own size.
     """
 
     def __init__(self, spool: Path, most_bytes: int) -> None:
@@ -33,7 +33,7 @@ class BrokenRows:
         self.count = 0
 
     def add(self, part: str, value: Any, line: int | None, problems: list[Detail]) -> None:
-        """Adds a skipped row, as it was read, with its line and its errors. Raises `TooLarge`."""
+        """Adds a skipped row as it was read, with its line and errors. Raises `TooLarge`."""
         cells = cast("dict[str, Any]", value) if isinstance(value, dict) else {"value": value}
         for name in cells:
             if len(self._columns) < _MAX_COLUMNS:

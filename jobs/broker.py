@@ -1,7 +1,7 @@
-"""What is taken from the broker: the name of one of our tasks and one id. Nothing else that a message says reaches Celery.
+"""Filters broker messages down to the name of one of our tasks and one id. Nothing else in a message reaches Celery.
 
-Whoever reaches the broker may write anything to a queue. Celery obeys much of it: time limits, times in the future, tasks to
-call next; and some of it ends a worker, which then puts the message back for the next one.
+Anyone who can reach the broker can write anything to a queue. Celery obeys much of it: time limits, future start times,
+follow-up tasks. Some messages crash a worker, which then requeues the message for the next one.
 """
 
 import base64
@@ -24,31 +24,31 @@ log = logging.getLogger(__name__)
 
 
 class Channel(redis.Channel):
-    """Goes on after what is no message at all."""
+    """Skips anything that is not a message."""
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)
         except (ValueError, RecursionError) as error:
-            log.warning("something on the broker is no message: %s", type(error).__name__)
+            log.warning("skipped broker data that is not a message: %s", type(error).__name__)
             return True
 
 
 class Transport(redis.Transport):
-    """Hands on messages of ours, and drops the others."""
+    """Passes on our own messages and drops all others."""
 
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
         known = plain(message, queue)
         if known is None:
-            log.warning("a message on the queue %.40r is none of ours; it is dropped", queue)
+            log.warning("dropped a message on the queue %.40r that is not ours", queue)
             return
         super()._deliver(known, queue)
 
 
 def plain(message: Any, queue: str) -> dict[str, Any] | None:
-    """A message with the same task and id, and nothing else of it; None when it names none."""
+    """A message reduced to its task and id; None if it lacks either."""
     try:
         task, body = message["headers"]["task"], message["body"]
         if message["content-type"] != "application/json" or len(body) > _MOST_BODY_LETTERS:

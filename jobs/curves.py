@@ -1,4 +1,4 @@
-"""Curves with fewer points: what a chart of some hundred pixels can show."""
+"""Downsamples curves to what a chart a few hundred pixels wide can show."""
 
 import csv
 import io
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class CurvePoint(NamedTuple):
-    """A metric's value at a step of an attempt; None where it was not finite or not defined."""
+    """A metric's value at a step of an attempt; None if it was not finite or undefined."""
 
     name: str
     attempt: int
@@ -17,7 +17,7 @@ class CurvePoint(NamedTuple):
 
 
 def as_csv(points: Iterable[CurvePoint]) -> str:
-    """A table with the columns name, attempt, step, value; a value that is not defined is empty."""
+    """CSV with the columns name, attempt, step and value. Undefined values are empty."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["name", "attempt", "step", "value"])
@@ -26,12 +26,12 @@ def as_csv(points: Iterable[CurvePoint]) -> str:
 
 
 def downsample(points: Sequence[CurvePoint], max_points: int) -> list[CurvePoint]:
-    """At most `max_points` of each curve: its ends, and of each stretch between them the lowest and the highest point.
+    """At most `max_points` per curve: its ends, and the lowest and highest point of each interval between them.
 
-    Points are taken as they are and stay in order, so a spike keeps its height and its step; averages would hide it.
+    Points are unchanged and stay in order, so a spike keeps its height and its step; averages would hide it.
 
     Args:
-        points: by name, attempt and step.
+        points: ordered by name, attempt and step.
         max_points: at least 4.
     """
     found: list[CurvePoint] = []
@@ -49,7 +49,7 @@ def _thinned(curve: list[CurvePoint], max_points: int) -> list[CurvePoint]:
     kept = {0, last}
     for i in range(stretches):
         start, end = 1 + i * (last - 1) // stretches, 1 + (i + 1) * (last - 1) // stretches
-        # A value that is not finite is a gap; it counts as neither low nor high.
+        # A non-finite value is a gap, neither low nor high.
         known = [value for value in values[start:end] if value is not None]
         kept |= {values.index(edge(known), start, end) for edge in (min, max)} if known else {start}
     return [curve[place] for place in sorted(kept)]

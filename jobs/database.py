@@ -20,8 +20,8 @@ _POSTGRES_OPTIONS = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
-# Who stops in the middle of a transaction, frozen or cut off, keeps its locks no longer than this; our own transactions wait
-# for nobody. Without it nobody could take the job of a worker that is frozen there.
+# A process that freezes or is cut off mid-transaction loses its locks after this time; our own transactions never idle.
+# Without the limit, no worker could take over the job of one that froze there.
 _POSTGRES_PATIENCE = "SET idle_in_transaction_session_timeout = '10s'"
 
 
@@ -46,7 +46,7 @@ def _postgresql_now(element: Any, compiler: Any, **options: Any) -> str:
 
 
 def this_host() -> str:
-    """A name of this machine that its containers share; another one after each boot."""
+    """A name for this machine, shared by its containers. It changes with each boot."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -57,13 +57,13 @@ class Database:
     """An engine and its transactions.
 
     Args:
-        url: SQLAlchemy URL; `postgresql://` takes psycopg.
+        url: SQLAlchemy URL; `postgresql://` uses psycopg.
     """
 
     def __init__(self, url: str) -> None:
         if url.startswith(("postgresql://", "postgres://")):
             url = "postgresql+psycopg://" + url.partition("://")[2]
-        # A server that vanishes without a word is given up within half a minute.
+        # Gives up on a server that vanishes silently within half a minute.
         options = {"connect_args": _POSTGRES_OPTIONS} if url.startswith("postgresql") else {}
         self.engine: Engine = create_engine(url, pool_pre_ping=True, **options)
         self.serves_one_host = self.engine.dialect.name == "sqlite"
@@ -81,13 +81,13 @@ class Database:
 
     @contextmanager
     def reading(self) -> Generator[Session]:
-        """A session that only reads. On SQLite it waits for no writer and stops none."""
+        """A read-only session. On SQLite it neither waits for writers nor blocks them."""
         with self._sessions() as session, session.begin():
             session.connection(execution_options={_READS_ONLY: True})
             yield session
 
     def migrate(self, revision: str = "head") -> None:
-        """Brings the tables up to date, or to a revision."""
+        """Migrates the tables to the newest revision, or to a given one."""
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["engine"] = self.engine
@@ -105,10 +105,10 @@ def _prepare_postgresql(engine: Engine) -> None:
 
 
 def _prepare_sqlite(engine: Engine) -> None:
-    """Write-ahead log, and transactions that take the write lock at their start, unless they only read.
+    """Sets up the write-ahead log, and transactions that take the write lock at their start unless they only read.
 
-    Each commit is synced: with less, a power failure takes the last ones back, and accepted jobs with them. A deferred
-    transaction that reads and then writes fails with SQLITE_BUSY whatever the timeout.
+    Each commit is synced: otherwise a power failure could undo the last ones, and lose accepted jobs. A deferred
+    transaction that reads and then writes fails with SQLITE_BUSY regardless of the timeout.
     """
 
     @event.listens_for(engine, "connect")

@@ -1,4 +1,4 @@
-"""What the service does with datasets: upload, list, show, delete."""
+"""Uploads, lists, shows and deletes datasets."""
 
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
@@ -24,7 +24,7 @@ _DEFAULTS = [SETTINGS_OF[default_for(kind)].title for kind in (LABELLED, PAIRS)]
 
 
 class PreviewRequest(Sent):
-    """Which rows of a dataset to show as a model would see them."""
+    """The rows of a dataset to show as a model would see them."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model_name": "tafdil/tiny-arabic-qwen-2", "rows": 3}]})
 
@@ -46,7 +46,7 @@ class DatasetService(TenantService):
     """Uploaded datasets."""
 
     def preview(self, dataset_id: str, request: PreviewRequest) -> TaskRecord:
-        """Asks a worker for rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
+        """Asks a worker to render rows of a dataset as a model would see them. Raises `SpecInvalid`, `DataInvalid`."""
         dataset = self.dataset(dataset_id)
         kind = cast("Kind", dataset.kind)
         method = request.method or default_for(kind)
@@ -63,18 +63,18 @@ class DatasetService(TenantService):
             return found(datasets.owned(session, self.tenant, dataset_id), "dataset", dataset_id)
 
     def datasets(self, limit: int, cursor: str | None = None) -> list[DatasetRecord]:
-        """A page of datasets, newest first, beyond the dataset `cursor`."""
+        """A page of datasets, newest first, after the dataset `cursor`."""
         with self.database.reading() as session:
             before = found(datasets.owned(session, self.tenant, cursor), "dataset", cursor).number if cursor else None
             return list(datasets.page(session, self.tenant, limit, before))
 
     def rows(self, dataset_id: str, first: int, count: int) -> list[dict[str, Any]]:
-        """Training rows of a dataset from a number on (from 1)."""
+        """`count` training rows of a dataset, starting at row `first` (from 1)."""
         self.dataset(dataset_id)
         return peek_rows(dataset_file(self.settings, dataset_id), first, count)
 
     def remove(self, dataset_id: str) -> int:
-        """Deletes a dataset; returns its size in bytes. Raises `StateConflict` while a job that is not over uses it."""
+        """Deletes a dataset and returns its size in bytes. Raises `StateConflict` while an unfinished job uses it."""
         record = self.dataset(dataset_id)
         with self.database.transaction() as session:
             datasets.lock(session, dataset_id)
@@ -87,7 +87,7 @@ class DatasetService(TenantService):
         return record.size_bytes
 
     def broken(self, dataset_id: str) -> BinaryIO:
-        """The rows that the upload of a dataset skipped, as CSV. Raises `NotFound` if there are none."""
+        """The rows skipped by a dataset's upload, as CSV. Raises `NotFound` if there are none."""
         record = self.dataset(dataset_id)
         if not (record.reading or {}).get("skipped_rows"):
             raise NotFound(say("dataset_no_skipped", id=dataset_id))
@@ -97,11 +97,11 @@ class DatasetService(TenantService):
             raise NotFound(say("dataset_skipped_gone", id=dataset_id)) from error
 
     def begin_upload(self, name: str | None, options: ReadingOptions = AS_IT_IS) -> DatasetUpload:
-        """Starts to receive a dataset. Raises `TooLarge` when the tenant's datasets fill its quota."""
+        """Starts receiving a dataset. Raises `TooLarge` if the tenant's datasets fill its quota."""
         return DatasetUpload(self.settings, name, self._store_dataset, options, self._room())
 
     def begin_check(self, options: ReadingOptions) -> DatasetCheck:
-        """Starts to receive a file that is read and reported, but not stored."""
+        """Starts receiving a file that is checked but not stored."""
         return DatasetCheck(self.settings, options, self._room())
 
     def _room(self) -> Room:

@@ -1,24 +1,24 @@
-"""The service's own errors, on the list of codes that the library has. See `trainer_core.errors` for the tree's root.
+"""The service's own errors. They extend the library's list of codes; `trainer_core.errors` has the root of the tree.
 
 TafdilError
 ├── NotFound               no such job, dataset or comparison
 ├── StateConflict          the action does not apply to the current state
 ├── TooLarge               a body or file over its limit
-├── ClientTooSlow          a client that sends, but not fast enough
-├── IdempotencyConflict    a known Idempotency-Key with another request
-├── Unauthorized           no key, or one that is not valid
-├── Forbidden              a key that may not do this, or a request from where none may come
-├── RateLimited            too many requests or too much asked for; `retry_after_s` says when it may work
-└── (the library's errors, raised as they are)
+├── ClientTooSlow          a client that sends too slowly
+├── IdempotencyConflict    a known Idempotency-Key with a different request
+├── Unauthorized           a missing or invalid key
+├── Forbidden              a key without permission, or a request from a forbidden origin
+├── RateLimited            too many requests, or a quota reached; `retry_after_s` says when to retry
+└── (the library's errors, unchanged)
 """
 
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from trainer_core.errors import TafdilError
 
-# What any statement may raise; named here so that other rooms need not know the library.
+# What any statement may raise, named here so that other packages need not import SQLAlchemy.
 DatabaseError = SQLAlchemyError
-# Of these: what the database answers, or its absence causes; what no repetition helps; what a unique key refuses.
+# Subsets: what the database or its absence causes; errors that no retry fixes; a violated unique key.
 StatementError = DBAPIError
 BadStatement = (DataError, IntegrityError)
 DuplicateKey = IntegrityError

@@ -1,4 +1,4 @@
-"""When queued jobs will start: an estimate from what runs now and from how long jobs took lately."""
+"""Estimates when queued jobs will start, from the running jobs and recent durations."""
 
 import heapq
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from statistics import median
 def seconds_until_starts(
     count: int, running: Sequence[tuple[float, float | None]], last_durations_s: Sequence[float]
 ) -> list[float | None]:
-    """Seconds until each of the first `count` queued jobs is claimed; None when nothing is known to tell it from.
+    """Seconds until each of the first `count` queued jobs is claimed; None if there is no basis for an estimate.
 
-    Each worker that runs now takes the next job in order when it ends the one it has; a job is taken to last as long as the
-    median of the last ones, or, before any has ended, as the running ones will have lasted.
+    Assumes that each busy worker takes the next job in order when its current one ends, and that a job lasts as long as
+    the median of the last ones or, before any has ended, as the running ones will have lasted.
 
     Args:
-        running: of each running attempt, seconds since its start and seconds left (None: not known yet).
-        last_durations_s: seconds that attempts took which ended well, lately.
+        running: for each running attempt, seconds since its start and seconds left (None: not known yet).
+        last_durations_s: seconds that the latest successful attempts took.
     """
     known = [elapsed + left for elapsed, left in running if left is not None]
     lasts = [*last_durations_s] or known
@@ -24,5 +24,5 @@ def seconds_until_starts(
     typical = median(lasts)
     free_at = [max(0.0, typical - elapsed) if left is None else left for elapsed, left in running]
     heapq.heapify(free_at)
-    # Each worker is free at the time at which it takes a job, and again when that job ends.
+    # When each worker takes its next job: as soon as its current one ends.
     return [heapq.heapreplace(free_at, free_at[0] + typical) for _ in range(count)]

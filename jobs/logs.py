@@ -1,4 +1,4 @@
-"""How every process of the service logs: lines for people, or JSON with the job and the attempt for machines."""
+"""Logging for every process of the service: text lines for people, or JSON with job and attempt for machines."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ _about: ContextVar[dict[str, str | int]] = ContextVar("about", default={})  # no
 
 
 def configure() -> None:
-    """Sets up logging by `TAFDIL_LOG_LEVEL` (INFO) and `TAFDIL_LOG_FORMAT` (`text` or `json`)."""
+    """Sets up logging from `TAFDIL_LOG_LEVEL` (default INFO) and `TAFDIL_LOG_FORMAT` (`text` or `json`)."""
     handler = logging.StreamHandler(sys.stderr)
     if os.environ.get("TAFDIL_LOG_FORMAT", "text") == "json":
         handler.setFormatter(JsonLines())
@@ -30,7 +30,7 @@ def configure() -> None:
 
 @contextmanager
 def about(**fields: str | int) -> Generator[None]:
-    """What the lines that are logged within are about, in this thread: `job`, `attempt`, `task`."""
+    """Adds `job`, `attempt` or `task` to every line that this thread logs in the block."""
     token = _about.set({**_about.get(), **fields})
     try:
         yield
@@ -39,7 +39,7 @@ def about(**fields: str | int) -> Generator[None]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: `time`, `level`, `logger`, `message`, `process`, what it is about, `trace`, `error`."""
+    """One JSON object per line: `time`, `level`, `logger`, `message`, `process`, fields of `about`, `trace`, `error`."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

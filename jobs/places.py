@@ -1,6 +1,6 @@
-"""Where files are: data below the data directory, models below the models directories, runs below the runs directory.
+"""Paths: data below the data directory, models below the models directories, runs below the runs directory.
 
-Clients send ids and relative names. Every path that is opened is made here, and stays inside its directory.
+Clients send ids and relative names. Every opened path is built here and stays inside its directory.
 """
 
 import shutil
@@ -13,9 +13,9 @@ from trainer_core.errors import DataInvalid, ModelNotFound
 from trainer_core.wording import say
 
 SHIPPED_DATA_DIR = SHIPPED_MODELS_DIR.parent / "data"
-# Models that shipped with earlier versions, and what took their places: other weights.
+# Models that shipped with earlier versions, and their replacements, which have different weights.
 _REPLACED = {"tafdil/tiny-arabic-qwen": "tafdil/tiny-arabic-qwen-2"}
-# Below the data directory: what the service itself keeps there.
+# What the service itself keeps below the data directory.
 _OWN_DIRS = frozenset({"artifacts", "cache", "datasets", "locks", "logs", "runs", "valkey"})
 
 
@@ -23,7 +23,7 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
     """The file that a client names relative to the data directory.
 
     Raises:
-        DataInvalid: it is outside of the directory, missing, not a file, or empty.
+        DataInvalid: it is outside the directory, missing, not a file, or empty.
     """
 
     def refuse(code: str) -> DataInvalid:
@@ -36,7 +36,7 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
         raise refuse("path_unusable") from error
     if Path(relative).is_absolute() or "\\" in relative or not path.is_relative_to(root):
         raise refuse("path_outside")
-    # What uploads and runs left belongs to their tenants; a path would get around that.
+    # Uploads and runs belong to their tenants; a path would bypass that.
     inside = path.relative_to(root).parts
     if (inside and inside[0] in _OWN_DIRS) or path.name.startswith("tafdil.sqlite3"):
         raise refuse("path_of_service")
@@ -52,7 +52,7 @@ def data_file(settings: Settings, relative: str, field: str = "dataset_path") ->
 
 
 def dataset_file(settings: Settings, dataset_id: str) -> Path:
-    """The file of an uploaded dataset. Raises `NotFound` when it was removed from disk."""
+    """The file of an uploaded dataset. Raises `NotFound` if it was removed from disk."""
     path = settings.datasets_dir / f"{dataset_id}.rows"
     if not path.is_file():
         raise NotFound(say("dataset_file_gone", id=dataset_id))
@@ -60,13 +60,13 @@ def dataset_file(settings: Settings, dataset_id: str) -> Path:
 
 
 def find_model(settings: Settings, name: str, field: str = "model_name") -> str:
-    """A directory that holds the model or adapter `name`, or the name itself where the hub is allowed.
+    """The directory of the model or adapter `name`, or the name itself if the hub is allowed.
 
     Args:
-        field: the spec's field with the name, for errors.
+        field: the spec field to name in errors.
 
     Raises:
-        ModelNotFound: neither.
+        ModelNotFound: no such directory, and the hub is not allowed.
     """
     for root in settings.model_dirs:
         folder = (root / name).resolve()
@@ -77,7 +77,7 @@ def find_model(settings: Settings, name: str, field: str = "model_name") -> str:
         raise ModelNotFound.at(field, say("model_replaced", name=name, new=_REPLACED[name]))
     if settings.allow_hub:
         if Path(name).exists():
-            # transformers would take what is here for the model, and not ask the hub.
+            # transformers would load this directory as the model and not ask the hub.
             raise ModelNotFound.at(field, say("model_is_a_file", name=name))
         return name
     known = available_models(settings)
@@ -98,14 +98,14 @@ def available_models(settings: Settings) -> list[str]:
 
 
 def model_places(settings: Settings, spec: dict[str, Any]) -> dict[str, str]:
-    """Where each model is that a resolved spec names, by name. Raises `ModelNotFound`."""
-    # A job that was stored before a field existed does without it.
+    """Where each model of a resolved spec is, by name. Raises `ModelNotFound`."""
+    # Jobs stored before a field existed lack it.
     named = {field: spec.get(field) for field in ("model_name", "ref_model_name", "adapter_name")}
     return {name: find_model(settings, name, field) for field, name in named.items() if name}
 
 
 def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
-    """Where the data is that a resolved spec names, as the library's config calls it. Raises `DataInvalid`."""
+    """The data paths of a resolved spec, by their names in the library's config. Raises `DataInvalid`."""
 
     def place(dataset_id: str | None, path: str | None, field: str) -> str | None:
         if dataset_id:
@@ -120,12 +120,12 @@ def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
             "path": place(each["dataset_id"], each["dataset_path"], f"datasets.{index}.dataset_path"),
             **{name: each[name] for name in ("name", "rows", "weight")},
         }
-        # Jobs stored before the field existed have no list.
+        # Jobs stored before the field existed lack it.
         for index, each in enumerate(spec.get("datasets") or [])
     ]
     twice = next((each for index, each in enumerate(mix) if each["path"] in [one["path"] for one in mix[:index]]), None)
     if twice:
-        # The spec names the file in two ways.
+        # The spec can name the file in two ways.
         raise DataInvalid.at("datasets", say("mix_file_twice", name=twice["name"]))
     return {
         **{
@@ -143,12 +143,12 @@ def run_dir(settings: Settings, job_id: str) -> Path:
 
 
 def attempt_dir(settings: Settings, job_id: str, attempt: int) -> Path:
-    """Where one attempt writes; no other attempt does."""
+    """The directory that one attempt, and no other, writes to."""
     return run_dir(settings, job_id) / f"attempt-{attempt}"
 
 
 def without_places(settings: Settings, error: dict[str, Any]) -> dict[str, Any]:
-    """An error as a client may see it: where this machine keeps models and data is no client's business."""
+    """An error as clients see it, without this machine's paths to models and data."""
     roots = [*settings.model_dirs, settings.runs_dir, settings.data_dir]
 
     def shown(value: Any) -> Any:
@@ -165,7 +165,7 @@ def without_places(settings: Settings, error: dict[str, Any]) -> dict[str, Any]:
 
 
 def install_samples(settings: Settings) -> None:
-    """Copies the sample data to `<data_dir>/samples`, so that the documented examples work at once."""
+    """Copies the sample data to `<data_dir>/samples`, so that the documented examples work out of the box."""
     target = settings.data_dir / "samples"
     if not target.exists():
         shutil.copytree(SHIPPED_DATA_DIR, target, dirs_exist_ok=True)

@@ -1,8 +1,8 @@
 """The queue: Celery on Redis, and wake-ups over Redis pub/sub.
 
-SQL is the truth. A message only wakes a worker, which then claims by SQL; a lost message costs a round of the dispatcher
-and a doubled one costs nothing. So publishing never fails a request, and nothing waits long for the broker: a call that is
-not answered in time stops further calls for a while.
+SQL is the source of truth. A message only wakes a worker, which then claims by SQL: a lost message costs one dispatcher
+round, a duplicate costs nothing. So publishing never fails a request, and nothing waits long for the broker: a call that
+times out suspends further calls for a while.
 """
 
 import logging
@@ -33,9 +33,9 @@ _ROUTES = {
     TaskKind.PUSH: (EXPORT_TASK, EXPORT_QUEUE),
 }
 
-# How long a call may wait for the broker, which answers within milliseconds.
+# How long a call may wait for the broker, which normally answers within milliseconds.
 _ANSWER_S = 1.0
-# After a call without an answer, the broker is not called again for this long.
+# How long to leave the broker alone after a call without an answer.
 _PAUSE_S = 2.0
 
 Answer = TypeVar("Answer")
@@ -44,22 +44,22 @@ log = logging.getLogger(__name__)
 
 
 class JobQueue(Protocol):
-    """What the service needs of a queue. No method raises."""
+    """What the service needs from a queue. No method raises."""
 
     def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
-        """Wakes a train worker, of the class if one is given. False when it could not be sent."""
+        """Wakes a train worker, of the given class if any. False if the message could not be sent."""
         ...
 
     def publish_task(self, task_id: str, kind: TaskKind) -> bool:
-        """Wakes a worker that does such tasks. False when it could not be sent."""
+        """Wakes a worker for this kind of task. False if the message could not be sent."""
         ...
 
     def waiting(self, gpu_class: str | None) -> int:
-        """How many messages for train workers of the class nobody has taken yet; 0 when the broker does not say."""
+        """Number of unclaimed messages for train workers of the class; 0 if the broker does not answer."""
         ...
 
     def nudge(self, subject_id: str) -> None:
-        """Wakes whoever waits for news of a job or task."""
+        """Wakes everyone waiting for news of a job or task."""
         ...
 
     def is_up(self) -> bool:
@@ -68,23 +68,23 @@ class JobQueue(Protocol):
 
 
 def make_celery(settings: Settings, *, answer_s: float | None = None) -> Celery:
-    """The Celery application of every process. Reasons stand beside what is not the default.
+    """The Celery application of every process. Each non-default setting has its reason beside it.
 
     Args:
-        answer_s: seconds that a call may wait for the broker, and no call is repeated; for a process that only publishes.
-            A worker waits longer, as its own reads do.
+        answer_s: seconds that a call may wait for the broker, without retries; for processes that only publish. A worker
+            waits longer, as its reads block.
     """
     app = Celery("tafdil", broker=settings.redis_url.get_secret_value(), set_as_current=False)
     app.conf.update(
-        # Takes a task's name and an id of a message, and nothing else that it says.
+        # Reads only the task's name and one id from a message.
         broker_transport="jobs.broker:Transport",
-        # SQL holds the job, so a message is acknowledged at once: a late one would be delivered again after each
-        # visibility timeout while the training still runs.
+        # SQL holds the job, so messages are acknowledged early: with late acknowledgement a message would be
+        # redelivered after each visibility timeout while the run continues.
         task_acks_late=False,
         task_acks_on_failure=True,
         task_acks_on_timeout=True,
         task_reject_on_worker_lost=False,
-        # A reserved message would wait behind a training while other workers idle.
+        # A prefetched message would wait behind a run while other workers idle.
         worker_disable_prefetch=True,
         worker_prefetch_multiplier=1,
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -98,7 +98,7 @@ def make_celery(settings: Settings, *, answer_s: float | None = None) -> Celery:
         result_backend=None,
         task_ignore_result=True,
         worker_send_task_events=False,
-        # Nothing uses it, and whoever reaches the broker could end workers with it.
+        # Unused, and it would let anyone who can reach the broker stop workers.
         worker_enable_remote_control=False,
         task_serializer="json",
         result_serializer="json",
@@ -111,7 +111,7 @@ def make_celery(settings: Settings, *, answer_s: float | None = None) -> Celery:
         task_default_queue=TRAIN_QUEUE,
         task_create_missing_queues=True,
         broker_transport_options={
-            # Covers delivered-but-not-accepted only, which lasts milliseconds.
+            # Only covers messages delivered but not yet accepted, a matter of milliseconds.
             "visibility_timeout": 900,
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
@@ -128,17 +128,17 @@ def make_celery(settings: Settings, *, answer_s: float | None = None) -> Celery:
 
 
 def train_queue(gpu_class: str | None) -> str:
-    """The queue of a class of workers; that of all train workers for None."""
+    """The queue of a worker class; for None, that of all train workers."""
     return f"{TRAIN_QUEUE}.{gpu_class}" if gpu_class else TRAIN_QUEUE
 
 
 def events_channel(settings: Settings) -> str:
-    """The pub/sub channel of wake-ups."""
+    """The pub/sub channel for wake-ups."""
     return f"{settings.redis_prefix}events"
 
 
 class CeleryQueue:
-    """`JobQueue` on Celery and Redis. A call waits a few seconds at most, and right after one that failed, not at all."""
+    """`JobQueue` on Celery and Redis. A call waits a few seconds at most, or not at all right after a failed one."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -178,13 +178,13 @@ class CeleryQueue:
         return self._call(lambda: self._publisher.send_task(task, args=[argument], queue=queue)) is not None
 
     def _call(self, ask: Callable[[], Answer]) -> Answer | None:
-        """The broker's answer; None when there is none, or was none a moment ago."""
+        """The broker's answer; None if it gave none, or failed to answer a moment ago."""
         if time.monotonic() < self._away_until:
             return None
         try:
             return ask()
         except Exception as error:
-            # kombu, redis and the operating system each raise their own; none may fail the caller.
+            # kombu, redis and the operating system raise their own errors; none may fail the caller.
             log.warning("the broker does not answer (%s)", error)
             self._away_until = time.monotonic() + _PAUSE_S
             return None

@@ -1,6 +1,6 @@
-"""What one tenant may take of the service. Each limit is a setting, the same for all tenants; none is set by default.
+"""Quotas per tenant. Each limit is a setting, the same for all tenants; none is set by default.
 
-A check counts, and what follows it in the same transaction is counted by the next one: a tenant's requests take turns.
+A tenant's requests take turns, so each check counts what the transaction before it stored.
 """
 
 from sqlalchemy.orm import Session
@@ -12,12 +12,12 @@ from trainer_core.wording import say
 
 _HOUR_S = 3600
 _MONTH_S = 30 * 24 * _HOUR_S
-# Jobs end when they end; asking more often than this tells nothing new.
+# Nobody knows when the next job will end; retrying more often is useless.
 _ASK_AGAIN_S = 60
 
 
 def check_job(session: Session, settings: Settings, tenant: str) -> None:
-    """Raises `RateLimited` when the tenant may not have another job now."""
+    """Raises `RateLimited` if the tenant has reached its limit of jobs."""
     most, hours = settings.quota_open_jobs, settings.quota_training_hours
     if most is None and hours is None:
         return
@@ -29,7 +29,7 @@ def check_job(session: Session, settings: Settings, tenant: str) -> None:
 
 
 def check_upload(session: Session, settings: Settings, tenant: str, size_bytes: int) -> None:
-    """Raises `TooLarge` when a dataset of the size would be more than the tenant may keep."""
+    """Raises `TooLarge` if a dataset of this size would exceed the tenant's quota."""
     most = settings.quota_dataset_bytes
     if most is None:
         return

@@ -54,7 +54,7 @@ class StorageCheck:
 
 
 def _identity(file: Path | None) -> tuple[int, int] | None:
-    """What tells a file from another one at the same path; None when there is none."""
+    """Device and inode of a file; None when there is none."""
     try:
         found = file.stat() if file else None
     except OSError:

@@ -5,7 +5,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-# SQLite makes a row id of INTEGER primary keys only.
+# SQLite only turns INTEGER primary keys into row ids.
 BigId = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -14,7 +14,7 @@ class Record(DeclarativeBase):
 
 
 class JobRecord(Record):
-    """A job: what was asked, where it stands, and which attempt may write. Its tries are `AttemptRecord`s."""
+    """A job: its request, its state, and which attempt may write. Attempts are `AttemptRecord`s."""
 
     __tablename__ = "jobs"
 
@@ -33,22 +33,22 @@ class JobRecord(Record):
     priority: Mapped[int] = mapped_column(Integer, default=0)
     """Higher is claimed first."""
     turn: Mapped[int] = mapped_column(BigInteger)
-    """Among jobs of one priority the lower is claimed first. It rises by one from job to job of a tenant, and begins where
-    the queue stands, so that tenants take turns however many jobs one of them submits."""
+    """Among jobs of the same priority, the lowest is claimed first. It rises by one with each job of a tenant, starting
+    where the queue stands, so that tenants take turns regardless of how many jobs each submits."""
     gpu_class: Mapped[str | None] = mapped_column(String(32))
-    """Which workers may claim it; NULL: all."""
+    """Which workers may claim it; NULL: any."""
     rerun_of: Mapped[str | None] = mapped_column(String(32))
     start_from: Mapped[str | None] = mapped_column(String(32))
     """The job whose newest checkpoint this one starts from."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
     request_sha256: Mapped[str | None] = mapped_column(String(64))
-    """Of the request that came with the key."""
+    """Hash of the request that came with the key."""
     traceparent: Mapped[str | None] = mapped_column(String(55))
-    """The span of the request that submitted it, as the W3C writes it."""
+    """The span of the request that submitted it, in W3C `traceparent` format."""
 
     state: Mapped[str] = mapped_column(String(16))
     requested: Mapped[str | None] = mapped_column(String(16))
-    """What a person asked of the running attempt; a `Request`."""
+    """What a user asked of the running attempt; a `Request`."""
     phase: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(Integer, default=0)
     total_steps: Mapped[int | None] = mapped_column(Integer)
@@ -57,25 +57,25 @@ class JobRecord(Record):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     metadata_: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSON)
     effect: Mapped[str | None] = mapped_column(String(16))
-    """What the run did to its model, a `Verdict`; set when the job succeeded. NULL for jobs of earlier versions."""
+    """What the run did to its model, a `Verdict`; set when the job succeeds. NULL for jobs of earlier versions."""
     artifact_path: Mapped[str | None] = mapped_column(Text)
-    """Relative to the runs directory; set when the job succeeded."""
+    """Relative to the runs directory; set when the job succeeds."""
 
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     losses: Mapped[int] = mapped_column(Integer, default=0)
     """Workers lost since `checkpoint_step` last rose."""
     checkpoint_step: Mapped[int] = mapped_column(Integer, default=0)
-    """The highest step that a checkpoint of any attempt holds."""
+    """The highest step for which any attempt saved a checkpoint."""
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     reported: Mapped[int] = mapped_column(Integer, default=0)
-    """Reports of the current attempt that are stored; one that arrives again is not stored again."""
+    """Number of stored reports of the current attempt; a report that arrives twice is stored once."""
     event_count: Mapped[int] = mapped_column(Integer, default=0)
 
     created_at: Mapped[float] = mapped_column(Float)
     published_at: Mapped[float | None] = mapped_column(Float)
     not_before: Mapped[float | None] = mapped_column(Float)
-    """When a job that was lost may be claimed again; NULL: at once."""
+    """When a lost job may be claimed again; NULL: immediately."""
     started_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
 
@@ -94,7 +94,7 @@ class JobRecord(Record):
 
 
 class AttemptRecord(Record):
-    """One try of a job on one worker: from its claim to its end."""
+    """One attempt of a job on one worker, from its claim to its end."""
 
     __tablename__ = "attempts"
 
@@ -111,18 +111,18 @@ class AttemptRecord(Record):
     """The `Cause` that ended it."""
     reason: Mapped[str | None] = mapped_column(Text)
     reason_said: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """The code and the values of `reason`; NULL for attempts of earlier versions."""
+    """The code and values of `reason`; NULL for attempts of earlier versions."""
     first_step: Mapped[int | None] = mapped_column(Integer)
-    """Steps that were done when it began to train: those of the checkpoint it started from."""
+    """Steps already done when training began: those of the checkpoint it resumed from."""
     last_step: Mapped[int | None] = mapped_column(Integer)
     device_report: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    """That went through the layers in this attempt."""
+    """Tokens that went through the layers in this attempt."""
     memory_bytes: Mapped[int | None] = mapped_column(BigInteger)
-    """At the last look: in use on the GPU, or by the training process on a CPU."""
+    """Bytes last seen in use: on the GPU, or by the training process on a CPU."""
 
     __table_args__ = (
-        # Two live attempts never share a GPU, whatever workers believe.
+        # Two live attempts never share a GPU, even if workers disagree.
         Index(
             "attempts_live_device",
             "device",
@@ -136,7 +136,7 @@ class AttemptRecord(Record):
 
 
 class PastAttemptRecord(Record):
-    """What stays of an attempt whose job was deleted: counters may not fall, and used hours are not given back."""
+    """What is kept of an attempt whose job was deleted: counters may not fall, and used hours stay used."""
 
     __tablename__ = "past_attempts"
 
@@ -158,7 +158,7 @@ class PastAttemptRecord(Record):
 
 
 class DispatchRecord(Record):
-    """The one row in which dispatchers tell each other when they last looked."""
+    """The single row in which dispatchers record when they last ran a round."""
 
     __tablename__ = "dispatch"
 
@@ -166,11 +166,11 @@ class DispatchRecord(Record):
     host: Mapped[str] = mapped_column(Text)
     round_at: Mapped[float] = mapped_column(Float)
     reap_from: Mapped[float] = mapped_column(Float)
-    """Before this instant no lease is taken back: after an absence of the database its holders may renew first."""
+    """No lease is revoked before this instant: after a database outage its holders may renew first."""
 
 
 class EventRecord(Record):
-    """One thing that happened to a job; `sequence` counts from 1 a job, without gaps."""
+    """One thing that happened to a job; `sequence` counts from 1 for each job, without gaps."""
 
     __tablename__ = "job_events"
 
@@ -182,7 +182,7 @@ class EventRecord(Record):
 
 
 class MetricRecord(Record):
-    """One metric's value at a step of an attempt; NULL stands for a value that was not finite or not defined."""
+    """One metric's value at a step of an attempt; NULL means not finite or undefined."""
 
     __tablename__ = "metric_points"
 
@@ -218,7 +218,7 @@ class DatasetRecord(Record):
 
 
 class TaskRecord(Record):
-    """Work for a worker that is no training, and its answer: a comparison, a dry run, a preview, a merge, a push."""
+    """Work other than training, and its answer: a comparison, a dry run, a preview, a merge, a push."""
 
     __tablename__ = "tasks"
 
@@ -234,14 +234,14 @@ class TaskRecord(Record):
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     partial: Mapped[dict[str, Any] | None] = mapped_column(JSON)
-    """The answer so far, while it grows."""
+    """The answer so far, while it is being generated."""
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)
     published_at: Mapped[float | None] = mapped_column(Float)
     finished_at: Mapped[float | None] = mapped_column(Float)
     traceparent: Mapped[str | None] = mapped_column(String(55))
-    """The span of the request that asked for it."""
+    """The span of the request that created it."""
 
     __table_args__ = (
         Index("tasks_state_number", "state", "number"),
@@ -261,7 +261,7 @@ class ArtifactRecord(Record):
     kind: Mapped[str] = mapped_column(String(16))
     """An `ArtifactKind`."""
     name: Mapped[str] = mapped_column(Text)
-    """Its path below the job's directory."""
+    """Path below the job's directory."""
     attempt: Mapped[int | None] = mapped_column(Integer)
     size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64))
@@ -271,7 +271,7 @@ class ArtifactRecord(Record):
 
 
 class KeyRecord(Record):
-    """An API key. The key itself is shown once and kept nowhere: here are its hash and its first letters."""
+    """An API key. The key itself is shown once and never stored, only its hash and first characters."""
 
     __tablename__ = "api_keys"
 
@@ -281,7 +281,7 @@ class KeyRecord(Record):
     tenant: Mapped[str] = mapped_column(String(64))
     scopes: Mapped[list[str]] = mapped_column(JSON)
     max_priority: Mapped[int] = mapped_column(Integer)
-    """The highest priority that it may ask for."""
+    """The highest priority that its jobs may have."""
     prefix: Mapped[str] = mapped_column(String(16), index=True)
     sha256: Mapped[str] = mapped_column(String(64))
     created_at: Mapped[float] = mapped_column(Float)

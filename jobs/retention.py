@@ -1,5 +1,5 @@
-"""Deletes what is kept no longer: checkpoints and whole jobs, so many days after their end, if a setting says so; and parts
-of uploads whose process was killed."""
+"""Deletes expired data: checkpoints and jobs, after the number of days in the settings, and partial uploads of killed
+processes."""
 
 import logging
 from dataclasses import replace
@@ -17,12 +17,12 @@ from jobs.settings import Settings
 log = logging.getLogger(__name__)
 
 _DAY_S = 86_400
-# Jobs that one call deletes something of; the next call goes on.
+# Maximum number of jobs that one call cleans up; the next call continues.
 _AT_ONCE = 50
 
 
 def apply(database: Database, queue: JobQueue, settings: Settings) -> int:
-    """Deletes what is due. Returns the bytes that were freed."""
+    """Deletes what is due. Returns the number of bytes freed."""
     service = ArtifactService(database, queue, settings)
     freed = uploads.sweep(settings)
     if settings.keep_jobs_days is not None:
@@ -44,11 +44,11 @@ def _freed(service: ArtifactService, tenant: str, job_id: str, *, whole: bool) -
     try:
         removed = own.remove_job(job_id) if whole else own.remove(job_id, [ArtifactKind.CHECKPOINT])
     except StateConflict as error:
-        # Another job starts from it; its time comes when that one is over.
+        # Another job starts from it; it is deleted once that one is over.
         log.info("kept: %s", error)
         return 0
     except Exception:
-        # One that cannot be deleted must not keep the others.
+        # A job that cannot be deleted must not block the others.
         log.exception("job %s could not be deleted", job_id)
         return 0
     what = "the job" if whole else "its checkpoints"

@@ -1,4 +1,4 @@
-"""Messages to the broker from a thread of their own, so that no request waits for a broker that is slow, frozen or away."""
+"""Sends messages to the broker from its own thread, so that no request waits for a broker that is slow, frozen or away."""
 
 import logging
 import queue
@@ -14,7 +14,7 @@ from jobs.states import TaskKind
 log = logging.getLogger(__name__)
 
 _MOST_WAITING = 10_000
-# The broker is asked this often whether it answers.
+# Interval between health checks of the broker.
 _LOOK_EVERY_S = 2.0
 _CLOSING_S = 2.0
 
@@ -22,11 +22,11 @@ _CLOSING_S = 2.0
 class Sender:
     """`JobQueue` that returns at once and sends from one thread.
 
-    What the broker does not take, the dispatcher publishes in its first round after the broker is back.
+    The dispatcher publishes what the broker did not accept, in its first round after the broker is back.
 
     Args:
         target: the queue that sends.
-        database: where a job or a task is marked as not published.
+        database: where a job or task is marked as not published.
     """
 
     def __init__(self, target: JobQueue, database: Database) -> None:
@@ -59,11 +59,11 @@ class Sender:
         return self._target.waiting(gpu_class)
 
     def is_up(self) -> bool:
-        """Whether the broker took the last message, or answered since; known without asking it."""
+        """Whether the broker took the last message or has answered since; never blocks."""
         return self._is_up
 
     def close(self) -> None:
-        """Sends what waits, for a moment at most."""
+        """Sends waiting messages, for a moment at most."""
         self._put(None)
         self._thread.join(_CLOSING_S)
 
@@ -71,7 +71,7 @@ class Sender:
         try:
             self._waiting.put_nowait(send)
         except queue.Full:
-            # The dispatcher publishes what nobody claims.
+            # The dispatcher publishes unclaimed jobs and tasks.
             log.warning("%d messages wait for the broker; this one is not sent", _MOST_WAITING)
             return False
         return True

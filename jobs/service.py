@@ -1,4 +1,4 @@
-"""What the service does with jobs, datasets and comparisons: checks, one transaction each, then a wake-up."""
+"""Operations on jobs and comparisons: check, store in one transaction, then wake a worker."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 from trainer_core.wording import Message, say
 
-# A file up to this size is checked whole when a job is submitted; a larger one by its first rows, the rest by the worker.
+# Files up to this size are checked completely on submission. Of larger ones the worker checks all but the first rows.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
 
 
 class ComparisonRequest(Sent):
-    """What to ask both models, and how they answer."""
+    """A prompt for both models, and how to generate the answers."""
 
     model_config = ConfigDict(
         allow_inf_nan=False,
@@ -46,12 +46,12 @@ class ComparisonRequest(Sent):
     )
     temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
     top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Seed of sampling; drawn and told when absent.")
+    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Sampling seed. If absent, one is drawn and returned.")
 
 
 @dataclass(frozen=True)
 class QueuePlace:
-    """Where a queued job stands: its place (1: next to be claimed), an estimate of when it starts, and what it waits for."""
+    """A queued job's place (1: next to be claimed), when it will probably start, and what it waits for."""
 
     position: int
     seconds_until_start: float | None
@@ -60,30 +60,30 @@ class QueuePlace:
 
 @dataclass(frozen=True)
 class JobService(TenantService):
-    """Jobs and what is asked of their models."""
+    """Operations on jobs and their models."""
 
     # -- jobs
 
     def submit(self, spec: AnyJobSpec, sent: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
-        """Stores a job and wakes a worker. A request that is repeated with its key returns the job of the first one.
+        """Stores a job and wakes a worker. A repeated request with the same key returns the first one's job.
 
         Raises:
-            ModelNotFound, DataInvalid, NotFound: what the spec names is not there or does not fit the method.
-            IdempotencyConflict: the key came with another request before.
-            Forbidden: the caller may not ask for that priority.
-            RateLimited: the tenant's quota is used up.
+            ModelNotFound, DataInvalid, NotFound: something in the spec does not exist or does not fit the method.
+            IdempotencyConflict: the key was used with a different request.
+            Forbidden: the caller may not use that priority.
+            RateLimited: the tenant's quota is exhausted.
         """
         key = _Key.of(idempotency_key, "submit", sent)
         return self._known(key) or self._store(self._checked(spec, sent), key)
 
     def clone(self, job_id: str, overrides: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
-        """A new job with the spec that another one was sent, some of its fields changed.
+        """A new job with another job's original spec and some changed fields.
 
-        A dataset among the overrides takes the place of the old one, however either was named.
+        A dataset among the overrides replaces the old one, whichever field named either.
 
         Raises:
             SpecInvalid: the changed spec is invalid.
-            And what `submit` raises.
+            Also everything that `submit` raises.
         """
         key = _Key.of(idempotency_key, "clone", {"job_id": job_id, "overrides": overrides})
         if known := self._known(key):
@@ -93,7 +93,7 @@ class JobService(TenantService):
         return self._store({**self._checked(read_spec(sent), sent), "rerun_of": old.id}, key, {"clone_of": old.id})
 
     def _checked(self, spec: AnyJobSpec, sent: dict[str, Any]) -> dict[str, Any]:
-        """The columns of a job, after all of it was checked that needs no tokenizer."""
+        """The columns of a job, after every check that needs no tokenizer."""
         self._check_priority(spec.priority)
         resolved = spec.model_dump(mode="json")
         model_places(self.settings, resolved)
@@ -118,14 +118,14 @@ class JobService(TenantService):
         }
 
     def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> JobRecord:
-        """A new job with the spec of one that is over. The old one stays as it is.
+        """A new job with the spec of a finished one, which stays unchanged.
 
         Args:
-            from_checkpoint: start from the old job's newest checkpoint, not from the first step.
+            from_checkpoint: start from the old job's newest checkpoint instead of the first step.
 
         Raises:
             StateConflict: the job is not over, or has no checkpoint to start from.
-            IdempotencyConflict: the key came with another request before.
+            IdempotencyConflict: the key was used with a different request.
         """
         key = _Key.of(idempotency_key, "rerun", {"job_id": job_id, "from_checkpoint": from_checkpoint})
         if known := self._known(key):
@@ -148,7 +148,7 @@ class JobService(TenantService):
             raise Forbidden.at("priority", say("priority_too_high", most=most, priority=priority))
 
     def _known(self, key: "_Key") -> JobRecord | None:
-        """The job that was stored with the key. Raises `IdempotencyConflict`."""
+        """The job stored with the key. Raises `IdempotencyConflict`."""
         if key.text is None:
             return None
         with self.database.reading() as session:
@@ -166,7 +166,7 @@ class JobService(TenantService):
                 self._hold(session, fields)
                 job_id = jobs.insert(session, {**fields, **owner, **trace}, data)
         except DuplicateKey:
-            # The same request, sent twice at once: the other one was first.
+            # The same request was sent twice concurrently, and the other one won.
             if known := self._known(key):
                 return known
             raise
@@ -175,13 +175,13 @@ class JobService(TenantService):
         return self.job(job_id)
 
     def _hold(self, session: Session, fields: dict[str, Any]) -> None:
-        """Checks that what a new job names is there, and keeps it until the job is stored.
+        """Checks that everything a new job refers to exists, and locks it until the job is stored.
 
         Raises:
             NotFound: a dataset was deleted.
-            StateConflict: the checkpoints to start from were.
+            StateConflict: the checkpoints to start from were deleted.
         """
-        # In the order of ids, so that two submits never wait for each other.
+        # In order of id, so that two submissions never deadlock.
         for dataset_id in sorted(dataset_ids(fields["resolved_spec"])):
             if not datasets.held(session, self.tenant, dataset_id):
                 raise NotFound(say("not_found.dataset", id=dataset_id))
@@ -199,10 +199,10 @@ class JobService(TenantService):
         *,
         mixed: MixedDataset | None = None,
     ) -> str | None:
-        """Checks that the caller may use the data and that it fits the method, as far as a quick look can tell.
+        """Checks that the caller may use the data and, as far as a quick look shows, that it fits the method.
 
         Args:
-            field: the spec's field with the path.
+            field: the spec field with the path.
             mixed: the dataset in a mix. Errors then name it.
 
         Returns:
@@ -235,13 +235,13 @@ class JobService(TenantService):
     def jobs(
         self, limit: int, cursor: str | None = None, state: str | None = None, method: str | None = None
     ) -> list[JobRecord]:
-        """A page of jobs, newest first, beyond the job `cursor`."""
+        """A page of jobs, newest first, after the job `cursor`."""
         with self.database.reading() as session:
             before = self.own_job(session, cursor).number if cursor else None
             return list(jobs.page(session, self.tenant, limit, before, state=state, method=method))
 
     def queue_places(self, found: Sequence[JobRecord]) -> dict[str, QueuePlace]:
-        """By job id, where those of the jobs stand that are queued."""
+        """The places of the queued jobs among `found`, by job id."""
         with self.database.reading() as session:
             positions = jobs.queue_positions(session, found)
             pausing = jobs.pausing(session, found)
@@ -257,7 +257,7 @@ class JobService(TenantService):
             return places
 
     def attempts(self, job_id: str) -> list[AttemptRecord]:
-        """Every try of a job, the first one first."""
+        """Every attempt of a job, oldest first."""
         with self.database.reading() as session:
             self.own_job(session, job_id)
             return list(attempts.of_job(session, job_id))
@@ -275,9 +275,9 @@ class JobService(TenantService):
         """Metric points by name, attempt and step.
 
         Args:
-            only_current: leave out what a later attempt trained again, so that no step comes twice.
-            max_points: of each curve, the fewest that keep its shape; None: all.
-            first_step, last_step: only what lies between them, both included.
+            only_current: leave out steps that a later attempt repeated, so that no step appears twice.
+            max_points: downsample each curve to this many points, keeping its shape; None: all.
+            first_step, last_step: only steps between them, inclusive.
         """
         with self.database.reading() as session:
             self.own_job(session, job_id)
@@ -292,7 +292,7 @@ class JobService(TenantService):
         return downsample(points, max_points) if max_points else points
 
     def metadata(self, job_id: str) -> dict[str, Any]:
-        """The metadata file of the trained model and the job's specs; before the end what is known, `complete` False."""
+        """The trained model's metadata and the job's specs. Before the job ends, what is known, with `complete` False."""
         job = self.job(job_id)
         spec, settings = job.resolved_spec, SETTINGS_OF[job.method]
         known = {
@@ -310,7 +310,7 @@ class JobService(TenantService):
         }
 
     def logs(self, job_id: str, attempt: int | None = None) -> list[int]:
-        """The attempts that have a log, or the one asked for. Raises `NotFound` when that has none."""
+        """The attempts that have a log, or only the given one. Raises `NotFound` if that has none."""
         job, storage = self.job(job_id), Storage(self.settings)
         wanted = [number for number in range(1, job.attempt + 1) if attempt in (None, number)]
         found = [number for number in wanted if storage.has(job_id, _log_name(number))]
@@ -319,7 +319,7 @@ class JobService(TenantService):
         return found
 
     def log(self, job_id: str, attempt: int, last_bytes: int | None = None) -> BinaryIO:
-        """The log of one of `logs`, open; at its first whole line within `last_bytes` of its end. Raises `NotFound`."""
+        """An open log, positioned at the first whole line within `last_bytes` of its end. Raises `NotFound`."""
         file, size = Storage(self.settings).open(job_id, _log_name(attempt))
         if last_bytes is not None and last_bytes < size:
             file.seek(size - last_bytes - 1)
@@ -331,10 +331,10 @@ class JobService(TenantService):
             return jobs.oldest_expired_lease_s(session)
 
     def cancel(self, job_id: str, save_checkpoint: bool = False) -> JobRecord:
-        """Cancels a job that no worker has at once, or asks the worker of a running one. Raises `StateConflict` otherwise.
+        """Cancels an idle job immediately, or asks the worker of a running one. Raises `StateConflict` otherwise.
 
         Args:
-            save_checkpoint: a running training saves one at its next step boundary first.
+            save_checkpoint: let a running job save a checkpoint at its next step boundary first.
         """
         what = Request.CANCEL_SAVING if save_checkpoint else Request.CANCEL
         return self._change(
@@ -342,7 +342,7 @@ class JobService(TenantService):
         )
 
     def pause(self, job_id: str) -> JobRecord:
-        """Pauses a queued job at once; a running one saves a checkpoint at its next step first. Raises `StateConflict`."""
+        """Pauses a queued job immediately, a running one after a checkpoint at its next step. Raises `StateConflict`."""
         return self._change(
             job_id,
             "paused",
@@ -350,11 +350,11 @@ class JobService(TenantService):
         )
 
     def resume(self, job_id: str) -> JobRecord:
-        """Queues a paused job again. It resumes from its checkpoint.
+        """Requeues a paused job, which resumes from its checkpoint.
 
         Raises:
-            StateConflict: it is not paused.
-            ModelNotFound: one of its models is gone. The job stays paused, as its run would fail for good.
+            StateConflict: the job is not paused.
+            ModelNotFound: one of its models is gone. The job stays paused, because its run would fail permanently.
         """
         with self.database.reading() as session:
             job = self.own_job(session, job_id)
@@ -388,7 +388,7 @@ class JobService(TenantService):
         return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
 
     def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
-        """A page of what was asked of a job's model, newest first, beyond the comparison `cursor`."""
+        """A page of a job's comparisons, newest first, after the comparison `cursor`."""
         with self.database.reading() as session:
             self.own_job(session, job_id)
             before = self._comparison(session, job_id, cursor).number if cursor else None
@@ -406,14 +406,14 @@ class JobService(TenantService):
     # -- dry runs
 
     def validate(self, spec: AnyJobSpec, sent: dict[str, Any]) -> TaskRecord:
-        """Checks a spec as `submit` does, and asks a worker what its training would do. Raises as `submit` does."""
+        """Checks a spec as `submit` does, and asks a worker for a dry run. Raises what `submit` raises."""
         fields = self._checked(spec, sent)
         return self.ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})
 
 
 @dataclass(frozen=True)
 class _Key:
-    """An Idempotency-Key and the hash of the request that it came with."""
+    """An Idempotency-Key and the hash of its request."""
 
     text: str | None
     request_sha256: str | None
@@ -431,7 +431,7 @@ def _log_name(attempt: int) -> str:
 
 
 def _standing(job: JobRecord) -> Message:
-    """A job's state in words, for a person whose action does not apply to it."""
+    """A job's state in words, for errors about actions that do not apply to it."""
     if job.requested:
         return say("job_already.pause" if job.requested == Request.PAUSE else "job_already.cancel")
     return say(f"job_already.{job.state}" if JobState(job.state).is_final else f"job_state.{job.state}")

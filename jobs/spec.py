@@ -37,7 +37,7 @@ REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$"
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
 EVENT_TYPE = r"^[a-z_]{1,32}$"
 COLUMN_MAP = r"^[^:]{1,200}:[\s\S]{1,200}$"
-# What is valid, in words: the codes of their sentences.
+# Valid values in words: the codes of their sentences.
 PATTERNS = {
     ID: "pattern.id",
     _MODEL: "pattern.model_name",
@@ -153,7 +153,7 @@ class _JobFields(Sent):
     @field_validator("datasets")
     @classmethod
     def _some_data(cls, datasets: list[MixedDataset] | None, info: ValidationInfo) -> list[MixedDataset] | None:
-        # Not with the checks of several fields below, which are not made where a field is wrong: reported with those.
+        # Separate from the cross-field checks below, which pydantic skips if a field is invalid: both are reported together.
         others = [info.data.get(name, "invalid") for name in _SOURCES if name != "datasets"]
         if datasets is None and not any(others):
             raise PydanticCustomError("data_missing", "no training data")
@@ -241,7 +241,7 @@ _ALTERNATIVES = (
 def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """A spec as it was sent, with changes.
 
-    A changed data source or warm-up replaces the one that was sent. Another method leaves out the fields that it lacks.
+    A changed data source or warm-up replaces the original one. A new method drops the fields that it lacks.
     """
     replaced = {name for names in _ALTERNATIVES if overrides.keys() & set(names) for name in names}
     if changed := SPECS.get(str(overrides.get("method"))):
@@ -252,7 +252,7 @@ def changed_spec(sent: dict[str, Any], overrides: dict[str, Any]) -> dict[str, A
 def dataset_ids(resolved: dict[str, Any]) -> set[str]:
     """The uploaded datasets that a resolved spec names, for training or for validation."""
     named = [resolved.get("dataset_id"), resolved.get("eval_dataset_id")]
-    # Jobs stored before the field existed have no list.
+    # Jobs stored before the field existed lack it.
     return {each for each in [*named, *(one["dataset_id"] for one in resolved.get("datasets") or [])] if each}
 
 
@@ -267,7 +267,7 @@ def read_spec(sent: dict[str, Any]) -> AnyJobSpec:
 def invalid(found: Sequence[Any]) -> SpecInvalid:
     """Pydantic's errors in the product's words."""
     items = [_placed(item) for item in found]
-    # A body that is not an object has no fields that could be wrong besides.
+    # A body that is not an object has no fields to report as well.
     whole = next((reason for item in items if (reason := _of_body(item))), None)
     if whole:
         return SpecInvalid.at("", whole)
@@ -283,11 +283,11 @@ def invalid(found: Sequence[Any]) -> SpecInvalid:
 
 
 def _placed(item: dict[str, Any]) -> dict[str, Any]:
-    """An error at its place in the body, the query, the path or the headers, with what is particular to requests said."""
+    """An error with its place in the body, query, path or headers, in the wording for requests."""
     places, method = list(item["loc"]), None
     if places and places[0] in _PLACES:
         places.pop(0)
-    # Of a job spec, the method's name comes first. A field may have the same name, however wrong that is.
+    # The location in a job spec starts with the method's name. A (wrong) field may have the same name.
     if places and places[0] in METHODS:
         method = places.pop(0)
     reason = None
@@ -303,7 +303,7 @@ def _placed(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_body(item: dict[str, Any]) -> Message | None:
-    """What is wrong with a body as a whole, if that is what an error says."""
+    """What is wrong with the body as a whole, if the error is about that."""
     if item["type"] == "json_invalid":
         position = item["loc"][0] if item["loc"] else None
         return say("body_not_json_at", position=position) if isinstance(position, int) else say("body_not_json")
@@ -312,7 +312,7 @@ def _of_body(item: dict[str, Any]) -> Message | None:
 
 
 def library_config(spec: dict[str, Any], places: dict[str, Any]) -> PreferenceConfig:
-    """The library's config for a resolved spec, with the fields of `LibraryPaths`, which the service chooses."""
+    """The library's config for a resolved spec, with the `LibraryPaths` fields that the service chooses."""
     config = CONFIG_OF[spec["method"]]
     fields = {name: value for name, value in spec.items() if name in config.model_fields}
     return config(**{**fields, **places})

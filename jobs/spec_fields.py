@@ -29,7 +29,7 @@ class SpecField:
     exclusive_maximum: float | None
     min_length: int | None
     max_length: int | None
-    """Characters of a text, items of a list, keys of an object."""
+    """Characters of a text, items of a list, or keys of an object."""
     nullable: bool
     required: bool
     default: Any
@@ -73,7 +73,7 @@ def fields_of(settings: type[TrainingSettings]) -> list[SpecField]:
 
 
 def _types(schemas: list[dict[str, Any]]) -> list[FieldType]:
-    # A schema without a type is a reference: to an object, as the enumerations of a spec are literals.
+    # A schema without a type is a reference to an object, because a spec's enumerations are literals.
     names = [each.get("type", "object") for each in schemas]
     return cast("list[FieldType]", list(dict.fromkeys(_TYPES.get(name, name) for name in names)))
 

@@ -1,4 +1,4 @@
-"""A job's states, and every way from one to another with its cause. `docs/states.md` draws it for users."""
+"""A job's states, and every transition with its cause. `docs/states.md` draws them for users."""
 
 from enum import StrEnum
 
@@ -28,7 +28,7 @@ class Phase(StrEnum):
 
 
 class Request(StrEnum):
-    """What a person asked of a running job and its worker has not done yet."""
+    """What a user asked of a running job and its worker has not done yet."""
 
     PAUSE = "pause"
     CANCEL_SAVING = "cancel_saving"
@@ -37,7 +37,7 @@ class Request(StrEnum):
 
 
 class TaskKind(StrEnum):
-    """Work that is no training: questions and chores, each claimed, leased and answered as a `TaskRecord`."""
+    """Work other than training, each piece claimed, leased and answered as a `TaskRecord`."""
 
     COMPARE = "compare"
     VALIDATE = "validate"
@@ -54,7 +54,7 @@ class TaskState(StrEnum):
 
 
 class Cause(StrEnum):
-    """Why a state changed; the type of the event that tells of it."""
+    """Why a state changed; also the type of the event that reports it."""
 
     CLAIM = "claimed"
     FINISH = "succeeded"
@@ -79,7 +79,7 @@ TRANSITIONS: dict[Cause, tuple[frozenset[JobState], JobState]] = {
     Cause.LOSE: (frozenset({JobState.RUNNING}), JobState.QUEUED),
 }
 
-# Which requests a later one replaces: a cancel overtakes a pause, and a plain cancel one that would wait for a checkpoint.
+# The requests that a later one replaces: a cancel overrides a pause, and a plain cancel one that waits for a checkpoint.
 REPLACES: dict[Request, frozenset[Request]] = {
     Request.PAUSE: frozenset(),
     Request.CANCEL_SAVING: frozenset({Request.PAUSE}),

@@ -1,7 +1,7 @@
-"""Where jobs' files are for every process: the runs directory, or an object store beside it (`TAFDIL_ARTIFACTS_URL`).
+"""Storage of jobs' files: the runs directory, and an optional object store (`TAFDIL_ARTIFACTS_URL`).
 
-With a store, the runs directory of a machine is its scratch: an attempt writes there, and when it ends its files are copied
-to the store before the job's state says that it ended. Whoever needs them elsewhere gets them from there.
+With a store, a machine's runs directory is scratch space. An attempt writes there, and its files are copied to the store
+before the job's state says that it ended. Other machines fetch them from the store.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from trainer_core.wording import Message, say
 
 
 class Storage:
-    """Files of jobs, by the job's id and their name below its directory. Names come from the database, not from clients."""
+    """Files of jobs, by job id and name below the job's directory. Names come from the database, not from clients."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -32,11 +32,11 @@ class Storage:
             self._store, self._root = fsspec.core.url_to_fs(settings.artifacts_url)
 
     def publish(self, job_id: str, files: Collection[ArtifactFile]) -> None:
-        """Copies files to the store, those that it does not have. Does nothing without one."""
+        """Copies missing files to the store. Does nothing without a store."""
         if self._store is None:
             return
         for file in files:
-            # A name that was written again, as a log, has another size or is small enough to copy twice.
+            # A file that was rewritten, such as a log, has a different size or is small enough to copy twice.
             place = self._place(job_id, file.name)
             with suppress(FileNotFoundError):
                 if file.kind is ArtifactKind.CHECKPOINT and self._store.size(place) == file.size_bytes:
@@ -44,13 +44,13 @@ class Storage:
             self._store.put_file(str(self._path(job_id, file.name)), place)
 
     def has(self, job_id: str, name: str) -> bool:
-        """Whether a file is here or in the store."""
+        """Whether a file is on this machine or in the store."""
         if self._path(job_id, name).is_file():
             return True
         return self._store is not None and bool(self._store.exists(self._place(job_id, name)))
 
     def open(self, job_id: str, name: str) -> tuple[BinaryIO, int]:
-        """A file, to read from anywhere in it, and its size. Raises `NotFound`."""
+        """A seekable file and its size. Raises `NotFound`."""
         path = self._path(job_id, name)
         with suppress(FileNotFoundError, IsADirectoryError):
             return path.open("rb"), path.stat().st_size
@@ -62,7 +62,7 @@ class Storage:
         raise NotFound(self._gone(job_id, name))
 
     def fetch(self, job_id: str, files: Collection[ArtifactRecord]) -> None:
-        """Makes files of a job local. Raises `NotFound` when one is nowhere."""
+        """Fetches a job's files to this machine. Raises `NotFound` if one exists nowhere."""
         for file in files:
             path = self._path(job_id, file.name)
             if path.is_file():
@@ -70,7 +70,7 @@ class Storage:
             if self._store is None:
                 raise NotFound(self._gone(job_id, file.name))
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Of this process alone: another one may fetch the same.
+            # A name for this process alone: another may fetch the same file.
             part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
             try:
                 self._store.get_file(self._place(job_id, file.name), str(part))
@@ -79,7 +79,7 @@ class Storage:
             part.replace(path)
 
     def delete(self, job_id: str, names: Collection[str]) -> None:
-        """Deletes files, here and in the store; those that are gone already are none."""
+        """Deletes files, here and in the store. Missing ones are ignored."""
         root = run_dir(self._settings, job_id)
         for name in names:
             with suppress(NotFound):
@@ -91,14 +91,14 @@ class Storage:
             _remove_empty(folder, root)
 
     def delete_job(self, job_id: str) -> None:
-        """Deletes everything that a job has."""
+        """Deletes all of a job's files."""
         shutil.rmtree(run_dir(self._settings, job_id), ignore_errors=True)
         if self._store is not None:
             with suppress(FileNotFoundError):
                 self._store.rm(self._place(job_id, ""), recursive=True)
 
     def _path(self, job_id: str, name: str) -> Path:
-        """Where a file is on this machine. Raises `NotFound` for a name or a link that leads out of the job's directory."""
+        """A file's path on this machine. Raises `NotFound` for a name or link that leads out of the job's directory."""
         path = run_dir(self._settings, job_id) / name
         if not leads_inside(run_dir(self._settings, job_id), path):
             raise NotFound(say("file_unknown", id=job_id, name=name))
@@ -112,7 +112,7 @@ class Storage:
 
 
 def _remove_empty(folder: Path, root: Path) -> None:
-    """Removes a directory and those above it, up to `root`, as far as they are empty."""
+    """Removes a directory and its parents, up to `root`, as long as they are empty."""
     with suppress(OSError):
         while folder != root:
             folder.rmdir()

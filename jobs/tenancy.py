@@ -1,4 +1,4 @@
-"""What every service behind the API has: a caller, who sees what is the tenant's and nothing else."""
+"""The base of every service behind the API: a caller, who sees only the tenant's own things."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Self, TypeVar
@@ -22,9 +22,9 @@ WaitingFor = Literal["worker", "broker", "pause"]
 
 @dataclass(frozen=True)
 class TenantService:
-    """A service as one caller sees it: what belongs to another tenant is not there.
+    """A service as one caller sees it: other tenants' things do not exist.
 
-    Its methods raise `TafdilError`s and return records that no session holds any more.
+    Its methods raise `TafdilError`s and return records detached from their session.
     """
 
     database: Database
@@ -41,7 +41,7 @@ class TenantService:
 
     @property
     def waiting_for(self) -> WaitingFor:
-        """What queued jobs and tasks wait for: a free worker, or a broker that is away and wakes none."""
+        """What queued jobs and tasks wait for: a free worker, or a broker that is away and cannot wake one."""
         return "worker" if self.queue.is_up() else "broker"
 
     def task(self, task_id: str) -> TaskRecord:
@@ -61,7 +61,7 @@ class TenantService:
 
 
 def found(record: Found | None, kind: str, subject_id: str) -> Found:
-    """The record. Raises `NotFound` for None."""
+    """The record itself. Raises `NotFound` for None."""
     if record is None:
         raise NotFound(say(f"not_found.{kind}", id=subject_id))
     return record

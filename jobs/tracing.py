@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry, from the request to the trainer. Its own `OTEL_` variables turn them on and say where they go.
+"""Traces by OpenTelemetry, from the request to the trainer. Its standard `OTEL_` variables configure them.
 
-Off, nothing here loads OpenTelemetry or does anything. On, spans are sent by a thread of their own, so a collector that is
-slow or away costs spans, never a request or a training. The provider is not made the global one: what libraries would tell
-through it is not ours to answer for.
+When off, this module does nothing and does not load OpenTelemetry. When on, a separate thread sends the spans, so a
+collector that is slow or away costs spans, never a request or a run. The provider is not global, because libraries could
+send anything through it.
 """
 
 import logging
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VARIABLE = "TRACEPARENT"
-"""Where a process finds the span that started it."""
+"""The variable that holds the span that started a process."""
 Attributes = Mapping[str, str | int | float | None]
 
-# For so long a process that ends waits for a collector.
+# How long a process waits for a collector when it ends.
 _CLOSE_S = 1.0
 _provider: "TracerProvider | None" = None
 _tracer: "Tracer | None" = None
@@ -44,13 +44,13 @@ def is_on() -> bool:
 
 
 def configure(service: str, *, at_once: bool = False) -> bool:
-    """Turns traces on in this process if the environment asks for them; returns whether they are. Never raises.
+    """Turns traces on in this process if the environment asks for them; returns whether they are on. Never raises.
 
-    Call it after a fork, not before: the thread that sends spans does not outlive one.
+    Call it after a fork, not before: the sending thread does not survive one.
 
     Args:
-        service: the name of this process, unless the environment gives one.
-        at_once: sends each span as it ends, for processes with few of them that may be killed.
+        service: the name of this process, unless the environment sets one.
+        at_once: send each span as it ends, for processes with few spans that may be killed.
     """
     if _tracer is None and is_wanted():
         try:
@@ -62,16 +62,16 @@ def configure(service: str, *, at_once: bool = False) -> bool:
                 error,
             )
         except Exception as error:
-            # Of its text nothing is known, and a header may be in it.
-            log.error("nothing is traced, for OpenTelemetry does not accept its variables: %s", type(error).__name__)
+            # The error's text is unpredictable and may include a header.
+            log.error("nothing is traced, because OpenTelemetry does not accept its variables: %s", type(error).__name__)
     return is_on()
 
 
 def close() -> None:
-    """Sends what waits, for a second at most, and turns traces off."""
+    """Sends waiting spans, for a second at most, and turns traces off."""
     global _provider, _tracer  # noqa: PLW0603  # the process's
     if _provider is not None:
-        # Its own limits are 30 s and the exporter's time; whatever this thread still does then ends with the process.
+        # OpenTelemetry's own limits are 30 s and the exporter's timeout. The thread ends with the process at the latest.
         ending = threading.Thread(target=_provider.shutdown, daemon=True, name="traces-end")
         ending.start()
         ending.join(_CLOSE_S)
@@ -81,11 +81,11 @@ def close() -> None:
 def span(
     name: str, attributes: Attributes | None = None, *, parent: str | None = None, is_server: bool = False
 ) -> AbstractContextManager[None]:
-    """A span that lasts as long as the block and is the current one in it. An error that leaves the block marks it failed.
+    """A span around the block, current within it. An exception that leaves the block marks it as failed.
 
     Args:
-        parent: the `traceparent` that it continues; None: the current span, or else a new trace.
-        is_server: whether it answers a request.
+        parent: the `traceparent` to continue; None: the current span, or else a new trace.
+        is_server: whether the span answers a request.
     """
     return nullcontext() if _tracer is None else _span(_tracer, name, attributes, parent, is_server)
 
@@ -101,7 +101,7 @@ def _span(
         _context(parent),
         SpanKind.SERVER if is_server else SpanKind.INTERNAL,
         _known(attributes),
-        # The text of an error may be a user's.
+        # An error's text may contain user data.
         record_exception=False,
         set_status_on_exception=False,
     ):
@@ -113,19 +113,19 @@ def _span(
 
 
 def note(attributes: Attributes) -> None:
-    """Adds to the current span what became known meanwhile; an attribute that is None says nothing."""
+    """Adds attributes to the current span. Those that are None are skipped."""
     if _tracer is not None:
         _current().set_attributes(_known(attributes))
 
 
 def rename(name: str) -> None:
-    """Gives the current span a better name."""
+    """Renames the current span."""
     if _tracer is not None:
         _current().update_name(name)
 
 
 def fail(kind: str) -> None:
-    """Marks the current span as failed, by a code or the name of an error, never its text."""
+    """Marks the current span as failed, with an error's code or name but never its text."""
     if _tracer is not None:
         from opentelemetry.trace import StatusCode
 
@@ -134,19 +134,19 @@ def fail(kind: str) -> None:
 
 
 def record(name: str, attributes: Attributes, *, parent: str | None, began_at: float) -> None:
-    """A span of something that began at an instant (seconds since 1970) and is over now."""
+    """Records a span that began at an instant (seconds since 1970) and ends now."""
     if _tracer is not None:
         now = time.time()
-        # The clock that told the beginning may be another machine's.
+        # The start may come from another machine's clock.
         began = min(began_at, now)
         _tracer.start_span(name, _context(parent), attributes=_known(attributes), start_time=_ns(began)).end(_ns(now))
 
 
 class Phases:
-    """Spans one after another below one parent, of what tells when it begins and not when it ends. A context manager.
+    """Consecutive spans below one parent, for phases that report when they begin but not when they end. A context manager.
 
     Args:
-        parent: the `traceparent` of all of them; None: there are no spans.
+        parent: the `traceparent` of all spans; None: record none.
     """
 
     def __init__(self, parent: str | None) -> None:
@@ -160,7 +160,7 @@ class Phases:
         self._end()
 
     def begins(self, name: str, began_at: float | None = None) -> None:
-        """Ends the phase before. One that begins again while it lasts goes on."""
+        """Ends the previous phase and begins a new one. If the phase is already running, it continues."""
         if _tracer is None or self._parent is None or name == self._name:
             return
         self._end()
@@ -168,7 +168,7 @@ class Phases:
         self._name, self._span = name, _tracer.start_span(name, _context(self._parent), start_time=start)
 
     def note(self, attributes: Attributes) -> None:
-        """Adds to the phase; the last value of an attribute stays."""
+        """Adds attributes to the phase. The last value of each is kept."""
         if self._span is not None:
             self._span.set_attributes(_known(attributes))
 
@@ -179,7 +179,7 @@ class Phases:
 
 
 def current_traceparent() -> str | None:
-    """The current span as the W3C writes it, for whoever continues it elsewhere; None without one."""
+    """The current span in W3C `traceparent` format, to continue it elsewhere; None without one."""
     if _tracer is None:
         return None
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -208,16 +208,16 @@ def _start(service: str, at_once: bool) -> None:
     own = {SERVICE_NAME: service, SERVICE_VERSION: version("tafdil")}
     resource = Resource.create(Resource(own).merge(OTELResourceDetector().detect()).attributes)
     exporter = trace_exporter.OTLPSpanExporter()
-    # A full batch wakes the thread that sends: of one span, each does.
+    # A full batch wakes the sending thread; with a batch of one, every span does.
     processor = BatchSpanProcessor(exporter, max_export_batch_size=1 if at_once else None)
-    # Ended by `close` alone: at exit the provider would wait for as long as its collector likes.
+    # Only `close` ends it: at exit the provider would wait indefinitely for its collector.
     _provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     _provider.add_span_processor(processor)
     _tracer = _provider.get_tracer("tafdil")
 
 
 def _hide_headers(record: logging.LogRecord) -> bool:
-    """OpenTelemetry shows headers that it cannot read or send. They are secrets."""
+    """Hides headers, which are secrets: OpenTelemetry logs those that it cannot parse or send."""
     if "header" in record.getMessage().lower():
         record.msg, record.args = "OTEL_EXPORTER_OTLP_HEADERS must be name=value, URL-encoded, separated by commas", ()
     return True

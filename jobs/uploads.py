@@ -1,4 +1,4 @@
-"""Datasets on their way in: bytes to disk, every row checked while it arrives."""
+"""Receives datasets: writes the bytes to disk and checks every row as it arrives."""
 
 import hashlib
 import logging
@@ -23,24 +23,24 @@ from trainer_core.row_conversion import RowsTooLarge, convert
 from trainer_core.rows import OnBroken, OnRow, RowChecker, RowReport
 from trainer_core.wording import say
 
-# At most this many columns of a file are shown.
+# Maximum number of a file's columns to show.
 _NAMED_COLUMNS = 200
 _SAMPLE_ROWS = 10
-# The quota is looked up again after this many bytes of an upload.
+# Bytes of an upload between checks of the quota.
 _CHECKED_EVERY_BYTES = 2**20
-# Parts of uploads that are older than this belong to processes that were killed.
+# Partial uploads older than this belong to killed processes.
 _KEPT_S = 86_400
 
 log = logging.getLogger(__name__)
 
 
 class Room:
-    """The bytes of an upload while they arrive, counted against the tenant's quota with those of its other uploads.
+    """Counts an upload's bytes as they arrive, with those of the tenant's other uploads, against its quota.
 
-    They are counted in this process: each API process adds what arrives there to what is stored.
+    The count is per process: each API process adds the bytes it receives to what is stored.
 
     Args:
-        check: raises `TooLarge` when the tenant may not keep this many bytes more.
+        check: raises `TooLarge` if the tenant may not store this many more bytes.
     """
 
     _arriving: ClassVar[Counter[str]] = Counter()
@@ -63,7 +63,7 @@ class Room:
             self._check(together)
 
     def release(self) -> None:
-        """Counts the upload no longer: it was stored, or its bytes are gone."""
+        """Stops counting the upload: it was stored, or its bytes are gone."""
         with self._lock:
             self._arriving[self._tenant] -= self._taken
             self._taken = 0
@@ -72,7 +72,7 @@ class Room:
 
 
 class _Arriving:
-    """Writes arriving bytes to a temporary file and checks their rows. `abort` removes what is left."""
+    """Writes arriving bytes to a temporary file and checks their rows. `abort` cleans up."""
 
     def __init__(
         self,
@@ -258,20 +258,20 @@ class DatasetCheck(_Arriving):
 
 
 def sweep(settings: Settings) -> int:
-    """Deletes what uploads and checks left behind when their process was killed. Returns the bytes that were freed.
+    """Deletes partial uploads of killed processes. Returns the number of bytes freed.
 
-    An upload writes to its files until it ends, and a request ends long before they are a day old.
+    An upload writes to its files until it ends, and every request ends long before they are a day old.
     """
     freed = 0
     for path in settings.datasets_dir.glob(".*.part"):
-        # Another process may sweep, or its upload may end, at the same time.
+        # Another process may sweep, or the upload may end, at the same time.
         with suppress(OSError):
             found = path.lstat()
             if time.time() - found.st_mtime > _KEPT_S:
                 path.unlink()
                 freed += found.st_size
     if freed:
-        log.info("deleted %d bytes of uploads that never ended", freed)
+        log.info("deleted %d bytes of unfinished uploads", freed)
     return freed
 
 

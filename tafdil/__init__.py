@@ -1,4 +1,4 @@
-"""What people touch from outside: the Python client, the command line, the local stack.
+"""The user-facing side: the Python client, the command line, the local stack.
 
 from tafdil import Client
 """

@@ -44,14 +44,14 @@ from tafdil.models import (
 
 Result = TypeVar("Result")
 DEFAULT_URL = "http://127.0.0.1:8000"
-# The service pings every 15 s; a minute of silence means that it is gone.
+# The service pings every 15 s, so a minute of silence means that it is gone.
 STREAM_TIMEOUT_S = 60.0
 _DOWNLOAD_CHUNK_BYTES = 2**20
 _UPLOAD_CHUNK_BYTES = 2**16
 
 
 class AsyncJob(JobFields):
-    """A job as it was when it was asked for, and what can be done with it. It does not change; `refresh` asks again."""
+    """A snapshot of a job, with the actions on it. It never changes; `refresh` returns a new one."""
 
     _client: "AsyncClient" = PrivateAttr()
 
@@ -110,15 +110,15 @@ class AsyncJob(JobFields):
 
 
 class AsyncClient:
-    """Talks to one Tafdil service. Methods raise an `ApiError` when it refuses, and `Unreachable` when it is not there.
+    """A client of one Tafdil service. Methods raise `ApiError` if the service refuses, `Unreachable` if it does not answer.
 
     Args:
-        base_url: default `TAFDIL_URL`, else this machine's port 8000.
-        timeout_s: for one answer, not counting what the service is asked to wait.
+        base_url: default `TAFDIL_URL`, or else port 8000 of this machine.
+        timeout_s: for one answer, in addition to any time that the service is asked to wait.
         key: an API key; default `TAFDIL_API_KEY`.
-        language: of the service's sentences in errors, warnings and events: `ar`, or English by default.
-        retries: how often a request is sent again that failed on the way. Only such are that cannot do a thing twice: reads,
-            and requests with an Idempotency-Key, which every one that makes a job gets by itself.
+        language: the language of errors, warnings and events: `ar`, or English by default.
+        retries: how often to retry a request after a network failure. Only idempotent requests are retried: reads, and
+            requests with an Idempotency-Key, which is added to every request that creates a job.
     """
 
     def __init__(
@@ -150,11 +150,11 @@ class AsyncClient:
     # -- jobs
 
     async def submit(self, spec: Mapping[str, Any], idempotency_key: str | None = None) -> AsyncJob:
-        """Queues a job. Sent again with the same key, it returns the first one's job."""
+        """Queues a job. A second call with the same key returns the first one's job."""
         return await self._job(calls.submit(spec, idempotency_key))
 
     async def validate(self, spec: Mapping[str, Any], wait_s: float = 60.0) -> Task:
-        """A dry run: what the job would do, in `result`, which is None if `wait_s` was too short. Nothing is queued."""
+        """A dry run. `result` is what the job would do, or None if `wait_s` was too short. Nothing is queued."""
         return await self._do(calls.validate(spec, wait_s))
 
     async def job(self, job_id: str) -> AsyncJob:
@@ -163,7 +163,7 @@ class AsyncClient:
     async def jobs(
         self, state: str | None = None, method: str | None = None, limit: int | None = None
     ) -> AsyncIterator[AsyncJob]:
-        """Jobs, newest first; all of them, page by page, unless `limit` says how many."""
+        """Jobs, newest first: at most `limit`, or all of them, page by page."""
         cursor, given = None, 0
         while True:
             page = await self._do(calls.jobs(state, method, None if limit is None else min(200, limit - given), cursor))
@@ -174,29 +174,29 @@ class AsyncClient:
                 return
 
     async def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> AsyncJob:
-        """A new job with the spec of one that is over."""
+        """A new job with the spec of a finished one."""
         return await self._job(calls.rerun(job_id, from_checkpoint, idempotency_key))
 
     async def clone(self, job_id: str, idempotency_key: str | None = None, **changes: Any) -> AsyncJob:
-        """A new job with the spec of another one, changed."""
+        """A new job with the spec of another one and `changes`."""
         return await self._job(calls.clone(job_id, changes, idempotency_key))
 
     async def cancel(self, job_id: str, save_checkpoint: bool = False) -> AsyncJob:
         return await self._job(calls.cancel(job_id, save_checkpoint))
 
     async def pause(self, job_id: str) -> AsyncJob:
-        """Asks for a pause; the job is `paused` once its checkpoint is saved and its process gone."""
+        """Requests a pause. The job is `paused` once its checkpoint is saved and its process has ended."""
         return await self._job(calls.pause(job_id))
 
     async def resume(self, job_id: str) -> AsyncJob:
         return await self._job(calls.resume(job_id))
 
     async def attempts(self, job_id: str) -> list[Attempt]:
-        """Every try of a job, the first one first."""
+        """Every attempt of a job, oldest first."""
         return await self._do(calls.attempts(job_id))
 
     async def delete_job(self, job_id: str) -> Removal:
-        """Deletes a job that is over, with all it has."""
+        """Deletes a finished job and everything that belongs to it."""
         return await self._do(calls.delete_job(job_id))
 
     # -- watching
@@ -204,7 +204,7 @@ class AsyncClient:
     async def wait(
         self, job_id: str, timeout_s: float | None = None, every_s: float = 0.5, *, check: bool = False
     ) -> AsyncJob:
-        """The job once it is over. Raises `WaitTimeout`, and with `check` also `JobFailed` unless it succeeded."""
+        """Waits until the job is over. Raises `WaitTimeout`, and with `check` also `JobFailed` unless it succeeded."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             job = await self.job(job_id)
@@ -217,7 +217,7 @@ class AsyncClient:
             await asyncio.sleep(every_s)
 
     async def watch(self, job_id: str, every_s: float = 1.0) -> AsyncGenerator[AsyncJob]:
-        """The job now, and again whenever it has changed, until it is over."""
+        """Yields the job now, and again after every change, until it is over."""
         last: AsyncJob | None = None
         while last is None or not last.is_over:
             job = await self.job(job_id)
@@ -228,9 +228,9 @@ class AsyncClient:
                 await asyncio.sleep(every_s)
 
     async def events(self, job_id: str, after: int = 0, without: Sequence[str] = ()) -> AsyncGenerator[Event]:
-        """Events beyond the number `after`, as they happen, until the job is over, but for those of the types `without`.
+        """Events after the number `after`, as they happen, until the job is over, except those of the types in `without`.
 
-        A broken stream is taken up again.
+        A broken stream is resumed.
         """
         path, params, tried = f"/v1/jobs/{job_id}/events", {"without": list(without)}, 0
         while True:
@@ -259,10 +259,10 @@ class AsyncClient:
         """Series by metric name; each point has attempt, step and value.
 
         Args:
-            names: only these.
-            only_current: no step comes twice.
-            max_points: of a curve, the fewest that keep its shape.
-            first_step, last_step: only what lies between them, both included.
+            names: only these metrics.
+            only_current: leave out steps that a later attempt repeated.
+            max_points: downsample each curve to this many points, keeping its shape.
+            first_step, last_step: only steps between them, inclusive.
         """
         limits = {"max_points": max_points, "first_step": first_step, "last_step": last_step}
         return await self._do(calls.metrics(job_id, names, only_current=only_current, **limits))
@@ -271,7 +271,7 @@ class AsyncClient:
         return await self._do(calls.metadata(job_id))
 
     async def logs(self, job_id: str, attempt: int | None = None, last_bytes: int | None = None) -> str:
-        """What the training printed, so far; of each attempt only the end, when `last_bytes` says how much."""
+        """What the run has printed so far; with `last_bytes`, only that much from the end of each attempt."""
         params = {"attempt": attempt, "last_bytes": last_bytes}
         response = await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, params))
         return response.text
@@ -283,7 +283,7 @@ class AsyncClient:
         return await self._do(calls.compare(job_id, prompt, wait_s, options))
 
     def compare_events(self, job_id: str, prompt: str, **options: Any) -> AsyncGenerator[Event]:
-        """A comparison as it grows: events `partial` with both texts, then `result` with the comparison, or `error`."""
+        """Streams a comparison: events `partial` with both texts, then `result` with the comparison, or `error`."""
         body = {"prompt": prompt, **options}
         return self._stream_events("POST", f"/v1/jobs/{job_id}/compare", {}, params={"stream": True}, json=body)
 
@@ -291,15 +291,15 @@ class AsyncClient:
         return await self._do(calls.comparison(job_id, comparison_id))
 
     async def comparisons(self, job_id: str, limit: int = 50) -> list[Comparison]:
-        """What was asked of a job's model, newest first."""
+        """Comparisons made with a job's model, newest first."""
         return await self._do(calls.comparisons(job_id, limit))
 
     async def task(self, task_id: str) -> Task:
-        """A dry run, merge, push or preview, and its result once it is done."""
+        """A dry run, merge, push or preview, with its result once it is done."""
         return await self._do(calls.task(task_id))
 
     async def wait_task(self, task_id: str, timeout_s: float | None = None, every_s: float = 1.0) -> Task:
-        """The task once it is done. Raises its error as an `ApiError`, and `WaitTimeout`."""
+        """Waits until the task is done. Raises its error as an `ApiError`, or `WaitTimeout`."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             task = await self.task(task_id)
@@ -314,27 +314,27 @@ class AsyncClient:
     # -- files
 
     async def artifacts(self, job_id: str, kinds: Sequence[str] = ()) -> list[Artifact]:
-        """The files that a job left behind; of the kinds model, merged, checkpoint, log, metrics and manifest."""
+        """The files that a job left behind. Kinds: model, merged, checkpoint, log, metrics and manifest."""
         return await self._do(calls.artifacts(job_id, kinds))
 
     async def download(self, job_id: str, folder: str | Path, kinds: Sequence[str] = ("model",)) -> list[Path]:
-        """Downloads files of a job into a directory and checks their hashes. Resumes interrupted downloads.
+        """Downloads a job's files into a directory and checks their hashes. Resumes interrupted downloads.
 
-        Raises `DamagedDownload` when a file is not what the service says it is.
+        Raises `DamagedDownload` if a file's hash differs from the service's.
         """
         found = await self.artifacts(job_id, kinds)
         return [await self._download(Download(file, Path(folder)), file.href) for file in found]
 
     async def merge(self, job_id: str, wait_s: float = 0.0) -> Task:
-        """Asks for full weights of base and adapter, as files of the kind `merged`. Its `result` is None until they are."""
+        """Merges base and adapter into full weights, as files of the kind `merged`. `result` is None until it is done."""
         return await self._do(calls.merge(job_id, wait_s))
 
     async def push(self, job_id: str, name: str, kind: str = "model", private: bool = True, wait_s: float = 0.0) -> Task:
-        """Asks for the model to be put on the hub that the service is configured for."""
+        """Pushes the model to the hub configured on the service."""
         return await self._do(calls.push(job_id, name, kind, private, wait_s))
 
     async def delete_artifacts(self, job_id: str, kinds: Sequence[str] = ("checkpoint", "merged")) -> Removal:
-        """Deletes files of a job that is over; says which, and what stays."""
+        """Deletes files of a finished job, and returns what was deleted and what stays."""
         return await self._do(calls.delete_artifacts(job_id, kinds))
 
     # -- datasets
@@ -357,7 +357,7 @@ class AsyncClient:
         return await self._do(calls.dataset(dataset_id))
 
     async def datasets(self) -> AsyncIterator[Dataset]:
-        """Every dataset, newest first, page by page."""
+        """All datasets, newest first, page by page."""
         cursor = None
         while True:
             page = await self._do(calls.datasets(200, cursor))
@@ -368,7 +368,7 @@ class AsyncClient:
                 return
 
     async def rows(self, dataset_id: str, first: int = 1, count: int = 20) -> list[dict[str, Any]]:
-        """Training rows as they are in the file, from a number on."""
+        """`count` training rows as they are in the file, starting at row `first`."""
         return await self._do(calls.rows(dataset_id, first, count))
 
     async def broken_rows(self, dataset_id: str) -> bytes:
@@ -386,11 +386,11 @@ class AsyncClient:
     # -- keys and the service
 
     async def methods(self) -> list[Method]:
-        """Every method: its paper, its rows, a sample job, and each field of its job spec."""
+        """All methods, each with its paper, its rows, a sample job, and every field of its job spec."""
         return await self._do(calls.methods())
 
     async def create_key(self, **fields: Any) -> Key:
-        """A new API key; `key` of the answer is the only place where it can be read. `fields`: tenant, scopes, name, ..."""
+        """Creates an API key. Only this answer contains the key itself, in `key`. `fields`: tenant, scopes, name, ..."""
         return await self._do(calls.create_key(fields))
 
     async def keys(self) -> list[Key]:
@@ -400,11 +400,11 @@ class AsyncClient:
         return await self._do(calls.revoke_key(key_id))
 
     async def session(self) -> dict[str, Any]:
-        """Whom the service takes the caller for."""
+        """The caller's identity, as the service sees it."""
         return await self._do(calls.session())
 
     async def readiness(self) -> dict[str, Any]:
-        """What the service tells of its parts, also when it is not ready."""
+        """The state of the service's parts, even if it is not ready."""
         try:
             found = await self._http.get("/readyz", timeout=self._timeout_s)
         except httpx.TransportError as error:
@@ -414,7 +414,7 @@ class AsyncClient:
         return read_json(found)
 
     async def ready(self) -> bool:
-        """Whether the service can do its work."""
+        """Whether the service is ready for requests."""
         try:
             return (await self._http.get("/readyz", timeout=self._timeout_s)).is_success
         except httpx.TransportError:
@@ -489,7 +489,7 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
 
 
 def authorization(key: str | None) -> dict[str, str]:
-    """The header that a key goes in; none without one."""
+    """The header for a key; empty without one."""
     found = key or os.environ.get("TAFDIL_API_KEY")
     return {"Authorization": f"Bearer {found}"} if found else {}
 

@@ -1,6 +1,6 @@
-"""The HTTP API as data: one function a request, which both clients send, and how each answer is read.
+"""The HTTP API as data: one function per request, and how to read its answer. Both clients share it.
 
-No network here: `tafdil.client` sends a `Call` and waits, `tafdil.async_client` sends it and awaits.
+No network here: `tafdil.client` and `tafdil.async_client` send the `Call`s.
 """
 
 import json
@@ -30,10 +30,10 @@ from tafdil.models import (
 
 Result = TypeVar("Result")
 
-# The service may take this long to read a workbook or a large table after the last byte.
+# How long the service may take to read a workbook or a large table after the last byte.
 _READING_S = 600.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.25, 10.0
-# What a proxy or a service that starts answers; the request was not dealt with.
+# Answers of a proxy or of a service that is starting: the request was not handled.
 _PASSING = frozenset({502, 503, 504})
 
 
@@ -42,9 +42,9 @@ class Call(Generic[Result]):
     """One request.
 
     Attributes:
-        read: from the reply's JSON to the result.
-        is_repeatable: sent twice, it does no more than once: it reads, or carries an Idempotency-Key.
-        wait_s: how long the service may take on purpose.
+        read: converts the reply's JSON to the result.
+        is_repeatable: whether it is idempotent: it only reads, or carries an Idempotency-Key.
+        wait_s: how long the service is asked to wait before it answers.
     """
 
     method: str
@@ -57,7 +57,7 @@ class Call(Generic[Result]):
     wait_s: float = 0.0
 
     def options(self, timeout_s: float) -> dict[str, Any]:
-        """As httpx takes them."""
+        """Keyword arguments for httpx."""
         wanted = {name: value for name, value in self.params.items() if value is not None and value != []}
         sent = {} if self.body is None else {"json": self.body}
         return {"params": wanted, "headers": dict(self.headers), "timeout": timeout_s + self.wait_s, **sent}
@@ -65,14 +65,14 @@ class Call(Generic[Result]):
 
 @dataclass(frozen=True)
 class Retries:
-    """When a request is sent again: at most `most` times, later each time, and only where that cannot do something twice."""
+    """When to retry a request: at most `most` times, with growing delays, and only if that cannot repeat an effect."""
 
     most: int = 3
 
     def delay_s(self, call: Call[Any], tried: int, found: httpx.Response | httpx.TransportError) -> float | None:
-        """How long to wait before the next try; None: there is none.
+        """Seconds to wait before the next try; None: do not retry.
 
-        A request that never left is sent again whatever it is; one whose answer was lost only if it is repeatable.
+        A request that was never sent is always retried; one whose answer was lost only if it is repeatable.
         """
         if tried >= self.most:
             return None
@@ -94,7 +94,7 @@ def retry_after_s(response: httpx.Response) -> float | None:
 
 
 def raise_for(response: httpx.Response) -> None:
-    """Raises the `ApiError` that a reply tells, if it does."""
+    """Raises the `ApiError` for an error reply; does nothing for any other."""
     if not response.is_error:
         return
     try:
@@ -105,7 +105,7 @@ def raise_for(response: httpx.Response) -> None:
 
 
 def read_json(response: httpx.Response) -> Any:
-    """The JSON of a reply. Raises `Unreachable` for one that no Tafdil service sends: a redirect, or a page of a proxy."""
+    """The JSON of a reply. Raises `Unreachable` for one that no Tafdil service sends: a redirect, or a proxy's page."""
     try:
         if response.is_success or response.is_error:
             return response.json()
@@ -117,13 +117,13 @@ def read_json(response: httpx.Response) -> Any:
 
 
 class EventReader:
-    """Server-sent events from the lines of a stream."""
+    """Parses server-sent events from the lines of a stream."""
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}
 
     def feed(self, line: str) -> Event | None:
-        """The event that a line completes, if it does."""
+        """The event that a line completes, if any."""
         name, _, value = line.partition(": ")
         if line and name:
             self._fields[name] = value
@@ -143,7 +143,7 @@ def _listed(name: str, read: Callable[[Any], Result]) -> Callable[[Any], list[Re
 
 
 def _keyed(idempotency_key: str | None) -> dict[str, str]:
-    """Every request that makes a job has a key, so that it can be sent again when its answer is lost."""
+    """Every request that creates a job carries a key, so that it can be retried if its answer is lost."""
     return {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
 
 

@@ -14,7 +14,7 @@ from tafdil.local_stack import SHIPPED_DIR
 from trainer_core.config import SETTINGS, SETTINGS_OF
 
 MODEL = "tafdil/tiny-arabic-qwen-2"
-# A second thread does nothing for so small a model.
+# The model is too small to gain from a second thread.
 VARIABLES = {"OMP_NUM_THREADS": "1"}
 PROMPTS = ("هل تعرف اسم عاصمة المغرب؟", "بتعرف عكس شجاع؟", "أريد أن أعرف ناتج 8 + 5.")
 _SHARED = {
@@ -30,7 +30,7 @@ SPECS: dict[str, dict[str, Any]] = {
 
 
 def run(client: Client, console: Console, watch: Callable[[], None]) -> list[dict[str, Any]]:
-    """Uploads, trains, compares, prints and returns. Raises `StackError` when a job does not succeed."""
+    """Uploads, trains, compares, prints and returns the answers. Raises `StackError` if a job does not succeed."""
     console.print("Uploading the sample preference data (formal and everyday Arabic) ...")
     data = SHIPPED_DIR / "data"
     uploaded = {

@@ -1,4 +1,4 @@
-"""Files of jobs on their way to a directory: what is interrupted goes on where it stood, and hashes are checked."""
+"""Downloads of jobs' files: interrupted ones resume, and hashes are checked."""
 
 import hashlib
 from pathlib import Path
@@ -8,7 +8,7 @@ from tafdil.models import Artifact
 
 
 class Download:
-    """One file. Bytes go to `<name>.<hash>.part`, which becomes `<name>` when its hash is the one that the service told."""
+    """One file. Bytes go to `<name>.<hash>.part`, which becomes `<name>` once its hash matches the service's."""
 
     def __init__(self, file: Artifact, folder: Path) -> None:
         self._file = file
@@ -23,13 +23,13 @@ class Download:
         return self._done != self._file.size_bytes
 
     def headers(self) -> dict[str, str]:
-        """Of the request for what is missing."""
+        """Headers of the request for the missing bytes."""
         if not 0 < self._done < self._file.size_bytes:
             return {}
         return {"Range": f"bytes={self._done}-", "If-Range": f'"{self._file.sha256}"'}
 
     def begin(self, status: int) -> None:
-        """Tells the status of the reply: one that does not go on where the part ends begins anew."""
+        """Call with the reply's status. Unless the reply continues where the part ends, the download starts over."""
         if status != 206:
             self._part.write_bytes(b"")
 
@@ -38,7 +38,7 @@ class Download:
             file.write(data)
 
     def finish(self) -> Path:
-        """Gives the file its name. Raises `DamagedDownload`, and then the next try begins anew."""
+        """Gives the file its name. Raises `DamagedDownload`, after which the next try starts over."""
         if not self._part.exists():
             self._part.touch()
         with self._part.open("rb") as found:
@@ -51,9 +51,9 @@ class Download:
 
 
 def local_name(file: Artifact) -> str:
-    """A model's or a checkpoint's file by its path below the model, others by their path below the job.
+    """The local path of a file: relative to the model for files of a model or checkpoint, to the job for others.
 
-    Never a way out of the directory, whatever the service says.
+    It never leads out of the directory, whatever the service sends.
     """
     parts = [part for part in file.name.replace("\\", "/").split("/") if part not in ("", ".", "..")]
     dropped = {"model": 2, "checkpoint": 2}.get(file.kind, 0)

@@ -1,4 +1,4 @@
-"""What a run did to its model, in words."""
+"""Describes a run's effect on its model in words."""
 
 from collections.abc import Mapping
 from typing import Any

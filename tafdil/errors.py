@@ -1,19 +1,19 @@
-"""What the client, the command line and the local stack raise.
+"""Errors of the client, the command line and the local stack.
 
 TafdilClientError
 ├── ApiError            the service answered with an error; `code` is one of the documented codes
 │   ├── InvalidRequest  422: the spec, the data or the model must change first
-│   ├── Unauthorized    401: no key, or one that is not valid
-│   ├── Forbidden       403: the key, or the address, may not do this
+│   ├── Unauthorized    401: a missing or invalid key
+│   ├── Forbidden       403: the key or the address may not do this
 │   ├── NotFound        404: no such job, dataset, ...
-│   ├── Conflict        409: it does not apply to the current state
+│   ├── Conflict        409: the action does not apply to the current state
 │   ├── TooLarge        413
-│   ├── RateLimited     429: `retry_after_s` says when it may work
+│   ├── RateLimited     429: `retry_after_s` says when to retry
 │   └── ServerError     5xx: a defect or an outage of the service
-├── JobFailed           a job that was waited for did not succeed; `job` is its last state
-├── WaitTimeout         (also a TimeoutError) it was not over in time
+├── JobFailed           the job did not succeed; `job` is its last state
+├── WaitTimeout         (also a TimeoutError) the job or task was not over in time
 ├── Unreachable         no answer
-├── DamagedDownload     a file that is not what the service says it is
+├── DamagedDownload     a file whose hash differs from the service's
 └── StackError          the local stack could not be started
 """
 
@@ -29,13 +29,13 @@ class TafdilClientError(Exception):
 
 
 class ApiError(TafdilClientError):
-    """An error that the service told.
+    """An error that the service returned.
 
     Attributes:
         status: the HTTP status.
         code, message, message_code, params, hint, details, retryable, user_fault: as in the reply's `error`.
-        question: for a file that can be read in several ways (`data_unclear`): `about`, the option to set, with `choices`,
-            `guess` and the first `rows`; otherwise None.
+        question: for a file that can be read in several ways (`data_unclear`), a dict with `about` (the option to set),
+            `choices`, `guess` and the first `rows`; otherwise None.
         retry_after_s: from `Retry-After`, in seconds; None without it.
     """
 
@@ -54,37 +54,37 @@ class ApiError(TafdilClientError):
 
     @classmethod
     def of(cls, status: int, error: Mapping[str, Any], retry_after_s: float | None = None) -> "ApiError":
-        """The error as the class of its status."""
+        """The error, as an instance of its status's class."""
         kind = _BY_STATUS.get(status, ServerError if status >= 500 else ApiError)
         return kind(status, error, retry_after_s)
 
 
 class InvalidRequest(ApiError):
-    """What was sent must change first; `details` says where."""
+    """The request must change first; `details` says where."""
 
 
 class Unauthorized(ApiError):
-    """No API key, or one that is not valid."""
+    """A missing or invalid API key."""
 
 
 class Forbidden(ApiError):
-    """This key, or this address, may not do this."""
+    """This key or address may not do this."""
 
 
 class NotFound(ApiError):
-    """There is no such thing, or it is another tenant's."""
+    """It does not exist, or belongs to another tenant."""
 
 
 class Conflict(ApiError):
-    """It does not apply to the current state."""
+    """The action does not apply to the current state."""
 
 
 class TooLarge(ApiError):
-    """More bytes than are allowed."""
+    """More bytes than allowed."""
 
 
 class RateLimited(ApiError):
-    """Too often, or too much."""
+    """Too many requests, or a quota reached."""
 
 
 class ServerError(ApiError):
@@ -109,7 +109,7 @@ _BY_STATUS: dict[int, type[ApiError]] = {
 
 
 class JobFailed(TafdilClientError):
-    """A job that was waited for ended, and not well."""
+    """A job that the caller waited for did not succeed."""
 
     def __init__(self, job: "JobFields") -> None:
         self.job = job
@@ -117,11 +117,11 @@ class JobFailed(TafdilClientError):
 
 
 class WaitTimeout(TafdilClientError, TimeoutError):
-    """It was not over in time. It goes on."""
+    """The job or task was not over in time. It continues on the service."""
 
 
 class Unreachable(TafdilClientError):
-    """The service did not answer. `url` and `reason` say which one and why, if nothing at all answered."""
+    """The service did not answer. If nothing answered at all, `url` and `reason` say where and why."""
 
     def __init__(self, message: str, url: str = "", reason: str = "") -> None:
         self.url, self.reason = url, reason
@@ -129,8 +129,8 @@ class Unreachable(TafdilClientError):
 
 
 class DamagedDownload(TafdilClientError):
-    """A downloaded file has another hash than the service says."""
+    """A downloaded file's hash differs from the service's."""
 
 
 class StackError(TafdilClientError):
-    """The local stack could not be started, and why."""
+    """The local stack could not be started. The message says why."""

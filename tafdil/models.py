@@ -1,4 +1,4 @@
-"""What the service answers, as typed objects; each field is also there as `job["state"]`. Unknown fields are kept."""
+"""The service's answers as typed objects. Fields can also be read like `job["state"]`. Unknown fields are kept."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,7 +10,7 @@ from tafdil import notebook
 from tafdil.effects import EFFECTS
 
 FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
-# The largest integer that the service stores: a bound, but none that anybody meets.
+# The largest integer that the service stores: a bound that nobody meets.
 _LARGEST = 2**31 - 1
 JobState = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled"]
 
@@ -36,7 +36,7 @@ class Model(BaseModel):
 
 
 class JobFields(Model):
-    """A job and where it stood when it was asked for."""
+    """A snapshot of a job."""
 
     id: str
     name: str | None = None
@@ -69,11 +69,11 @@ class JobFields(Model):
 
     @property
     def is_over(self) -> bool:
-        """Whether it will never change again."""
+        """Whether the job has ended for good."""
         return self.state in FINAL_STATES
 
     def describe(self) -> str:
-        """Where it stands, in words."""
+        """The job's state in words."""
         if self.state == "queued":
             return f"queued, number {self.queue_position}" if self.queue_position else "queued"
         if self.state == "running":
@@ -89,7 +89,7 @@ class JobFields(Model):
 
 
 class MetricPoint(TypedDict):
-    """A metric's value at a step of an attempt; None where it was not finite or not defined."""
+    """A metric's value at a step of an attempt; None if it was not finite or undefined."""
 
     attempt: int
     step: int
@@ -97,7 +97,7 @@ class MetricPoint(TypedDict):
 
 
 class Event(Model):
-    """Something that happened to a job, or a part of an answer."""
+    """Something that happened to a job, or part of an answer."""
 
     id: int | None = None
     event: str
@@ -105,7 +105,7 @@ class Event(Model):
 
 
 class Attempt(Model):
-    """One try of a job on one worker."""
+    """One attempt of a job on one worker."""
 
     number: int
     worker: str
@@ -187,7 +187,7 @@ class DatasetCheck(FileReading):
 class Comparison(Model):
     """A question to a trained model and its reference.
 
-    Once they are there, `result` has the answers, the proof, and the `dtype` that both were computed in, as `bfloat16`.
+    Once done, `result` has the answers, the proof, and the `dtype` in which both were computed, such as `bfloat16`.
     """
 
     id: str
@@ -204,7 +204,7 @@ class Comparison(Model):
 
 
 class Task(Model):
-    """Work that a worker was asked for; `result` is None until it is done."""
+    """Work requested from a worker; `result` is None until it is done."""
 
     id: str
     kind: str
@@ -260,7 +260,7 @@ class MethodField(Model):
     help: dict[str, str] = {}
 
     def describe(self) -> str:
-        """What a value may be, in words."""
+        """The allowed values in words."""
         marks = (("≥", self.minimum), (">", self.exclusive_minimum), ("≤", self.maximum), ("<", self.exclusive_maximum))
         bounds = [f"{mark} {bound:g}" for mark, bound in marks if bound is not None and bound < _LARGEST]
         kinds = [each for each in self.types if not (each == "string" and self.choices)]
@@ -286,7 +286,7 @@ class Method(Model):
 
 
 class Key(Model):
-    """An API key; `key`, the key itself, is there only in the answer that made it."""
+    """An API key. `key`, the key itself, is set only in the answer that created it."""
 
     id: str
     name: str | None = None

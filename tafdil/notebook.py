@@ -1,4 +1,4 @@
-"""How answers look in a notebook: small tables, Arabic in its own direction, nothing of users' text taken for HTML."""
+"""HTML for notebooks: small tables, with Arabic in its own direction and all user text escaped."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -11,7 +11,7 @@ _CELL = "text-align:start;padding:2px 8px;vertical-align:top"
 
 
 def table_html(rows: Iterable[tuple[str, Any]]) -> str:
-    """Names and values as a table of two columns."""
+    """A two-column table of names and values."""
     cells = "".join(
         f'<tr><th style="{_CELL}">{_text(name)}</th><td style="{_CELL}" dir="auto">{_text(value)}</td></tr>'
         for name, value in rows
@@ -21,7 +21,7 @@ def table_html(rows: Iterable[tuple[str, Any]]) -> str:
 
 
 def job_html(job: Mapping[str, Any], standing: str) -> str:
-    """A job with a bar of its progress."""
+    """A job with a progress bar."""
     bar = f'<progress max="100" value="{float(job["percent"]):g}" aria-label="progress"></progress>'
     rows = [
         ("job", job["name"] or job["id"]),

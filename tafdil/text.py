@@ -1,21 +1,21 @@
-"""Text of users on its way to a terminal or a page: shown as it is, obeyed never.
+"""Makes user text safe for a terminal or a page: it is shown, but never obeyed.
 
-Controls that move the cursor or reorder their neighbours are shown as escapes; Arabic can be set apart from its neighbours.
+Controls that move the cursor or reorder other text are shown as escapes. Arabic can be isolated from the text around it.
 """
 
 import re
 import unicodedata
 
-# Cursor movements, colours, hyperlinks: all that terminals take for commands.
+# Cursor movements, colours, hyperlinks: everything that terminals treat as commands.
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])")
 _KEPT = "\n\t"
-# Joiners of Persian, Urdu and emoji, and Arabic signs that enclose numbers: none moves or reorders anything.
+# Joiners in Persian, Urdu and emoji, and Arabic signs that enclose numbers: none moves or reorders text.
 _HARMLESS = "\u200c\u200d\u0600\u0601\u0602\u0603\u0604\u0605\u06dd\u08e2"
 _FIRST_STRONG_ISOLATE, _POP = "\u2068", "\u2069"
 
 
 def visible(text: str) -> str:
-    """The text with control, format and surrogate characters as `\\u202e`, and without terminal commands."""
+    """The text without terminal commands, and with control, format and surrogate characters as escapes like `\\u202e`."""
     plain = _ANSI.sub("", text)
     return "".join(_shown(letter) for letter in plain)
 
@@ -27,7 +27,7 @@ def _shown(letter: str) -> str:
 
 
 def isolated(text: str) -> str:
-    """`visible` text in which each line with right-to-left letters reads by itself and reorders no neighbour."""
+    """`visible` text in which each line with right-to-left letters is isolated, so that it reorders nothing around it."""
     return "\n".join(
         f"{_FIRST_STRONG_ISOLATE}{line}{_POP}" if _is_right_to_left(line) else line for line in visible(text).split("\n")
     )

@@ -1,4 +1,4 @@
 """Workers: claim jobs, start and watch training processes, answer comparisons.
 
-Only `worker.child` (training), the fork server for it, and `worker.generation` (comparisons) load torch.
+Only `worker.child` (training), its fork server, and `worker.generation` (comparisons) load torch.
 """

@@ -1,4 +1,4 @@
-"""The Celery application of this process, and its end: a warm shutdown that asks a running training to checkpoint."""
+"""The Celery application of this process. A warm shutdown asks a running job for a checkpoint."""
 
 import mmap
 from typing import Any
@@ -11,8 +11,8 @@ from jobs.settings import get_settings
 
 app = make_celery(get_settings())
 
-# Shared between the main process, which learns of a shutdown, and the pool child, which supervises. A raw byte without a
-# lock: the writer is a signal handler.
+# Shared between the main process, which receives the shutdown, and the pool child, which supervises. A raw byte without a
+# lock, because a signal handler writes it.
 _draining = mmap.mmap(-1, 1)
 
 
@@ -22,7 +22,7 @@ def is_draining() -> bool:
 
 
 def trace_as(service: str) -> None:
-    """Has this worker's pool processes trace under a name, if anything is traced: they do the work."""
+    """Names the traces of this worker's pool processes, which do the work, if tracing is on."""
 
     def begin(**_: Any) -> None:
         tracing.configure(service, at_once=True)

@@ -1,4 +1,4 @@
-"""The checks worker: `celery -A worker.checks worker -Q checks`. Dry runs and previews: a tokenizer's work, on the CPU."""
+"""The checks worker: `celery -A worker.checks worker -Q checks`. Dry runs and previews: only a tokenizer, on the CPU."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from worker.task_runner import Desk, leave_gpus_alone, run_next, stay_offline
 if TYPE_CHECKING:
     from trainer_core.dry_run import Machine
 
-# Earlier trainings of a model that tell how fast the next one will be.
+# Number of a model's latest runs from which to estimate the speed of the next.
 _RUNS_ASKED = 10
 
 
@@ -27,7 +27,7 @@ worker_init.connect(stay_offline)
 
 @app.task(name=CHECK_TASK)
 def check(task_id: str) -> None:
-    """Answers the oldest waiting check; the id in the message only wakes."""
+    """Answers the oldest waiting check; the message's id only wakes the worker."""
     run_next(app, [TaskKind.VALIDATE, TaskKind.PREVIEW], _answer)
 
 
@@ -45,7 +45,7 @@ def _validate(desk: Desk) -> dict[str, Any]:
 
 
 def _machine(desk: Desk, spec: dict[str, Any]) -> "Machine":
-    """Where the job would run, from what ran on workers of its class; else this machine."""
+    """The machine the job would run on, judged by earlier attempts on workers of its class; otherwise this machine."""
     from trainer_core.dry_run import Machine
     from trainer_core.machines import this_machine
 

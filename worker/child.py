@@ -2,8 +2,8 @@
 
 Reads `attempt.json`, trains with `trainer_core`, and reports JSON lines on the given file descriptor. A line `stop` on
 standard input, or SIGTERM, asks for a checkpoint at the next step boundary; SIGINT ends it without one. It dies with its
-supervisor: by the parent-death signal on Linux, by the end of standard input anywhere, and when the supervisor has not been
-heard of for so long that its lease may soon be another's.
+supervisor: by the parent-death signal on Linux, by the end of standard input anywhere, and when the supervisor has been
+silent until just before its lease could expire.
 """
 
 import faulthandler
@@ -35,7 +35,7 @@ from worker.parent_death import die_with_parent
 
 _ALIVE_EVERY_S = 1.0
 _SECOND_LOOK_S = 0.25
-# What CUDA says when the device is at fault, not the program.
+# CUDA's messages for a faulty device rather than a faulty program.
 _GPU_LOST = (
     "fallen off the bus",
     "ECC error",
@@ -62,14 +62,14 @@ def listen(stop: threading.Event, silence_s: float) -> None:
     """Reads standard input in the background.
 
     A line `stop` sets the event. The end of input ends this process, and so does silence: the supervisor sends a line every
-    second, and when it stands still another worker will get the job.
+    second, and if it hangs another worker will get the job.
     """
 
     def read() -> None:
         buffer = b""
         while True:
             ready, _, _ = select.select([0], [], [], silence_s)
-            # Looked at once more: when this whole process stood still, lines may have arrived meanwhile.
+            # Check again: if this whole process was suspended, lines may have arrived meanwhile.
             if not ready and not select.select([0], [], [], _SECOND_LOOK_S)[0]:
                 os._exit(EXIT_SUPERVISOR_SILENT)
             data = os.read(0, 2**12)
@@ -83,33 +83,33 @@ def listen(stop: threading.Event, silence_s: float) -> None:
 
 
 def obey_signals(stop: threading.Event) -> None:
-    """SIGTERM sets the event, as process managers send it to every process; a crash writes where it happened to the log."""
+    """SIGTERM, which process managers send to every process, sets the event. Crashes write a traceback to the log."""
     main_process = os.getpid()
 
     def on_term(number: int, _: Any) -> None:
         if os.getpid() == main_process:
             stop.set()
         else:
-            # A forked data-loader process: it has nothing to save.
+            # A forked data-loader process has nothing to save.
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     signal.signal(signal.SIGTERM, on_term)
-    # Celery's pool processes ignore SIGINT, and what is ignored stays so in the processes they start.
+    # Celery's pool processes ignore SIGINT, and their children inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 class StartClock:
-    """Where the seconds go between the start of the process and its first optimizer step."""
+    """Measures the time between the start of the process and its first optimizer step, part by part."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._part, self._since = "process", time.monotonic() - _process_age_s()
 
     def begins(self, part: str) -> None:
-        """What takes the time from now on."""
+        """Starts timing the next part."""
         now = time.monotonic()
         self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
         self._part, self._since = part, now
@@ -121,7 +121,7 @@ class StartClock:
 
 
 def _process_age_s() -> float:
-    """By the kernel, to a hundredth of a second; 0 where it does not tell."""
+    """Seconds since the process started, from the kernel, to a hundredth; 0 if unavailable."""
     try:
         started_after_boot = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
         return time.clock_gettime(time.CLOCK_BOOTTIME) - started_after_boot / os.sysconf("SC_CLK_TCK")
@@ -129,19 +129,19 @@ def _process_age_s() -> float:
         return 0.0
 
 
-# What a phase is called when its seconds are told. The model is loaded, and then the trainer made around it.
+# Names of phases in timings. The trainer is built after the model is loaded.
 _PARTS = {"preparing": "data", "loading": "model", "reference": "reference", "training": "first_step"}
 
 
 class Reporter(Observer):
-    """Passes the training's life on as reports, and its phases as spans."""
+    """Sends the run's progress as reports, and its phases as spans."""
 
     def __init__(self, reports: Reports, stop: threading.Event, clock: StartClock, spans: tracing.Phases) -> None:
         self._reports, self._stop, self._spans, self._told_at = reports, stop, spans, 0.0
         self._clock: StartClock | None = clock
         self._has_begun = False
         self.tokens: Callable[[], int] = lambda: 0
-        """Tokens that this process has sent through the layers."""
+        """Tokens that went through the layers in this process."""
 
     def alive(self) -> None:
         if time.monotonic() - self._told_at >= _ALIVE_EVERY_S:
@@ -158,7 +158,7 @@ class Reporter(Observer):
         if self._clock and self._has_begun:
             self._reports.send("first_step", step=step, seconds=self._clock.stopped(), cpu_s=round(time.process_time(), 3))
             self._clock = None
-        # The first report tells where training begins, the second one of its first step.
+        # The first report says at which step training begins; the second reports its first step.
         self._has_begun = True
         tokens = self.tokens()
         self._spans.note({"tafdil.step": step, "tafdil.total_steps": total_steps, "tafdil.tokens": tokens})
@@ -189,7 +189,7 @@ class Reporter(Observer):
 
 
 def preload() -> None:
-    """What the fork server does before it forks runs, so that none of them has to."""
+    """Work that the fork server does once, so that the runs it forks need not."""
     import jobs.spec  # noqa: F401  # pyright: ignore[reportUnusedImport]
     from trainer_core import preloading
 
@@ -197,7 +197,7 @@ def preload() -> None:
 
 
 def train(plan: dict[str, Any], reports: Reports, stop: threading.Event) -> None:
-    """Trains as the plan says and reports the end."""
+    """Trains as planned and reports the outcome."""
     with tracing.Phases(os.environ.get(tracing.VARIABLE)) as spans:
         spans.begins("starting", began_at=time.time() - _process_age_s())
         _train(plan, reports, stop, spans)
@@ -216,7 +216,7 @@ def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans:
     keep_log_readable()
     wanted = os.environ.get(GPU_VARIABLE)
     if wanted and not torch.cuda.is_available():
-        # Days on a CPU in the place of hours are no service.
+        # Fail rather than fall back to the CPU: hours would become days.
         raise RuntimeError(say("gpu_unseen", gpu=wanted))
 
     places = plan["places"]
@@ -241,13 +241,13 @@ def _train(plan: dict[str, Any], reports: Reports, stop: threading.Event, spans:
 
 
 def result_files(output: Path) -> list[str]:
-    """The files of a trained model: what lies beside its checkpoints."""
+    """The files of a trained model: everything except its checkpoints."""
     paths = (path.relative_to(output) for path in sorted(output.rglob("*")) if path.is_file())
     return [path.as_posix() for path in paths if not path.parts[0].startswith(("checkpoint-", ".", "logs", "runs"))]
 
 
 def newest_checkpoint(plan: dict[str, Any]) -> Path | None:
-    """The newest whole checkpoint of this job's attempts, else of the job that it starts from."""
+    """The newest complete checkpoint of this job's attempts, or else of the job that it starts from."""
     from trainer_core.checkpoints import newest_verified
 
     for run in filter(None, (plan["run_dir"], plan["start_from"])):
@@ -258,25 +258,25 @@ def newest_checkpoint(plan: dict[str, Any]) -> Path | None:
 
 
 def keep_log_readable() -> None:
-    """Keeps progress bars, advice to the authors of libraries, and their places on this machine, out of the job's log."""
+    """Keeps progress bars, advice for library authors, and paths on this machine out of the job's log."""
     from datasets import disable_progress_bars
     from transformers.utils import logging
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    # The log is for whoever sent the job, and where a library lies on this machine is nothing to them.
+    # The log is for whoever submitted the job, who has no use for this machine's library paths.
     warnings.formatwarning = lambda message, category, *_, **__: f"{category.__name__}: {message}\n"
     logging.disable_progress_bar()
     disable_progress_bars()
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(error: Exception) -> dict[str, Any]:
-    """The stored form of whatever ended the training."""
+    """The stored form of the error that ended the run."""
     from trainer_core.errors import TafdilError, error_dict
 
     if isinstance(error, TafdilError):
@@ -309,7 +309,7 @@ def _first_line(error: Exception) -> str:
 
 
 def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = train) -> int:
-    """Runs the attempt and reports its end. Returns the exit code."""
+    """Runs the attempt and reports its outcome. Returns the exit code."""
     folder, descriptor, parent = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     die_with_parent(parent)
     stop = threading.Event()
@@ -317,7 +317,7 @@ def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = tra
     listen(stop, plan["silence_s"])
     obey_signals(stop)
     reports = Reports(descriptor)
-    # Its output is the job's log, which is no place for a collector that is away; the supervisor's tells of it.
+    # Standard output is the job's log, and errors of a missing collector do not belong there; the supervisor logs them.
     logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
     if tracing.VARIABLE in os.environ:
         tracing.configure("tafdil-trainer", at_once=True)
@@ -331,7 +331,7 @@ def main(train: Callable[[dict[str, Any], Reports, threading.Event], None] = tra
             reports.send("stopped")
             return 0
         reports.send("failed", error=describe(error))
-        # The log is on a disk that may be what is full.
+        # The log's own disk may be the full one.
         with suppress(OSError):
             traceback.print_exc()
         return 1

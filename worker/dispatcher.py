@@ -1,6 +1,6 @@
-"""The dispatcher: `python -m worker.dispatcher`. Publishes what nobody claimed and takes back what a dead worker held.
+"""The dispatcher: `python -m worker.dispatcher`. Publishes unclaimed work and revokes the leases of dead workers.
 
-Any number may run: each action is a compare-and-set or a message that is harmless twice.
+Any number may run: each action is a compare-and-set, or a message that may be sent twice.
 """
 
 import logging
@@ -24,14 +24,14 @@ _CLEAN_EVERY_S = 600.0
 
 
 def warn_of_other_host(session: Session, database: Database, settings: Settings) -> None:
-    """Says so when SQLite, which serves one machine, is used from two."""
+    """Logs an error if two machines use the same SQLite database, which supports only one."""
     other = dispatch.other_host(session, this_host(), settings.lease_s) if database.serves_one_host else None
     if other:
         log.error("another machine (boot id %s) uses this SQLite database; several machines need PostgreSQL", other)
 
 
 def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
-    """One round: reap, then publish. Raises what the database raises."""
+    """One round: reap, then publish. Raises the database's errors."""
     with database.transaction() as session:
         warn_of_other_host(session, database, settings)
         gap_s = settings.dispatch_s + settings.heartbeat_s
@@ -43,17 +43,17 @@ def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
         with database.transaction() as session:
             reaped = [*jobs.reap(session, settings.max_losses), *tasks.poison(session, settings.max_losses)]
     for job_id in reaped:
-        log.warning("%s: its worker's lease ran out", job_id)
+        log.warning("%s: its worker's lease expired", job_id)
         queue.nudge(job_id)
     with database.reading() as session:
         waiting_jobs = list(jobs.unclaimed(session, settings.republish_s))
         queued = jobs.queued_by_class(session)
         waiting_tasks = tasks.unclaimed(session, settings.republish_s)
-    # A broker that does not take one message will not take the next; the next round tries again. Any message wakes a worker
-    # for the best job, so while as many wait as jobs do, more of them would only fill the broker.
+    # A broker that refuses one message will refuse the next; the next round retries. Any message wakes a worker for the
+    # next job, so once there are as many messages as queued jobs, more would only fill the broker.
     waiting = {gpu_class: queue.waiting(gpu_class) for gpu_class in {job.gpu_class for job in waiting_jobs}}
     for job in waiting_jobs:
-        # A worker may have claimed the last one of a class between the two reads.
+        # A worker may have claimed the last job of a class between the two reads.
         if waiting[job.gpu_class] < queued.get(job.gpu_class, 0):
             if not queue.publish_training(job.id, job.gpu_class):
                 return
@@ -92,7 +92,7 @@ def main() -> None:
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
         except Exception:
-            # Without a dispatcher nothing is taken back; the next round may do what this one could not.
+            # Keep running: without a dispatcher no lease is ever revoked, and the next round may succeed.
             log.exception("this round failed")
 
 

@@ -1,6 +1,6 @@
 """The exports worker: `celery -A worker.exports worker -Q exports`. Merges adapters and pushes to a hub, on the CPU.
 
-Each task runs in a pool process of its own (`--max-tasks-per-child 1`), so that the memory of a merge is free after it.
+Each task runs in its own pool process (`--max-tasks-per-child 1`), which frees the memory of a merge afterwards.
 """
 
 import json
@@ -35,7 +35,7 @@ trace_as("tafdil-exports-worker")
 
 @app.task(name=EXPORT_TASK)
 def export(task_id: str) -> None:
-    """Does the oldest waiting export; the id in the message only wakes."""
+    """Runs the oldest waiting export; the message's id only wakes the worker."""
     run_next(app, [TaskKind.MERGE, TaskKind.PUSH], _answer)
 
 
@@ -51,7 +51,7 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
     from trainer_core.merging import merge
 
     root, storage = run_dir(desk.settings, job.id), Storage(desk.settings)
-    # A directory of this try's own: whatever another one does, it does elsewhere.
+    # A directory for this attempt alone, so that no other attempt interferes.
     target = root / f"merged-{desk.task.id}-{desk.task.attempt}"
     files: list[ArtifactFile] = []
     try:
@@ -65,7 +65,7 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
             artifacts.remove(session, job.id, [file.id for file in earlier])
             artifacts.add(session, job.tenant, job.id, files)
     except BaseException:
-        # Nothing that no list names stays behind.
+        # Leave no unlisted files behind.
         storage.delete(job.id, [file.name for file in files])
         for folder in (target, target.with_name(f".{target.name}")):
             shutil.rmtree(folder, ignore_errors=True)
@@ -95,12 +95,12 @@ def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
 
 
 def complete(folder: Path, names: list[str], staged: Path, locate: Callable[[str], str]) -> list[str]:
-    """Stages the files that an earlier version wrote as this one writes them: with a model card, and the base by its name.
+    """Stages the files of an earlier version in today's form: with a model card, and the base model by name.
 
     Args:
-        names: of the files, below `folder`.
+        names: paths of the files below `folder`.
         staged: an empty directory on the same disk.
-        locate: from the base's name to where it is.
+        locate: returns the base model's path for its name.
 
     Returns:
         The names of the staged files.
@@ -115,11 +115,11 @@ def complete(folder: Path, names: list[str], staged: Path, locate: Callable[[str
     metadata = json.loads(found.read_text(encoding="utf-8"))
     for config in staged.rglob("adapter_config.json"):
         named = {**json.loads(config.read_text(encoding="utf-8")), "base_model_name_or_path": metadata["model_name"]}
-        # The other name of the same file must keep what it holds.
+        # A hard link to the same file must keep its content.
         config.unlink()
         config.write_text(json.dumps(named, indent=2), encoding="utf-8")
     base, dtype = metadata["model_name"], DTYPES[metadata["precision"]]
-    # A base that is gone by now is no reason to keep what was trained from it.
+    # A missing base model must not prevent the export of a model trained from it.
     with suppress(ModelNotFound):
         base = locate(base)
         dtype = answering_dtype(base if (staged / "adapter_config.json").is_file() else str(staged))
@@ -131,7 +131,7 @@ def complete(folder: Path, names: list[str], staged: Path, locate: Callable[[str
 def _push_as(desk: Desk, job: JobRecord, folder: Path, names: list[str]) -> dict[str, Any]:
     settings, request = desk.settings, desk.task.request
     assert settings.hub_token is not None, "checked before"
-    # All tenants share the account. The operator's names are as given; another tenant's are those of its own jobs alone.
+    # All tenants share the account. The operator's names are used as given; other tenants' names include the job's id.
     name = request["name"] if job.tenant == DEFAULT_TENANT else f"{request['name']}-{job.id[:8]}"
     repository = f"{settings.hub_namespace}/{name}"
     return push(folder, names, repository, settings.hub_token.get_secret_value(), private=request["private"])
@@ -140,11 +140,11 @@ def _push_as(desk: Desk, job: JobRecord, folder: Path, names: list[str]) -> dict
 def push(
     folder: Path, names: list[str], repository: str, token: str, *, private: bool, endpoint: str | None = None
 ) -> dict[str, Any]:
-    """Uploads files to a repository of the hub, which is made if it is not there. Raises `Forbidden` when the hub refuses.
+    """Uploads files to a repository on the hub, creating it if needed. Raises `Forbidden` if the hub refuses.
 
     Args:
-        names: of the files, below `folder`.
-        endpoint: the hub's URL; default that of huggingface_hub (`HF_ENDPOINT`).
+        names: paths of the files below `folder`.
+        endpoint: the hub's URL; default huggingface_hub's (`HF_ENDPOINT`).
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,4 +1,4 @@
-"""What the end of a training process means: which failures are the job's, and which only cost an attempt."""
+"""Classifies the end of a training process: which failures fail the job, and which only cost an attempt."""
 
 import signal
 import time
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from trainer_core.wording import Message, say
 
-# Failures that the training process itself reports and that another attempt, on a healthy device, may not meet.
+# Failures reported by the training process that another attempt, on a healthy device, may avoid.
 LOSSES = frozenset({"gpu_lost", "gpu_busy"})
 GPU_VARIABLE = "TAFDIL_TRAINS_ON"
-"""Names the GPU that a training process was given; unset on a machine without one."""
+"""The variable that names a training process's GPU; unset on a machine without one."""
 EXIT_SUPERVISOR_SILENT = 75
-"""Exit code of a training whose supervisor was not heard of for too long."""
+"""Exit code of a training process whose supervisor was silent for too long."""
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# The kernel kills for memory whom it likes. A process that held more than this share of all memory is the cause itself.
+# The kernel may kill any process for memory. One that held more than this share of it was itself the cause.
 _OWN_SHARE = 0.5
 
 
 def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
-    """How many processes of this process's control group the kernel has killed for memory; 0 where it does not say."""
+    """Number of processes in this control group that the kernel has killed for memory; 0 if unavailable."""
     try:
         lines = own.read_text(encoding="ascii").splitlines()
     except OSError:
@@ -47,7 +47,7 @@ def oom_kills(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -
 def memory_limit_bytes(
     cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup"), machine: Path = Path("/proc/meminfo")
 ) -> int | None:
-    """The memory that this process and its children may hold: the least of its control groups' limits and the machine's."""
+    """The memory available to this process and its children: the lowest of its control groups' limits and the machine's."""
     limits: list[int] = []
     with suppress(OSError, ValueError, IndexError):
         limits.append(int(machine.read_text(encoding="ascii").split("MemTotal:")[1].split()[0]) * 1024)
@@ -60,27 +60,27 @@ def memory_limit_bytes(
             elif "memory" in controllers.split(","):
                 groups += _upwards(cgroups / "memory", path, "memory.limit_in_bytes")
     for place in groups:
-        # Version 2 says "max" where there is no limit.
+        # Version 2 writes "max" for no limit.
         with suppress(OSError, ValueError):
             limits.append(int(place.read_text(encoding="ascii")))
     return min(limits, default=None)
 
 
 def _upwards(root: Path, path: str, name: str) -> list[Path]:
-    """A file of a control group and of each group around it."""
+    """The paths of a file in a control group and each of its parents."""
     group = root / path.lstrip("/")
     return [each / name for each in (group, *group.parents) if each.is_relative_to(root)]
 
 
 def is_most_of(peak_bytes: int, limit_bytes: int | None) -> bool:
-    """Whether a process that held this at its peak filled the memory itself. If not, it was killed for another's."""
+    """Whether a process with this peak filled the memory itself. If not, it was killed because of others."""
     return limit_bytes is not None and peak_bytes > _OWN_SHARE * limit_bytes
 
 
 class OomWatch:
-    """Whether the kernel has killed something of this control group for memory within the last seconds.
+    """Whether the kernel has just killed a process of this control group for memory.
 
-    The count is of the whole group. Only a rise just before the training's own end tells of the training.
+    The count covers the whole group, so only a rise right before the training process ended points to it.
     """
 
     _EVERY_S = 5.0
@@ -90,7 +90,7 @@ class OomWatch:
         self._looks = [(clock(), count())]
 
     def look(self) -> None:
-        """Call it often while the training runs."""
+        """Call it often during training."""
         if self._clock() - self._looks[-1][0] >= self._EVERY_S:
             self._looks = [self._looks[-1], (self._clock(), self._count())]
 

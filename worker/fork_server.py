@@ -1,11 +1,11 @@
-"""A process that imports once what a training needs, and forks one on request.
+"""A process that imports the training libraries once, and forks runs on request.
 
 `python -m worker.fork_server MODULE PARENT_PID` imports MODULE, calls its `preload()`, and serves requests on the
 Unix socket that is its standard input. A request is a JSON message with the descriptors of the new process; the answer names
-that process, which by then is a child of PARENT_PID. So its supervisor waits for it, signals it, and takes it along when it
-dies, as if it had started it by itself. The new process does nothing until a first byte arrives on its standard input.
+that process, which by then is a child of PARENT_PID. So its supervisor waits for it, signals it, and takes it down when it
+dies, as if it had started it itself. The new process does nothing until a first byte arrives on its standard input.
 
-The server computes nothing: a process that is forked after a tensor operation may hang in its first one. See
+The server computes nothing: a process forked after a tensor operation may hang in its first one. See
 docs/decisions/0002-a-process-per-attempt.md.
 """
 
@@ -26,12 +26,12 @@ from worker.parent_death import die_with_parent
 
 REQUEST_BYTES = 2**16
 PADDING = " " * 1024
-"""The last argument of the server's command: room for the command that `ps` shows of a run."""
+"""The last argument of the server's command: space for the command line that `ps` shows for a run."""
 VARIABLES = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
-"""Set for the server alone: pyarrow's allocator would start a thread."""
-# It asks a GPU for its capability when it is imported. Runs that need it start without the server.
+"""Set only for the server: pyarrow's default allocator would start a thread."""
+# Importing it queries the GPU's capability. Runs that need it start without the server.
 _NEVER_IMPORTED = "bitsandbytes"
-# Places of /proc/<pid>/stat, counted after the command's name.
+# Field indices in /proc/<pid>/stat, counted after the command's name.
 _ARGUMENTS_START, _ARGUMENTS_END = 45, 46
 
 
@@ -45,15 +45,15 @@ def unfit() -> str | None:
 
 
 def preload(module: str) -> None:
-    """Has a module import what its runs need, and leaves the process ready to be forked."""
-    sys.modules[_NEVER_IMPORTED] = None  # pyright: ignore[reportArgumentType]  # Python's own sign for what may not be imported
+    """Lets a module import what its runs need, and leaves the process ready to fork."""
+    sys.modules[_NEVER_IMPORTED] = None  # pyright: ignore[reportArgumentType]  # Python's marker for a blocked import
     importlib.import_module(module).preload()
-    # What is here stays: the collector of a run need not touch, and so copy, every page of it.
+    # Everything here is permanent: a run's garbage collector need not touch, and thereby copy, every page.
     gc.collect()
     gc.freeze()
-    # OpenBLAS starts threads when numpy is imported, and ends them before any fork until they are needed.
+    # OpenBLAS starts threads when numpy is imported, and stops them before a fork until they are needed.
     with warnings.catch_warnings():
-        # Of these threads, from Python 3.12 on.
+        # Python 3.12 and later warn of these threads.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid == 0:
@@ -81,7 +81,7 @@ def serve(channel: socket.socket, module: str) -> bool:
 
 
 def _try_to_fork(channel: socket.socket) -> tuple[int | None, dict[str, Any]]:
-    """The id of a new process, 0 if there is none, and the answer to the supervisor; no id in the new process."""
+    """The new process's id (0 if the fork failed; None in the new process) and the answer to the supervisor."""
     if reason := unfit():
         return 0, {"refused": reason}
     try:
@@ -96,10 +96,10 @@ def _answer(channel: socket.socket, **fields: Any) -> None:
 
 
 def _fork(channel: socket.socket) -> int | None:
-    """Forks a process whose parent is the supervisor. Returns its id, and None in it. Raises `OSError` where that fails.
+    """Forks a process whose parent is the supervisor. Returns its id, or None in the new process. Raises `OSError`.
 
-    The process between the two ends at once, and an orphan belongs to its nearest ancestor that asked the kernel for
-    orphans: the supervisor. When the process between has been waited for, that has happened.
+    An intermediate process exits at once, and the kernel gives its orphan to the nearest ancestor that asked for orphans:
+    the supervisor. That has happened by the time the intermediate process has been waited for.
     """
     answer, tell = os.pipe()
     between = os.fork()
@@ -107,7 +107,7 @@ def _fork(channel: socket.socket) -> int | None:
         try:
             run = os.fork()
             if run == 0:
-                # With the server's end of the socket open here, the supervisor would not see that the server has died.
+                # While this end of the socket stays open, the supervisor would not notice the server's death.
                 channel.close()
                 for descriptor in (answer, tell):
                     os.close(descriptor)
@@ -126,10 +126,10 @@ def _fork(channel: socket.socket) -> int | None:
 
 
 def become_run(request: dict[str, Any], descriptors: list[int], module: str) -> None:
-    """Makes of this copy of the server what `python -m MODULE` would be for the request."""
+    """Turns this copy of the server into what `python -m MODULE` would be for the request."""
     given, log, reports, *lock = descriptors
     if not os.read(given, 1):
-        # The supervisor has gone, or has started the run in another way.
+        # The supervisor is gone, or has started the run another way.
         os._exit(0)
     os.setsid()
     os.dup2(given, 0)
@@ -144,7 +144,7 @@ def become_run(request: dict[str, Any], descriptors: list[int], module: str) -> 
     for descriptor in kept:
         os.set_inheritable(descriptor, True)
     for number in signal.valid_signals():
-        # A library may have installed one when it was imported.
+        # A library may have installed one on import.
         if callable(handler := signal.getsignal(number)) and handler is not signal.default_int_handler:
             signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -152,7 +152,7 @@ def become_run(request: dict[str, Any], descriptors: list[int], module: str) -> 
     os.environ.update({name: value for name, value in request["environment"].items() if value is not None})
     for name in [*VARIABLES, *(name for name, value in request["environment"].items() if value is None)]:
         os.environ.pop(name, None)
-    # Python has seeded `random` anew by itself; without this every run would draw the same from numpy.
+    # Python reseeds `random` itself; without this every run would draw the same numbers from numpy.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     arguments = [request["folder"], str(reports), str(request["parent"])]
@@ -161,7 +161,7 @@ def become_run(request: dict[str, Any], descriptors: list[int], module: str) -> 
 
 
 def _show_command(arguments: list[str]) -> None:
-    """Has `ps` show a run by its own command, as far as the server's own has room for it."""
+    """Makes `ps` show a run's own command line, as far as the server's has space for it."""
     fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     start, end = int(fields[_ARGUMENTS_START]), int(fields[_ARGUMENTS_END])
     text = b"".join(os.fsencode(argument) + b"\0" for argument in arguments)[: end - start - 1]
@@ -171,7 +171,7 @@ def _show_command(arguments: list[str]) -> None:
 
 
 def main() -> int:
-    """Serves, and in each run runs it. Returns the exit code."""
+    """Serves requests, or in a forked process performs the run. Returns the exit code."""
     module, parent = sys.argv[1], int(sys.argv[2])
     die_with_parent(parent)
     began = time.monotonic()

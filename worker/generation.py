@@ -21,20 +21,20 @@ from worker.task_runner import Desk, model_directory, run_next, stay_offline
 if TYPE_CHECKING:
     from trainer_core.warm import WarmPairs
 
-# Of an answer, in tokens, where a request does not say; cut to what the model has room for.
+# Default length of an answer, in tokens, cut to what the model has room for.
 _DEFAULT_LENGTH = DefaultLength(256)
 
 trace_as("tafdil-generation-worker")
 
 
 def _warm_pairs(settings: Settings) -> "WarmPairs":
-    """The cache of this process, made at the first question."""
+    """The cache of this process, created on first use."""
     global _warm  # noqa: PLW0603  # the process's cache
     from trainer_core.models import free_memory
     from trainer_core.warm import WarmPairs
 
     if _warm is None:
-        # The other half is for the pair that is loaded before an older one goes, and for answering.
+        # The other half is for answering, and for a new pair that is loaded before an older one is dropped.
         asked = settings.warm_models_gib
         limit = free_memory() // 2 if asked is None else int(asked * 2**30)
         _warm = WarmPairs(limit, lambda name: find_model(settings, name))
@@ -49,7 +49,7 @@ worker_init.connect(stay_offline)
 
 @worker_init.connect
 def _choose_device(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Comparisons take no GPU from a training unless they are told to. A GPU of their own is held as a training holds it."""
+    """By default comparisons use no GPU, so that jobs have them. A GPU of their own is locked as a job locks it."""
     global _lock  # noqa: PLW0603  # held until this process ends
     settings = get_settings()
     if settings.generation_device == "cpu":
@@ -73,8 +73,8 @@ def _choose_device(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 
 @worker_process_init.connect
 def _import_early(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Loads torch in the pool's process before the first question, which otherwise waits for it."""
-    # What is imported stays: the collector need not look for garbage in it, now or while a question is answered.
+    """Loads torch in the pool process, so that the first question need not wait for it."""
+    # Imports are permanent: the garbage collector need not scan them, now or while answering.
     gc.disable()
     import trainer_core.methods  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
@@ -84,7 +84,7 @@ def _import_early(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 
 @app.task(name=COMPARE_TASK)
 def compare(comparison_id: str) -> None:
-    """Answers the oldest waiting comparison; the id in the message only wakes."""
+    """Answers the oldest waiting comparison; the message's id only wakes the worker."""
     run_next(app, [TaskKind.COMPARE], _answer)
 
 
@@ -115,7 +115,7 @@ def _answer(desk: Desk) -> dict[str, Any]:
     except TafdilError:
         raise
     except Exception:
-        # What failed in the middle may be broken; the next question loads it anew.
+        # A pair that failed midway may be broken; the next question reloads it.
         warm.forget(job.id)
         raise
     return METHOD_OF[method].reply(answer)

@@ -1,4 +1,4 @@
-"""The GPU of this worker: which it is, who may use it, and whether it is free again. Asks `nvidia-smi`; knows no torch."""
+"""This worker's GPU: which one it is, who may use it, and whether it is free again. Uses `nvidia-smi`, not torch."""
 
 import csv
 import fcntl
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _DEVICES = Path("/dev")
 _ASK_TIMEOUT_S = 20
 _FREE_TIMEOUT_S = 10.0
-# What a driver keeps for itself, more or less, from one look to the next.
+# By how much a driver's own memory use varies between readings.
 _TOLERANCE_BYTES = 64 * 2**20
 
 
@@ -28,7 +28,7 @@ class Gpu:
     name: str
 
 
-# Dense bf16 (T4, V100: fp16) arithmetic by the makers' data sheets, in TFLOP/s; the longer name first.
+# Dense bf16 throughput (T4, V100: fp16) from the data sheets, in TFLOP/s; longer names first.
 _PEAK_TFLOPS = (
     ("B200", 2250),
     ("H200", 989),
@@ -47,26 +47,26 @@ _PEAK_TFLOPS = (
     ("V100", 125),
     ("T4", 65),
 )
-# Of the peak, what trainings with adapters commonly reach.
+# The share of the peak that runs with adapters commonly reach.
 _COMMON_SHARE = 0.3
 
 
 def typical_flops_per_s(name: str) -> float | None:
-    """What a GPU of a name computes in a training, as a first guess; None for one that is not known."""
+    """A first guess at a GPU's throughput in training, by its name; None if it is unknown."""
     return next((_COMMON_SHARE * tflops * 1e12 for part, tflops in _PEAK_TFLOPS if part in name), None)
 
 
 class GpuUnknown(Exception):
-    """What GPUs there are cannot be told at the moment."""
+    """The machine's GPUs cannot be determined right now."""
 
 
 def visible_gpu() -> Gpu | None:
-    """The first GPU that `CUDA_VISIBLE_DEVICES` shows this worker, or None on a machine without one.
+    """The first GPU in `CUDA_VISIBLE_DEVICES`, or None on a machine without one.
 
-    A worker trains on one GPU; the training process is shown that one alone.
+    A worker trains on one GPU, the only one visible to the training process.
 
     Raises:
-        GpuUnknown: there are GPUs, but nothing tells which; training now could take one that another worker holds.
+        GpuUnknown: there are GPUs, but they cannot be identified; training now could use one that another worker holds.
     """
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if _are_hidden(wanted):
@@ -86,7 +86,7 @@ def visible_gpu() -> Gpu | None:
 
 
 def may_be_visible() -> bool:
-    """Whether this machine has GPUs that this worker may see; asks nobody, so it takes no time."""
+    """Whether this machine has GPUs that this worker may see. Starts no process, so it is instant."""
     return _are_there() and not _are_hidden(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
@@ -99,7 +99,7 @@ def _are_hidden(wanted: str | None) -> bool:
 
 
 def memory_used_bytes(gpu: Gpu) -> int | None:
-    """Device memory in use by everybody, in bytes; None when the device does not say."""
+    """Device memory in use by all processes, in bytes; None if unavailable."""
     for uuid, used in _ask("gpu", "uuid,memory.used") or []:
         if uuid == gpu.uuid and used.isdigit():
             return int(used) * 2**20
@@ -107,7 +107,7 @@ def memory_used_bytes(gpu: Gpu) -> int | None:
 
 
 def memory_after_bytes(gpu: Gpu, before: int | None) -> int | None:
-    """Device memory in use once it is as low as `before`, or after ten seconds: a driver frees it a moment late."""
+    """Device memory in use once it has dropped to `before`, or after ten seconds: drivers free it with a delay."""
     deadline = time.monotonic() + _FREE_TIMEOUT_S
     while True:
         used = memory_used_bytes(gpu)
@@ -118,9 +118,9 @@ def memory_after_bytes(gpu: Gpu, before: int | None) -> int | None:
 
 
 class GpuLock:
-    """The right to use a GPU, on this host. The kernel takes it back when every process that holds it has ended.
+    """The right to use a GPU on this host. The kernel releases it when every process that holds it has ended.
 
-    The training process inherits it, so a training that outlives its supervisor still keeps others away.
+    The training process inherits it, so one that outlives its supervisor still keeps others out.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -128,10 +128,10 @@ class GpuLock:
 
     @classmethod
     def take(cls, gpu: Gpu, folder: Path) -> Self | None:
-        """The lock, or None when somebody holds it."""
+        """Takes the lock, or returns None if another process holds it."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"tafdil-{gpu.uuid.replace('/', '_')}.lock"
-        # Opened before it is created: in a sticky directory the kernel refuses to create over another user's file.
+        # Try to open before creating: in a sticky directory the kernel refuses O_CREAT on another user's file.
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -156,7 +156,7 @@ class GpuLock:
 
 
 def _ask(what: str, fields: str) -> list[list[str]] | None:
-    """Rows of `nvidia-smi --query-<what>=<fields>`; none where there is no such program; None when it fails."""
+    """Rows of `nvidia-smi --query-<what>=<fields>`; empty if the program is missing, None if it fails."""
     command = ["nvidia-smi", f"--query-{what}={fields}", "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_TIMEOUT_S, check=True)

@@ -1,6 +1,6 @@
 """The health check of workers and the dispatcher in containers: `python -m worker.health`.
 
-Healthy: the database and the broker answer from here, and the container's main process is alive (or this would not run).
+Healthy means that the database and the broker answer. The container's main process is alive, or this would not run.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What an attempt leaves behind, as files with hashes: written and listed when it ends, stored with the state it ends in."""
+"""Writes and lists the files that an attempt leaves behind, with hashes, to be stored with its final state."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ log = logging.getLogger(__name__)
 def leave(
     job: JobRecord, folder: Path, points: Sequence[CurvePoint], metadata: dict[str, Any] | None, model: dict[str, str]
 ) -> list[ArtifactFile]:
-    """Writes the metrics and the manifest of an attempt beside its log, and lists what the job has by now.
+    """Writes an attempt's metrics and manifest beside its log, and lists all of the job's files.
 
     Args:
-        folder: the attempt's.
-        points: of all metrics of the job.
-        metadata: of the trained model; None without one.
-        model: the hashes of its files, by their names below `output`.
+        folder: the attempt's directory.
+        points: all metric points of the job.
+        metadata: the trained model's metadata; None without a model.
+        model: the hashes of the model's files, by path below `output`.
     """
     run_dir = folder.parent
     files = [*checkpoint_files(run_dir), *model_files(run_dir, folder / "output", model)]
@@ -43,6 +43,6 @@ def leave(
         (folder / "manifest.json").write_text(text, encoding="utf-8")
         files += hashed(run_dir, [folder / "manifest.json"], ArtifactKind.MANIFEST)
     except OSError as error:
-        # A full disk takes the tables, not the end of the job.
+        # A full disk may cost the tables, but not the job's outcome.
         log.warning("job %s: its metrics or manifest could not be written: %s", job.id, error)
     return files

@@ -1,7 +1,7 @@
-"""Between one attempt and the database: reports go in, fenced and in order; what people ask comes out.
+"""Connects one attempt to the database: stores its reports, fenced and in order, and fetches users' requests.
 
-A thread of its own does it, so that a database that is slow or away stops neither the training nor its watch. Meanwhile
-reports wait here, and are stored once. A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`,
+It runs in its own thread, so a database that is slow or away stops neither the run nor its supervision. Meanwhile reports
+wait here, and each is stored once. A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`,
 `samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `effect`, `alive`, and at the end one of `finished`,
 `failed` and `stopped`.
 """
@@ -34,17 +34,17 @@ _LAST = ("finished", "failed", "stopped")
 
 
 class AttemptReporter:
-    """Stores the reports of an attempt, renews its lease and learns what is asked of it.
+    """Stores an attempt's reports, renews its lease and fetches requests.
 
     Args:
-        memory: what the training takes at the moment, in bytes; asked at each renewal of the lease.
+        memory: returns the bytes that the run uses right now; called at each renewal of the lease.
 
     Attributes:
-        last: the report that tells of the end, or an empty dict.
+        last: the final report, or an empty dict.
         phase: what the attempt is doing.
-        checkpoint_step: the newest checkpoint's step of this attempt; None without one.
-        requested: what a person asked, if anything.
-        is_fenced: the attempt is not the job's any more; nothing that it does counts.
+        checkpoint_step: the step of this attempt's newest checkpoint; None without one.
+        requested: the user's request, if any.
+        is_fenced: the attempt has lost the job; nothing that it does counts.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class AttemptReporter:
         self._renew_at = 0.0
         self._look_at = 0.0
         self._closing = threading.Event()
-        # Its lines in the log are about what this thread's are about.
+        # Its log lines carry the same fields as this thread's.
         work = copy_context().run
         self._thread = threading.Thread(target=work, args=(self._run,), daemon=True, name="attempt-reporter")
         self.last: dict[str, Any] = {}
@@ -79,7 +79,7 @@ class AttemptReporter:
         self._thread.start()
 
     def receive(self, report: dict[str, Any]) -> None:
-        """Takes a report from the training process."""
+        """Accepts a report from the training process."""
         kind = report["type"]
         if kind in _LAST:
             self.last = report
@@ -94,23 +94,23 @@ class AttemptReporter:
             self._waiting.append((self._count, report))
 
     def flush(self, give_up: Callable[[], bool]) -> None:
-        """Waits until all that was reported is stored, or the attempt fenced, or `give_up` says so. The lease is kept."""
+        """Waits until all reports are stored, the attempt is fenced, or `give_up` returns True. Keeps renewing the lease."""
         while (self._waiting or self._progress) and self._thread.is_alive() and not self.is_fenced and not give_up():
             time.sleep(_TICK_S)
 
     def close(self, give_up: Callable[[], bool]) -> None:
-        """Stores what waits, however long the database is away, unless `give_up` says otherwise. The lease is kept."""
+        """Stores all waiting reports, retrying until `give_up` returns True, then closes. Keeps renewing the lease."""
         self.stop()
         while (self._waiting or self._progress) and not self.is_fenced and not give_up():
             self._round(everything=True)
 
     def stop(self) -> None:
-        """Renews and stores nothing any more."""
+        """Stops renewing and storing."""
         self._closing.set()
         self._thread.join()
 
     def insist(self, write: Callable[[Session], Result], give_up: Callable[[], bool]) -> Result | None:
-        """The result of a transaction, tried until the database takes it; None when `give_up` said so first."""
+        """Retries a transaction until it succeeds and returns its result; None if `give_up` returned True first."""
         while True:
             try:
                 with self._database.transaction() as session:
@@ -128,7 +128,7 @@ class AttemptReporter:
             while not self._closing.wait(_TICK_S):
                 self._round()
         except Exception:
-            # Nothing renews the lease from here on, so the training must not go on as if it were held.
+            # Nothing renews the lease from here on, so the run must not continue as if the lease were held.
             log.exception("job %s attempt %d: its reports cannot be stored", self._fence.job_id, self._fence.attempt)
             self.is_fenced = True
 
@@ -139,7 +139,7 @@ class AttemptReporter:
             self._flush(everything)
         except StatementError as error:
             _tell(error)
-            # The lease is renewed first when the database is back.
+            # When the database is back, renew the lease first.
             self._renew_at = 0.0
             time.sleep(_RETRY_S)
 
@@ -151,7 +151,7 @@ class AttemptReporter:
             held = jobs.renew(session, self._fence, self._settings.lease_s)
         self._renew_at = now + self._settings.heartbeat_s
         self.is_fenced = self.is_fenced or not held
-        # After the renewal, as a driver may take its time.
+        # After the renewal, because a driver may be slow.
         size_bytes = self._memory()
         if size_bytes is not None and held:
             with self._database.transaction() as session:
@@ -178,7 +178,7 @@ class AttemptReporter:
                 log.exception("job %s: a report of type %s cannot be stored", self._fence.job_id, report["type"])
             self._waiting.popleft()
             stored = True
-            # After hours without a database many wait; the lease must not run out among them, nor a request go unheard.
+            # After hours without a database many reports wait; storing them must not cost the lease or delay a request.
             self._renew()
             self._look()
         progress = self._progress
@@ -204,7 +204,7 @@ class AttemptReporter:
         if kind == "metrics":
             metrics.add(session, self._fence.job_id, self._fence.attempt, data["step"], data["values"])
         elif kind == "checkpoint" or (kind == "checkpoint_loaded" and data["job_id"] == self._fence.job_id):
-            # One that was loaded may be of an attempt that died before it could tell of it.
+            # A loaded checkpoint may come from an attempt that died before it could report it.
             jobs.keep_checkpoint(session, self._fence, data["step"])
 
     def _write_progress(self, session: Session, progress: dict[str, Any]) -> None:

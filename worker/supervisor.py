@@ -1,6 +1,6 @@
-"""One attempt of a job: claim it, start its training process, watch it, and end it.
+"""Runs one attempt of a job: claims it, starts its training process, watches it, and ends it.
 
-Knows no torch. The training is a process of its own (`worker.child`), so that its end frees the device for certain.
+Does not import torch. Training has its own process (`worker.child`), so that its end reliably frees the device.
 """
 
 import json
@@ -40,16 +40,16 @@ log = logging.getLogger(__name__)
 
 TRAINER = (sys.executable, "-m", "worker.child")
 _TICK_S = 0.2
-# For so long a trained model waits for a store that does not take it.
+# How long to keep offering a trained model to a store that fails.
 _STORE_PATIENCE_S = 600.0
 _STORE_RETRY_S = 5.0
 _ABORT_GRACE_S = 5.0
-# How long a killed process may take to go before it is left to the kernel.
+# How long to wait for a killed process before leaving it to the kernel.
 _UNKILLABLE_S = 60.0
 _LOG_TAIL_LINES = 20
-# In these nothing is there to be saved, so a training that is asked to stop need not be waited for.
+# Phases with nothing to save, so a run that is asked to stop can be ended immediately.
 _NOTHING_TO_SAVE = (Phase.PREPARING, Phase.LOADING)
-# Phases that tell of themselves step by step; the others may be silent for long.
+# Phases that report every step; the others may be silent for a long time.
 _TELLING = (Phase.TRAINING, Phase.EVALUATING)
 
 
@@ -57,10 +57,10 @@ class Supervisor:
     """Runs one job at a time.
 
     Args:
-        worker: this worker's name in the job's attempts.
+        worker: this worker's name, as shown in attempts.
         is_draining: whether the worker is shutting down.
         trainer: the command of the training process.
-        fork_server: forks training processes, where that is possible; without one each imports everything by itself.
+        fork_server: forks training processes where possible; without it, each imports everything itself.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Supervisor:
         self._worker = worker
 
     def run_next(self) -> bool:
-        """Claims the best queued job and runs one attempt of it. False: none is queued, or the GPU is in use or not told."""
+        """Claims the next queued job and runs one attempt. False: none is queued, or the GPU is in use or unknown."""
         try:
             device = gpu.visible_gpu()
         except gpu.GpuUnknown as error:
@@ -113,7 +113,7 @@ class Supervisor:
         return job
 
     def prepare(self, job: JobRecord) -> Path:
-        """The attempt's directory, with what the training process reads. Raises `TafdilError`."""
+        """Creates the attempt's directory with the training process's input. Raises `TafdilError`."""
         spec = job.resolved_spec
         settings = self.settings
         folder = attempt_dir(settings, job.id, job.attempt)
@@ -134,7 +134,7 @@ class Supervisor:
         return folder
 
     def _fetch_checkpoint(self, job_id: str) -> None:
-        """Makes a job's newest checkpoint local, where a store has it and this machine does not."""
+        """Fetches a job's newest checkpoint if only the store has it."""
         if self.settings.artifacts_url is None:
             return
         with self.database.reading() as session:
@@ -143,7 +143,7 @@ class Supervisor:
 
 
 class Attempt:
-    """One training process and what becomes of it."""
+    """One training process, from start to outcome."""
 
     def __init__(self, supervisor: Supervisor, job: JobRecord, device: Gpu | None, lock: GpuLock | None) -> None:
         assert job.lease_token is not None
@@ -166,12 +166,12 @@ class Attempt:
         self._dropped: list[str] = []
 
     def run(self) -> None:
-        """Runs to the end of the attempt, whatever that is."""
+        """Runs the attempt to its end, whatever the outcome."""
         self._reporter.start()
         try:
             self._run()
         finally:
-            # Whatever went wrong here, the lease must not be renewed for a training that nobody watches.
+            # Whatever went wrong, the lease must not be renewed for a run that nobody supervises.
             self._reporter.stop()
 
     def _run(self) -> None:
@@ -190,7 +190,7 @@ class Attempt:
             self._process = process
         except (TafdilError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError | PermissionError):
-                # This worker cannot start a training; another one may.
+                # This worker cannot start training processes; another may.
                 raise
             if isinstance(error, TafdilError):
                 known = error.as_dict()
@@ -204,13 +204,13 @@ class Attempt:
         try:
             self._watch(process)
         finally:
-            # Whatever the process left behind goes with it. After an error here nobody would watch the training, so it
-            # ends too, and the lease brings the job back.
+            # The process's descendants end with it. After an error here nobody would supervise the run, so it ends too,
+            # and the job is requeued when the lease expires.
             exit_code, left = process.end()
         was_oom_killed = self._oom_watch.has_risen()
         if exit_code is None:
-            # Stuck in the kernel. Nothing of it counts; the lease runs out and brings the job back, and a GPU that it holds
-            # stays locked as long as it lives.
+            # Stuck in the kernel. Its results do not count: the lease expires, which requeues the job, and its GPU stays
+            # locked while it lives.
             log.error("job %s attempt %d: process %d cannot be killed", self._job.id, self._job.attempt, process.pid)
             return
         report = {
@@ -221,7 +221,7 @@ class Attempt:
         }
         self._reporter.flush(self._gives_up)
         if not self._reporter.is_fenced:
-            # The lease is kept meanwhile: a store may be slow.
+            # The lease is renewed meanwhile, because a store may be slow.
             self._left = self._leave(folder, self._reporter.last)
         self._reporter.close(self._gives_up)
         self._end(exit_code, was_oom_killed, folder, report)
@@ -236,7 +236,7 @@ class Attempt:
         if server is None:
             return ColdReason.SWITCHED_OFF
         if self._device and self._settings.warm_start != "gpu":
-            # Nobody has seen yet that a process forked here computes on a GPU, so the server's memory is of no use.
+            # Forked runs are untried on GPUs, so here the server would only waste memory.
             server.close()
             return ColdReason.GPU
         spec = self._job.resolved_spec
@@ -250,13 +250,13 @@ class Attempt:
         if traceparent := tracing.current_traceparent():
             environment[tracing.VARIABLE] = traceparent
         if self._device:
-            # The GPU whose lock is held, and no other.
+            # Only the GPU whose lock is held.
             environment["CUDA_VISIBLE_DEVICES"] = self._device.uuid
             environment[GPU_VARIABLE] = self._device.uuid
         return environment
 
     def _watch(self, process: TrainingProcess) -> None:
-        """Until the process ends: its reports, its signs of life, requests and the worker's shutdown."""
+        """Handles reports, hangs, requests and the worker's shutdown until the process ends."""
         while True:
             reports = process.hear(_TICK_S)
             if reports is None:
@@ -280,12 +280,12 @@ class Attempt:
                 return
 
     def _start_of(self, process: TrainingProcess) -> dict[str, Any]:
-        """How the process was started, and the seconds from the claim until now."""
+        """How the process was started, and the seconds since the claim."""
         start = {"start": "cold", "reason": process.cold_reason} if process.cold_reason else {"start": "warm"}
         return {**start, "since_claim_s": round(time.monotonic() - self._claimed_at, 3)}
 
     def _obey(self, process: TrainingProcess) -> None:
-        """Does what people and the worker's shutdown ask, once each."""
+        """Obeys each request of a user or the worker's shutdown, once."""
         if self._reporter.is_fenced:
             process.kill()
             return
@@ -307,7 +307,7 @@ class Attempt:
             process.ask_to_stop()
 
     def _gives_up(self) -> bool:
-        """Whether an absent database is not waited for any longer: the worker has to go."""
+        """Whether to stop waiting for an absent database, because the worker must exit."""
         if self._supervisor.is_draining() and self._drain_ends_at is None:
             self._drain_ends_at = time.monotonic() + self._settings.drain_grace_s
         return self._drain_ends_at is not None and time.monotonic() > self._drain_ends_at
@@ -316,7 +316,7 @@ class Attempt:
         last, requested = self._reporter.last, self._reporter.requested
         log.info("job %s attempt %d: exit code %d, %s", self._job.id, self._job.attempt, exit_code, last.get("type"))
         stopped = last.get("type") == "stopped"
-        # A TERM for every process may come before the training has learnt to obey it.
+        # A TERM sent to every process may arrive before the training process has installed its handler.
         was_terminated = exit_code == -signal.SIGTERM and self._supervisor.is_draining()
         left_on_request = stopped or self._is_stopping or self._is_cancelled or was_terminated
         saved = {"checkpoint": stopped, "checkpoint_step": self._reporter.checkpoint_step}
@@ -332,7 +332,7 @@ class Attempt:
             values = {"artifact_path": str(artifact), "metadata_": metadata, "effect": metadata.get("effect")}
             self._finish(Cause.FINISH, report, values)
         elif left_on_request and requested in (Request.CANCEL, Request.CANCEL_SAVING):
-            # The process and its group are gone by now, and what they held with them.
+            # The process group is gone by now, and its memory with it.
             error = error_dict("cancelled", say("cancelled_running"))
             self._finish(Cause.CANCEL, report, {"error": error}, saved, reason=say("cancelled_on_request"))
         elif last.get("type") == "failed" and last["error"]["code"] not in LOSSES:
@@ -355,7 +355,7 @@ class Attempt:
             self._lose(told_by_exit(exit_code), report)
 
     def _leave(self, folder: Path, last: dict[str, Any]) -> list[ArtifactFile]:
-        """Lists the files of the job as they are at the end of this attempt."""
+        """Lists the job's files at the end of this attempt."""
         points = self._reporter.insist(lambda session: metrics.series(session, self._job.id), self._gives_up) or []
         files = publisher.leave(self._job, folder, points, last.get("metadata"), last.get("files", {}))
         ends_at = time.monotonic() + _STORE_PATIENCE_S
@@ -364,7 +364,7 @@ class Attempt:
                 Storage(self._settings).publish(self._job.id, files)
                 return files
             except Exception as error:
-                # A store and its client raise what they like; none of it may take a trained model.
+                # Storage clients raise arbitrary errors; none may cost us the trained model.
                 log.warning("job %s: the store does not take its files: %s", self._job.id, error)
                 if self._gives_up() or time.monotonic() > ends_at:
                     self._not_stored = f"{type(error).__name__}: {error}"
@@ -372,25 +372,25 @@ class Attempt:
                 time.sleep(_STORE_RETRY_S)
 
     def _keep(self, session: Session, is_its_end: bool) -> bool:
-        """Stores that list with the state that the attempt ended in, or not at all."""
+        """Stores the list of files in the transaction of the attempt's final state, or not at all."""
         if is_its_end and self._left:
             here = attempts_here(run_dir(self._settings, self._job.id))
             self._dropped = artifacts.keep(session, self._job.tenant, self._job.id, self._left, here)
         if is_its_end and tracing.is_on():
-            # As it is stored: what was asked in the last moment may have changed it.
+            # Read it back: a last-moment request may have changed it.
             outcome = attempts.outcome(session, self._job.id, self._job.attempt)
             tracing.note({"tafdil.outcome": outcome})
         return is_its_end
 
     def _clear_store(self) -> None:
-        """Removes from the store what the job has no more, as checkpoints that were rotated away."""
+        """Removes files from the store that the job no longer has, such as rotated checkpoints."""
         try:
             Storage(self._settings).delete(self._job.id, self._dropped)
         except Exception as error:
             log.warning("job %s: the store keeps %d files too many: %s", self._job.id, len(self._dropped), error)
 
     def _filled_memory(self) -> bool:
-        """Whether this attempt's own processes held most of the memory that there is for them."""
+        """Whether this attempt's own processes held most of the memory available to them."""
         return self._process is None or is_most_of(self._process.peak_memory_bytes, memory_limit_bytes())
 
     def _lose(self, reason: str, report: dict[str, Any], *, pause_s: float = 0.0) -> None:
@@ -433,8 +433,8 @@ class Attempt:
 
 
 def variables(settings: Settings) -> dict[str, str]:
-    """What every training process has in its environment on top of the worker's own."""
-    # Rows are tokenised on all cores. Unsaid, tokenizers would warn at the start of each data-loader process.
+    """Environment variables of every training process, in addition to the worker's own."""
+    # Rows are tokenised on all cores. Left unset, tokenizers would warn at the start of each data-loader process.
     environment = {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
     if not settings.allow_hub:
         environment["HF_HUB_OFFLINE"] = "1"
@@ -442,7 +442,7 @@ def variables(settings: Settings) -> dict[str, str]:
 
 
 def _traced(job: JobRecord) -> tracing.Attributes:
-    """What spans of a job say of it: nothing that its owner wrote but the model's name."""
+    """Span attributes of a job: nothing that its owner wrote except the model's name."""
     return {
         "tafdil.job.id": job.id,
         "tafdil.attempt": job.attempt,

@@ -1,4 +1,4 @@
-"""How a worker does a task: claims the oldest, keeps its lease while it works, stores the answer or the error."""
+"""Runs tasks: claims the oldest, renews its lease while working, and stores the answer or the error."""
 
 import logging
 import os
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Desk:
-    """A task at work, with what its answer needs."""
+    """A running task, with what its answer needs."""
 
     task: TaskRecord
     database: Database
@@ -38,7 +38,7 @@ class Desk:
     settings: Settings
 
     def tell(self, partial: dict[str, Any]) -> None:
-        """Stores the answer so far, for those who watch it grow."""
+        """Stores the partial answer, for clients that stream it."""
         try:
             with self.database.transaction() as session:
                 tasks.tell(session, self.task, partial)
@@ -48,18 +48,18 @@ class Desk:
 
 
 def leave_gpus_alone(**_: Any) -> None:
-    """For `worker_init`: this worker and its pool see no GPU, so that trainings have them."""
+    """For `worker_init`: hides GPUs from this worker and its pool, leaving them to training."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def stay_offline(**_: Any) -> None:
-    """For `worker_init`: where the hub is not allowed, no library of this worker asks it for anything."""
+    """For `worker_init`: stops libraries from contacting the hub unless it is allowed."""
     if not get_settings().allow_hub:
         os.environ["HF_HUB_OFFLINE"] = "1"
 
 
 def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], dict[str, Any]]) -> None:
-    """Answers the oldest waiting task of the kinds, if there is one. What `answer` raises is stored as its error."""
+    """Answers the oldest waiting task of the given kinds, if any. An exception from `answer` becomes its error."""
     settings = get_settings()
     database, queue = Database(settings.database), CeleryQueue(settings)
     try:
@@ -95,7 +95,7 @@ def run_next(app: Celery, kinds: Sequence[TaskKind], answer: Callable[[Desk], di
 
 
 def model_directory(desk: Desk, job: JobRecord) -> Path:
-    """Where the trained model of a job is on this machine, got from the store at need. Raises `ModelNotFound`."""
+    """The local directory of a job's trained model, fetched from the store if needed. Raises `ModelNotFound`."""
     directory = desk.settings.runs_dir.resolve() / str(job.artifact_path)
     with desk.database.reading() as session:
         files = [file for file in artifacts.of_job(session, job.id) if file.kind == ArtifactKind.MODEL]
@@ -110,7 +110,7 @@ def model_directory(desk: Desk, job: JobRecord) -> Path:
 
 @contextmanager
 def _kept(database: Database, task: TaskRecord, settings: Settings) -> Generator[None]:
-    """Renews the lease in the background: an answer may take minutes on a CPU."""
+    """Renews the lease in the background, because an answer may take minutes on a CPU."""
     ended = threading.Event()
 
     def renew() -> None:

@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 trace_as("tafdil-train-worker")
 
-# Of this pool process: the runs that it forks become this process's children.
+# One per pool process: the runs that it forks become children of this process.
 _fork_server: ForkServer | None = None
 
 
 @worker_process_init.connect
 def _start_fork_server(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Has everything imported by the time that the first job comes."""
+    """Imports everything before the first job arrives."""
     global _fork_server  # noqa: PLW0603  # the process's
     settings = get_settings()
     if settings.warm_start:
@@ -46,7 +46,7 @@ def _end_fork_server(**_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
 
 @celeryd_after_setup.connect
 def _serve_own_class(instance: Any, **_: Any) -> None:  # pyright: ignore[reportUnusedFunction]
-    """A worker of a class listens to that class's queue too."""
+    """Subscribes a worker with a class to that class's queue too."""
     gpu_class = get_settings().gpu_class
     if gpu_class:
         instance.app.amqp.queues.select_add(train_queue(gpu_class))
@@ -54,12 +54,12 @@ def _serve_own_class(instance: Any, **_: Any) -> None:  # pyright: ignore[report
 
 @app.task(name=TRAIN_TASK)
 def train(job_id: str) -> None:
-    """Runs the best queued job. The id in the message only wakes: which job is best, SQL knows."""
+    """Runs the next queued job. The message's id only wakes the worker: SQL decides which job is next."""
     if is_draining():
         return
     asked_to_end = threading.Event()
-    # A process manager may tell every process of the worker to end, not the main one alone. This one then asks its training
-    # for a checkpoint, as it does when the main process tells it.
+    # A process manager may signal every process of the worker, not just the main one. This process then asks its run for a
+    # checkpoint, as it does when the main process asks it to.
     before = signal.signal(signal.SIGTERM, lambda *_: asked_to_end.set())
     settings = get_settings()
     settings.make_directories()

@@ -1,4 +1,4 @@
-"""The training process as its supervisor holds it: started, heard, asked, and ended with everything it left."""
+"""The supervisor's handle on a training process: start it, read its reports, send requests, end it and its descendants."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from worker.warm_start import ColdReason, ColdStart, ForkedProcess, ForkServer
 
 log = logging.getLogger(__name__)
 
-# The training process needs none of them; what it does not have it cannot leak into a log or an artifact.
+# The training process needs none of these, and it cannot leak what it lacks into a log or an artifact.
 _SECRETS = (
     "TAFDIL_DATABASE_URL",
     "TAFDIL_REDIS_URL",
@@ -29,29 +29,29 @@ _SECRETS = (
     "PGPASSFILE",
 )
 _PING_EVERY_S = 0.2
-# The empty line that a forked process waits for.
+# A forked process waits for this empty line.
 _GO = b"\n"
 _UNKILLABLE_S = 10.0
-# Of /proc/<pid>/stat, counted after the command's name.
+# Field indices in /proc/<pid>/stat, counted after the command's name.
 _PARENT_FIELD, _SESSION_FIELD = 1, 3
 
 
 class TrainingProcess:
-    """A training process in a session of its own. Reports come over a pipe; requests go to its standard input.
+    """A training process in its own session. Reports arrive over a pipe; requests go to its standard input.
 
     Args:
         command: what to run; the attempt's directory, the reports' file descriptor and this process's id are appended.
-        folder: the attempt's directory; what the process prints goes to `log.txt` there.
-        environment: variables to set on top of this process's own.
+        folder: the attempt's directory; the process's output goes to `log.txt` there.
+        environment: variables to set in addition to this process's own.
         lock: a file descriptor that the process inherits and keeps open.
-        server: what forks the process, or why it starts by itself.
-        give_up: whether the fork server is not waited for any longer.
+        server: the server that forks the process, or the reason for starting without one.
+        give_up: returns whether to stop waiting for the fork server.
 
     Attributes:
         cold_reason: why it was not forked; None when it was.
-        heard_at: when it was last heard of, by `time.monotonic`.
-        killed_at: when it was killed first, if it was.
-        peak_memory_bytes: the most memory that it and its children were seen to hold.
+        heard_at: when it last sent something, by `time.monotonic`.
+        killed_at: when it was first killed, if it was.
+        peak_memory_bytes: the highest observed memory use of it and its children.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TrainingProcess:
         locks = [lock] if lock is not None else []
         self._reports, write_end = os.pipe()
         given, self._input = os.pipe()
-        # A process that does not read must not stop the one that watches it.
+        # A process that does not read must not block its supervisor.
         os.set_blocking(self._input, False)
         try:
             with (folder / "log.txt").open("ab") as output:
@@ -107,7 +107,7 @@ class TrainingProcess:
         self.peak_memory_bytes = 0
 
     def resident_bytes(self) -> int | None:
-        """Memory that the process holds, in bytes; None when it is gone, or where the kernel does not say."""
+        """Memory that the process holds, in bytes; None if it is gone or the kernel does not report it."""
         try:
             pages = int(Path(f"/proc/{self.pid}/statm").read_text(encoding="ascii").split()[1])
         except (OSError, IndexError, ValueError):
@@ -115,20 +115,20 @@ class TrainingProcess:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def look_at_memory(self) -> None:
-        """Notes what the process and its children hold. Call it often: there is no number once they are gone."""
+        """Samples the memory of the process and its children. Call it often: once they are gone it cannot be measured."""
         with suppress(OSError):
             children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text(encoding="ascii").split()
             self.peak_memory_bytes = max(self.peak_memory_bytes, sum(map(_held_bytes, [str(self.pid), *children])))
 
     def hear(self, seconds: float) -> list[dict[str, Any]] | None:
-        """Reports that arrive within `seconds`; None once there will be no more."""
+        """Reports that arrive within `seconds`; None when there will be no more."""
         self._ping()
         if not self._is_silent:
             ready, _, _ = select.select([self._reports], [], [], seconds)
             if not ready:
                 if not self._has_ended(0):
                     return []
-                # It may have reported its end since; or it left the pipe to a descendant, and is over all the same.
+                # It may have sent its final report since, or a descendant may hold the pipe open although it has ended.
                 if not select.select([self._reports], [], [], 0)[0]:
                     return None
             data = os.read(self._reports, 2**16)
@@ -137,30 +137,30 @@ class TrainingProcess:
                 self.heard_at = time.monotonic()
                 *lines, self._buffer = (self._buffer + data).split(b"\n")
                 return [json.loads(line) for line in lines]
-        # The end of the reports comes before the end of the process by a moment.
+        # The reports end a moment before the process does.
         return None if self._has_ended(seconds) else []
 
     def ask_to_stop(self) -> None:
-        """Asks it to save a checkpoint at its next step boundary and to leave."""
+        """Asks it to save a checkpoint at its next step boundary and exit."""
         self._say(b"stop\n")
 
     def interrupt(self) -> None:
-        """Ends it without waiting for a step; it may close its files."""
+        """Ends it without waiting for a step, but lets it close its files."""
         self._signal(signal.SIGINT)
 
     def abort(self) -> None:
-        """Ends it and has it write to its log where it stood."""
+        """Ends it and makes it write its stack traces to the log."""
         self._signal(signal.SIGABRT)
 
     def kill(self) -> None:
-        """Ends every process of its group at once."""
+        """Kills every process of its group."""
         self.killed_at = self.killed_at or time.monotonic()
         self._signal(signal.SIGKILL)
 
     def end(self) -> tuple[int | None, list[int]]:
-        """Ends whatever is left of it. Returns its exit code and the processes of its session that still live.
+        """Ends everything that is left. Returns its exit code and the processes of its session that still live.
 
-        The code is None when the kernel does not let it go, as may happen in a driver or on a file server that hangs.
+        The code is None if the kernel cannot end it, as may happen when a driver or a file server hangs.
         """
         self.kill()
         try:
@@ -181,7 +181,7 @@ class TrainingProcess:
         return code, left
 
     def _has_ended(self, seconds: float) -> bool:
-        """Whether it ends within a time. It is left to be waited for at its end, so that no other process gets its id."""
+        """Whether it ends within `seconds`. It is not reaped here, so that its id is not reused."""
         if not hasattr(os, "pidfd_open"):
             try:
                 self._process.wait(seconds)
@@ -204,24 +204,24 @@ class TrainingProcess:
         try:
             os.write(self._input, line)
         except (BrokenPipeError, BlockingIOError):
-            # It has ended, or does not listen; either is seen elsewhere.
+            # It has ended or does not listen; both are handled elsewhere.
             return
 
     def _signal(self, number: signal.Signals) -> None:
         try:
             os.killpg(self.pid, number)
         except ProcessLookupError:
-            # One that was forked a moment ago has no group of its own yet, and nothing below it.
+            # A process that was just forked has neither its own group nor children yet.
             _kill(self.pid, number)
 
 
 def session_processes(session: int) -> list[int]:
-    """Living processes of a session (Linux; elsewhere none are found)."""
+    """Living processes of a session (Linux; empty elsewhere)."""
     return [pid for pid, state, _ in _members(session) if state not in "ZX"]
 
 
 def _reap(session: int) -> None:
-    """Waits for processes of a session that have ended, where this process got them as orphans."""
+    """Reaps ended processes of a session that this process inherited as orphans."""
     for pid, state, parent in _members(session):
         if state == "Z" and parent == os.getpid():
             os.waitpid(pid, os.WNOHANG)
@@ -239,12 +239,12 @@ def _members(session: int) -> Iterator[tuple[int, str, int]]:
 
 
 def whole_environment(own: Mapping[str, str]) -> dict[str, str]:
-    """All variables of a training process: this process's without secrets, and its own on top."""
+    """All variables of a training process: this process's without secrets, overridden by `own`."""
     return {**{name: value for name, value in os.environ.items() if name not in _SECRETS}, **own}
 
 
 def _held_bytes(pid: str) -> int:
-    """A process's memory without what it shares: pages of files, which the kernel can drop; 0 when it is gone."""
+    """A process's memory in bytes, without pages of files, which the kernel can drop; 0 if it is gone."""
     try:
         _, resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[:3]
     except OSError:

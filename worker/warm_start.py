@@ -1,6 +1,6 @@
-"""The fork server as a supervisor holds it: started, asked for runs, and replaced when it is lost.
+"""The supervisor's handle on the fork server: start it, request runs, and replace it when it is lost.
 
-Linux only. The server ends with its supervisor: by the parent-death signal, and by the end of the socket between them.
+Linux only. The server ends with its supervisor: by the parent-death signal, and when the socket between them closes.
 """
 
 import ctypes
@@ -32,16 +32,16 @@ _READY_TIMEOUT_S = 120.0
 _ANSWER_TIMEOUT_S = 10.0
 _END_TIMEOUT_S = 5.0
 _TICK_S = 0.1
-# Starts in a row that end before the server is ready, after which it is given up.
+# Consecutive failed starts after which the server is given up.
 _MAX_STARTS = 3
-# Read when they are used, not when a library is imported, so each run may have its own: CUDA looks when it is first used.
+# Variables that are read on first use, as by CUDA, not on import, so that each run may have its own.
 _PER_RUN = frozenset({tracing.VARIABLE, GPU_VARIABLE, "CUDA_VISIBLE_DEVICES"})
 _PACKAGES = ("worker", "trainer_core", "jobs")
 _ROOT = Path(__file__).resolve().parent.parent
 
 
 class ColdReason(StrEnum):
-    """Why a run was not forked. The event `first_step` has it."""
+    """Why a run was not forked; part of the event `first_step`."""
 
     SWITCHED_OFF = "switched_off"
     GPU = "gpu"
@@ -55,7 +55,7 @@ class ColdReason(StrEnum):
 
 
 class ColdStart(Exception):
-    """This run has to import everything by itself."""
+    """The run cannot be forked and must import everything itself."""
 
     def __init__(self, reason: ColdReason, details: str = "") -> None:
         super().__init__(f"{reason.value}: {details}" if details else reason.value)
@@ -63,13 +63,13 @@ class ColdStart(Exception):
 
 
 class ForkedProcess:
-    """A child of this process that the fork server forked, with what is used of `subprocess.Popen`."""
+    """A child of this process that the fork server forked, with the used part of `subprocess.Popen`'s interface."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
 
     def wait(self, timeout: float) -> int:
-        """Its exit code, negative for a signal, once. Raises `subprocess.TimeoutExpired`."""
+        """Its exit code, negative for a signal. Call it once. Raises `subprocess.TimeoutExpired`."""
         descriptor = os.pidfd_open(self.pid)
         try:
             if not select.select([descriptor], [], [], timeout)[0]:
@@ -80,11 +80,11 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """Starts the server and asks it for runs; not for use by several threads.
+    """Starts the server and requests runs. Not thread-safe.
 
     Args:
         command: the command of a training process, `(sys.executable, "-m", MODULE)`.
-        environment: all variables of the server, and of its runs but for those that each run has for itself.
+        environment: all variables of the server and its runs, except those that each run sets for itself.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
@@ -98,15 +98,15 @@ class ForkServer:
 
     @property
     def pid(self) -> int | None:
-        """The server's process id while there is one."""
+        """The server's process id; None if it is not running."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Starts the server, which then imports in the background. Returns at once; never raises."""
+        """Starts the server, which then imports in the background. Returns immediately; never raises."""
         if self._process or self._off:
             return
         if sys.platform != "linux" or len(self._command) != 3 or self._command[:2] != (sys.executable, "-m"):
-            self._give_up(ColdReason.UNSUPPORTED, "fork servers need Linux, and a training that is a Python module")
+            self._give_up(ColdReason.UNSUPPORTED, "fork servers need Linux, and a run that is a Python module")
             return
         if self._starts >= _MAX_STARTS:
             self._give_up(ColdReason.UNFIT, f"it ended {self._starts} times before it was ready")
@@ -136,23 +136,23 @@ class ForkServer:
     def fork(
         self, folder: Path, environment: Mapping[str, str], descriptors: Sequence[int], give_up: Callable[[], bool]
     ) -> ForkedProcess:
-        """A new run, which waits for a first byte on its standard input.
+        """Forks a new run, which waits for a first byte on its standard input.
 
         Args:
             folder: the attempt's directory.
             environment: all variables of the run.
-            descriptors: its standard input, its log, where its reports go, and what else it keeps.
-            give_up: whether the end of the server's imports is not waited for any longer.
+            descriptors: its standard input, its log, its reports, and others to keep open.
+            give_up: returns whether to stop waiting for the server's imports.
 
         Raises:
-            ColdStart: there is none, and no process is left of the try.
+            ColdStart: there is no new run, and the attempt left no process behind.
         """
         if self._off:
             raise ColdStart(*self._off)
         try:
             return self._forked(folder, environment, descriptors, give_up)
         except (OSError, ValueError) as error:
-            # Whatever is wrong here, the run can start by itself.
+            # Whatever went wrong, the run can start without the server.
             self._replace()
             raise ColdStart(ColdReason.LOST, f"{type(error).__name__}: {error}") from error
 
@@ -177,7 +177,7 @@ class ForkServer:
             raise ColdStart(ColdReason.UNSUPPORTED) from error
 
     def close(self) -> None:
-        """Ends the server, and whatever of it has not become a run."""
+        """Ends the server and any fork that has not become a run."""
         if self._process is None:
             return
         if self._channel:
@@ -192,7 +192,7 @@ class ForkServer:
         self._process = self._channel = None
 
     def _check(self, environment: Mapping[str, str]) -> None:
-        """Raises `ColdStart` if a run of this server would be another than one that starts by itself."""
+        """Raises `ColdStart` if a forked run would differ from one that starts without the server."""
         if code_stamp() != self._stamp:
             self._starts = 0
             self._replace()
@@ -236,7 +236,7 @@ class ForkServer:
         return answer
 
     def _receive(self, seconds: float) -> dict[str, Any] | None:
-        """A message of the server; None when none came. Raises `ColdStart` when it has ended."""
+        """A message from the server, or None on timeout. Raises `ColdStart` if the server has ended."""
         assert self._channel
         if not select.select([self._channel], [], [], seconds)[0]:
             return None
@@ -252,7 +252,7 @@ class ForkServer:
         return json.loads(message)
 
     def _replace(self) -> None:
-        """Ends the server, and starts another one for the next run."""
+        """Ends the server and starts a new one for the next run."""
         self.close()
         self.start()
 
@@ -263,16 +263,16 @@ class ForkServer:
 
 
 def _has_ended(child: int) -> bool:
-    """Whether a child has ended, which is not waited for, so that its id stays its own. Raises `ChildProcessError`."""
+    """Whether a child has ended, without reaping it, so that its id is not reused. Raises `ChildProcessError`."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def needs_bitsandbytes(spec: Mapping[str, Any], models: Mapping[str, str]) -> bool:
-    """Whether a job holds weights in few bits, or an optimizer's state, which the fork server cannot prepare.
+    """Whether a job uses quantised weights or optimizer state, which the fork server cannot prepare.
 
     Args:
         spec: the resolved job.
-        models: where its models are, by name.
+        models: the paths of its models, by name.
     """
     if spec.get("load_in_4bit") or spec.get("ref_load_in_4bit") or str(spec.get("optim")).endswith("bit"):
         return True
@@ -281,12 +281,12 @@ def needs_bitsandbytes(spec: Mapping[str, Any], models: Mapping[str, str]) -> bo
 
 
 def receive_orphans(wanted: bool) -> None:
-    """Whether descendants of this process whose parents have ended become its children."""
+    """Sets whether orphaned descendants become children of this process."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
 
 
 def reap_group(group: int) -> None:
-    """Waits for children of this process in a process group that is being killed: orphans that became its own."""
+    """Reaps orphans that became children of this process, in a process group that is being killed."""
     deadline = time.monotonic() + _END_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -297,21 +297,21 @@ def reap_group(group: int) -> None:
 
 
 def code_stamp() -> str:
-    """What changes when this product, or a package beside it, is changed on the disk."""
+    """A fingerprint that changes when this product or an installed package changes on disk."""
     digest = hashlib.sha256()
     for path in sorted(path for name in _PACKAGES for path in (_ROOT / name).rglob("*.py")):
         with suppress(FileNotFoundError):  # removed a moment ago
             status = path.stat()
             digest.update(f"{path} {status.st_mtime_ns} {status.st_size}\n".encode())
     for entry in sys.path:
-        # An installation adds, renames or removes a directory there.
+        # Installing a package adds, renames or removes a directory here.
         if Path(entry).name in ("site-packages", "dist-packages") and os.path.isdir(entry):
             digest.update(f"{entry} {os.stat(entry).st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def _control_group() -> str:
-    """Of this process, as a server inherits it when it is started."""
+    """This process's control group, which a server inherits at its start."""
     try:
         return Path("/proc/self/cgroup").read_text(encoding="utf-8")
     except OSError:

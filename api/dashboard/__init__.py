@@ -1,4 +1,4 @@
-"""The dashboard: pages for people, made in the browser from files of this package. It has no data of its own."""
+"""The dashboard: pages for people, rendered in the browser from this package's files. It has no data of its own."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from trainer_core.wording import Language, catalogue
 
 _STATIC = Path(__file__).parent / "static"
-# Everything comes from this service and nothing is written into the page: a text that slips through cannot run.
+# Everything comes from this service and scripts cannot be injected: text that slips through cannot run.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -24,11 +24,11 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    # Asked again each time, and answered with 304: after an update no page runs with old parts.
+    # Revalidated on every load, and answered with 304: after an update no page runs with old parts.
     "Cache-Control": "no-cache",
 }
 
-# Python before 3.14 knows this type only where the system lists it.
+# Before 3.14, Python knows this type only if the system lists it.
 mimetypes.add_type("font/woff2", ".woff2")
 
 

@@ -15,7 +15,7 @@ from jobs.artifacts import ArtifactKind
 
 router = APIRouter(tags=["artifacts"])
 
-# What can be made again, or is large; logs, metrics and the manifest go only when they are named.
+# Large or reproducible files. Logs, metrics and the manifest are deleted only if named.
 _LARGE = (ArtifactKind.CHECKPOINT, ArtifactKind.MERGED)
 
 
@@ -25,7 +25,7 @@ def list_artifacts(
     artifacts: Artifacts,
     kind: Annotated[tuple[ArtifactKind, ...], Query(description="Only these kinds.")] = (),
 ) -> ArtifactList:
-    """Every file that the job left behind so far: its model, checkpoints, logs, metrics and manifest, with their hashes."""
+    """Every file that the job has left behind so far: its model, checkpoints, logs, metrics and manifest, with hashes."""
     found = artifacts.of_job(job_id)
     return ArtifactList(job_id=job_id, artifacts=[Artifact.of(file) for file in found if not kind or file.kind in kind])
 
@@ -36,8 +36,8 @@ def list_artifacts(
     responses={
         **responses(404, 416),
         200: {"content": {"application/octet-stream": {}}, "description": "The file"},
-        206: {"content": {"application/octet-stream": {}}, "description": "The range of it that was asked for"},
-        304: {"description": "The file is as the client has it"},
+        206: {"content": {"application/octet-stream": {}}, "description": "The requested range"},
+        304: {"description": "The client's copy is current"},
     },
 )
 def download(
@@ -47,7 +47,7 @@ def download(
     *,
     wanted: Annotated[str | None, Header(alias="range", description="`bytes=1000-`, to resume a download.")] = None,
     if_range: Annotated[str | None, Header(description="The `ETag` of the download to resume.")] = None,
-    if_none_match: Annotated[str | None, Header(description="The `ETag` of what the client has.")] = None,
+    if_none_match: Annotated[str | None, Header(description="The `ETag` of the client's copy.")] = None,
 ) -> Response:
     """The bytes of a file. `ETag` is its SHA-256, as in the list, and `Repr-Digest` the same in base64."""
     record, file, size = artifacts.file(job_id, artifact_id)
@@ -61,19 +61,19 @@ def remove_artifacts(
     artifacts: Artifacts,
     kind: Annotated[tuple[ArtifactKind, ...], Query(description="Default: checkpoints and merged weights.")] = (),
 ) -> Removal:
-    """Deletes files of a job that is over, and says which. The job, its metrics and events stay."""
+    """Deletes files of a finished job, and returns which. The job, its metrics and events stay."""
     return Removal.of(artifacts.remove(job_id, kind or _LARGE), job_id)
 
 
 @router.delete("/jobs/{job_id}", responses=responses(404, 409))
 def remove_job(job_id: Id, artifacts: Artifacts) -> Removal:
-    """Deletes a job that is over, for good: its files, metrics, events and comparisons."""
+    """Permanently deletes a finished job with its files, metrics, events and comparisons."""
     return Removal.of(artifacts.remove_job(job_id), job_id)
 
 
 @router.post("/jobs/{job_id}/merge", response_model=Task, responses={**responses(404, 408, 409, 422), 202: {"model": Task}})
 async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
-    """Makes full weights of base and adapter, as files of the kind `merged`. 202 with a `Location` to poll."""
+    """Merges base and adapter into full weights, as files of the kind `merged`. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.merge, job_id)
     record = await answered(artifacts, waker, record, wait_s)
     return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")
@@ -81,7 +81,7 @@ async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0
 
 @router.post("/jobs/{job_id}/push", response_model=Task, responses={**responses(403, 404, 409), 202: {"model": Task}})
 async def push(job_id: Id, request: PushRequest, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
-    """Puts the model on the Hugging Face hub, where the service has a token for one. 202 with a `Location` to poll."""
+    """Pushes the model to the Hugging Face hub, if the service has a token for it. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.push, job_id, request)
     record = await answered(artifacts, waker, record, wait_s)
     return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")

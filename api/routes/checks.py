@@ -1,4 +1,4 @@
-"""Before a run: what it would do, and what its rows look like to the model."""
+"""Checks before a run: what it would do, and what its rows look like to the model."""
 
 from typing import Annotated
 
@@ -23,10 +23,10 @@ async def validate(
     waker: Wake,
     wait_s: WaitS = 60,
 ) -> Response:
-    """A dry run: nothing is queued for training. The spec with every default, a report of rows and tokens, the plan, memory
-    and time with their bands, rendered samples.
+    """A dry run: nothing is queued for training. Returns the spec with every default, a report of rows and tokens, the plan,
+    memory and time estimates with their bands, and rendered samples.
 
-    What the training would be refused for is refused here in the same way. 202 with a `Location` to poll when the report
+    A spec that would be refused as a job is refused here in the same way. 202 with a `Location` to poll if the report
     takes longer than `wait_s`.
     """
     record = await run_in_threadpool(service.validate, spec, spec.model_dump(mode="json", exclude_unset=True))
@@ -46,5 +46,5 @@ async def preview(
 
 @router.get("/tasks/{task_id}", responses=responses(404))
 def show(task_id: Id, service: Service) -> Task:
-    """What a worker was asked for and, once it is done, its answer."""
+    """A task and, once it is done, its answer."""
     return Task.of(service.task(task_id), waiting_for=service.waiting_for)

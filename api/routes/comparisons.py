@@ -38,9 +38,9 @@ async def compare(
     wait_s: WaitS = 60,
     stream: StreamParameter = False,
 ) -> Response:
-    """Asks both models. 200 with the answers, or 202 with a `Location` to poll when they take longer than `wait_s`.
+    """Asks both models. 200 with the answers, or 202 with a `Location` to poll if they take longer than `wait_s`.
 
-    With `stream` the reply is that of `/comparisons/{comparison_id}/events`.
+    With `stream` the reply is the same as that of `/comparisons/{comparison_id}/events`.
     """
     record = await run_in_threadpool(service.compare, job_id, request)
     if stream:
@@ -58,7 +58,7 @@ async def compare(
     responses={**responses(404), 200: {"content": {"text/event-stream": {}}, "description": "Events"}},
 )
 async def events(job_id: Id, comparison_id: Id, service: Service, waker: Wake) -> Response:
-    """Server-sent events: `partial` with both texts so far, as often as they grew, then `result` or `error`, and the end."""
+    """Server-sent events: `partial` with both texts so far, whenever they have grown, and finally `result` or `error`."""
     await run_in_threadpool(service.comparison, job_id, comparison_id)
     return event_stream(comparison_events(service, waker, job_id, comparison_id))
 
@@ -70,7 +70,7 @@ def list_comparisons(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(pattern=ID, description="`next_cursor` of a page.")] = None,
 ) -> ComparisonPage:
-    """What was asked of the job's model, and its answers, newest first."""
+    """Comparisons made with the job's model, newest first."""
     found = service.comparisons(job_id, limit + 1, cursor)
     shown = found[:limit]
     next_cursor = shown[-1].id if len(found) > limit else None

@@ -53,7 +53,7 @@ async def upload(
     options: Options,
     name: Annotated[PlainText | None, Query(min_length=1, max_length=200, description="A name for the dataset.")] = None,
 ) -> Dataset:
-    """Uploads a dataset and checks every row while it arrives. Invalid rows are named by line.
+    """Uploads a dataset and checks every row as it arrives. Errors name invalid rows by line.
 
     A file that can be read in several ways is refused with `data_unclear`; its `question` says which parameter to set.
     """
@@ -122,7 +122,7 @@ def list_datasets(
 
 @router.delete("/{dataset_id}", responses=responses(404, 409))
 def remove(dataset_id: Id, datasets: Datasets) -> DatasetRemoval:
-    """Deletes a dataset. Refused while a job that is not over uses it."""
+    """Deletes a dataset. Refused while an unfinished job uses it."""
     return DatasetRemoval(dataset_id=dataset_id, freed_bytes=datasets.remove(dataset_id))
 
 
@@ -143,7 +143,7 @@ def rows(
     responses={**responses(404), 200: {"content": {"text/csv": {}}, "description": "The rows as a table"}},
 )
 def broken(dataset_id: Id, datasets: Datasets) -> Response:
-    """The rows that an upload with `on_invalid=skip` skipped, as CSV, each with its line and its errors.
+    """The rows that an upload with `on_invalid=skip` skipped, as CSV, each with its line and errors.
 
     The CSV is UTF-8 with a byte order mark. An apostrophe precedes cells that a spreadsheet would run as a formula.
     Uploading the corrected table removes it if `line` and `problem` are still the first columns.

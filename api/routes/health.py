@@ -1,4 +1,4 @@
-"""Whether the process lives, and whether it can do its work."""
+"""Liveness, readiness and metrics."""
 
 from typing import Literal
 
@@ -23,12 +23,12 @@ def healthz() -> dict[str, str]:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}, "description": "Metrics"}})
 def metrics(request: Request) -> Response:
-    """The service's state and this process's HTTP, for Prometheus. With keys on it needs the `metrics` scope."""
+    """The service's state and this process's HTTP metrics, for Prometheus. Needs the `metrics` scope if keys are on."""
     return Response(generate_latest(request.app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 class Readiness(BaseModel):
-    """Whether the service can do its work, and what it needs for it."""
+    """Whether the service is ready, and the state of the parts that it needs."""
 
     ready: bool
     database: DatabaseState = Field(

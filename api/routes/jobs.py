@@ -29,7 +29,7 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         pattern=IDEMPOTENCY_KEY,
-        description="Chosen by the client, unique to this request: sent again with it, the request makes no second job.",
+        description="Chosen by the client, unique to this request. Sending the request again with it creates no second job.",
     ),
 ]
 
@@ -41,13 +41,13 @@ def submit(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Queues a job. The reply is sent after the job is stored; `Location` is where to watch it."""
+    """Queues a job. The reply is sent after the job is stored; `Location` is the job's URL."""
     job = service.submit(spec, spec.model_dump(mode="json", exclude_unset=True), idempotency_key)
     return _shown(service, response, job)
 
 
 def _shown(service: JobService, response: Response, job: JobRecord) -> Job:
-    """A job that was just stored or changed, with its place."""
+    """A job that was just stored or changed, with its `Location`."""
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     return Job.of(job, service.queue_places([job]).get(job.id))
 
@@ -72,29 +72,29 @@ def list_jobs(
 
 @router.get("/{job_id}", responses=responses(404))
 def show(job_id: Id, service: Service) -> Job:
-    """A job and where it stands."""
+    """A job and its state."""
     job = service.job(job_id)
     return Job.of(job, service.queue_places([job]).get(job.id))
 
 
 @router.post("/{job_id}/cancel", status_code=202, responses=responses(404, 409))
 def cancel(job_id: Id, service: Service, options: CancelOptions | None = None) -> Job:
-    """Cancels a job. One that no worker has is cancelled at once; a running one within seconds, when its process is gone.
+    """Cancels a job: immediately if no worker holds it, otherwise within seconds, once its process has ended.
 
-    With `save_checkpoint` a running training first saves at its next step boundary. Sent again without it, it does not wait.
+    With `save_checkpoint`, a running job first saves at its next step boundary. A second request without it does not wait.
     """
     return Job.of(service.cancel(job_id, options is not None and options.save_checkpoint))
 
 
 @router.post("/{job_id}/pause", status_code=202, responses=responses(404, 409))
 def pause(job_id: Id, service: Service) -> Job:
-    """Pauses a job. A queued one at once; a running one saves a checkpoint at its next step and frees its device."""
+    """Pauses a job: a queued one immediately; a running one saves a checkpoint at its next step and frees its device."""
     return Job.of(service.pause(job_id))
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=responses(404, 409))
 def resume(job_id: Id, service: Service, response: Response) -> Job:
-    """Queues a paused job again, at its old place. It resumes from its checkpoint, exactly as if it had never stopped."""
+    """Requeues a paused job at its old place. It resumes from its checkpoint, exactly as if it had never stopped."""
     return _shown(service, response, service.resume(job_id))
 
 
@@ -106,7 +106,7 @@ def rerun(
     options: RerunOptions | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Queues a new job with the spec of one that is over. The old one stays as it is; `rerun_of` names it."""
+    """Queues a new job with the spec of a finished one, which stays unchanged; `rerun_of` names it."""
     return _shown(service, response, service.rerun(job_id, options is not None and options.from_checkpoint, idempotency_key))
 
 
@@ -121,16 +121,16 @@ def clone(
     ] = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Job:
-    """Queues a new job with the spec that another one was sent, with the fields of the body in place of its own.
+    """Queues a new job with another job's original spec, overridden by the fields of the body.
 
-    The other job may be in any state, and stays as it is; `rerun_of` names it.
+    The other job may be in any state and stays unchanged; `rerun_of` names it.
     """
     return _shown(service, response, service.clone(job_id, overrides or {}, idempotency_key))
 
 
 @router.get("/{job_id}/attempts", responses=responses(404))
 def attempts(job_id: Id, service: Service) -> AttemptList:
-    """Every try of the job: its worker and device, start and end, why it ended, its first and last step."""
+    """Every attempt of the job: its worker and device, start and end, why it ended, its first and last step."""
     return AttemptList(job_id=job_id, attempts=[Attempt.of(record) for record in service.attempts(job_id)])
 
 
@@ -144,13 +144,13 @@ def metrics(
     service: Service,
     *,
     name: Annotated[tuple[str, ...], Query(description="Only these metrics.")] = (),
-    only_current: Annotated[bool, Query(description="Leave out what a later attempt trained again.")] = False,
+    only_current: Annotated[bool, Query(description="Leave out steps that a later attempt repeated.")] = False,
     max_points: Annotated[
         int | None,
         Query(
             ge=4,
             le=100_000,
-            description="The most points per curve: its ends, and the lowest and highest points between them.",
+            description="Maximum points per curve: its ends, and the lowest and highest points between them.",
         ),
     ] = None,
     first_step: Annotated[int | None, Query(ge=0, le=MOST, description="Leave out earlier steps.")] = None,
@@ -175,17 +175,18 @@ def metadata(job_id: Id, service: Service) -> dict[str, object]:
 @router.get(
     "/{job_id}/logs",
     response_class=StreamingResponse,
-    responses={**responses(404), 200: {"content": {"text/plain": {}}, "description": "What the training printed"}},
+    responses={**responses(404), 200: {"content": {"text/plain": {}}, "description": "The log"}},
 )
 def logs(
     job_id: Id,
     service: Service,
     attempt: Annotated[int | None, Query(ge=1, le=MOST, description="One attempt; default all.")] = None,
     last_bytes: Annotated[
-        int | None, Query(ge=1, le=2**40, description="Of each attempt only so much from the end, from a whole line on.")
+        int | None,
+        Query(ge=1, le=2**40, description="Only this many bytes from the end of each attempt, starting at a whole line."),
     ] = None,
 ) -> StreamingResponse:
-    """What the training processes printed, attempt by attempt, also after they ended."""
+    """The logs of the training processes, attempt by attempt, also after they have ended."""
     attempts = service.logs(job_id, attempt)
 
     def read() -> Iterator[bytes]:
@@ -207,7 +208,7 @@ def logs(
     responses={
         **responses(404),
         200: {"content": {"text/event-stream": {}}, "description": "Events"},
-        204: {"description": "The job is over and every event was seen"},
+        204: {"description": "The job is over and the client has seen every event"},
     },
 )
 async def events(
@@ -219,9 +220,9 @@ async def events(
     after: Annotated[int, Query(ge=0, le=MOST, description="The same, for clients that cannot set the header.")] = 0,
     without: Annotated[tuple[EventType, ...], Query(description="Leave these types out, e.g. `metrics`.")] = (),
 ) -> Response:
-    """Server-sent events from the first, or after the last one seen, until the job is over.
+    """Server-sent events, from the first or after the last one seen, until the job is over.
 
-    The data of each has a `message` that says what happened, in the language that `Accept-Language` asks for, with its
+    The data of each has a `message` that says what happened, in the language requested by `Accept-Language`, with its
     `message_code` and `params`, and `at`, when it was stored.
     """
     seen = max(last_event_id, after)

@@ -1,4 +1,4 @@
-"""API keys: made, listed and revoked by who has the `admin` scope; and how a browser signs in with one."""
+"""API keys: create, list and revoke them (needs the `admin` scope), and sign a browser in with one."""
 
 from typing import Annotated, Any
 
@@ -20,13 +20,13 @@ class KeyRequest(Sent):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tenant": "research", "scopes": ["write"]}]})
 
-    tenant: str = Field("default", pattern=TENANT, description="Whose jobs and datasets it reaches, and no others.")
-    # Not strict: JSON has words where Python has the enumeration.
+    tenant: str = Field("default", pattern=TENANT, description="The tenant whose jobs and datasets it can reach.")
+    # Not strict: JSON has strings for Python's enumeration.
     scopes: list[Annotated[Scope, Strict(False)]] = Field(
         [Scope.WRITE], min_length=1, max_length=8, description="What it may do; `write` reads too."
     )
     name: PlainText | None = Field(None, min_length=1, max_length=200, description="For people.")
-    expires_in_days: float | None = Field(None, gt=0, le=3650, description="Default: it does not expire.")
+    expires_in_days: float | None = Field(None, gt=0, le=3650, description="Default: never.")
     max_priority: int = Field(0, ge=-100, le=100, description="The highest `priority` that its jobs may have.")
 
 
@@ -37,7 +37,7 @@ class SignIn(Sent):
 
 
 class Session(BaseModel):
-    """Whom the service takes the caller for."""
+    """The caller's identity, as the service sees it."""
 
     keys_are_on: bool
     tenant: str | None = Field(description="Null: not signed in.")
@@ -56,7 +56,7 @@ class Session(BaseModel):
 
 @router.post("/keys", status_code=201, responses=responses(401, 403))
 def create(body: KeyRequest, access: KeyAccess, response: Response) -> NewKey:
-    """Makes a key. The reply is the only place where it can be read."""
+    """Creates a key. Only this reply contains it."""
     days = body.expires_in_days
     record, key = access.create(
         body.tenant, set(body.scopes), body.name, None if days is None else days * 86_400, body.max_priority
@@ -67,13 +67,13 @@ def create(body: KeyRequest, access: KeyAccess, response: Response) -> NewKey:
 
 @router.get("/keys", responses=responses(401, 403))
 def list_keys(access: KeyAccess) -> KeyList:
-    """Every key that was made, newest first; without the keys themselves, which are kept nowhere."""
+    """All keys, newest first, without the secrets themselves, which are never stored."""
     return KeyList(keys=[Key.of(record) for record in access.made_keys()])
 
 
 @router.delete("/keys/{key_id}", responses=responses(401, 403, 404))
 def revoke(key_id: Id, access: KeyAccess) -> Key:
-    """Revokes a key, for good; its next request is refused."""
+    """Revokes a key permanently. Its next request is refused."""
     return Key.of(access.revoke(key_id))
 
 
@@ -85,7 +85,7 @@ def session(request: Request, access: KeyAccess) -> Session:
 
 @router.post("/session", responses=responses(401))
 def sign_in(body: SignIn, request: Request, response: Response, access: KeyAccess) -> Session:
-    """Signs a browser in: keeps the key in a cookie that no script reads and no other site's page sends."""
+    """Signs a browser in: stores the key in a cookie that scripts cannot read and other sites' pages cannot send."""
     if not access.is_on:
         return Session.of(LOCAL, keys_are_on=False)
     caller = access.authenticate(body.key)

@@ -1,1 +1,1 @@
-"""Every SQL statement of the product, one file a table. Functions take a session; callers own the transaction."""
+"""Every SQL statement of the product, one file per table. Functions take a session; callers own the transaction."""

@@ -14,14 +14,14 @@ from jobs.records import ArtifactRecord, JobRecord
 def keep(
     session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile], attempts: Collection[int]
 ) -> list[str]:
-    """Makes the files of a job those of the list: new ones get an id, changed ones another, those that are gone lose theirs.
+    """Replaces a job's list of files: new and changed files get a new id, and missing ones are dropped.
 
     Args:
-        attempts: those whose files were looked for. What others left, on other machines, is left as it is, and so are merged
-            weights, which no attempt writes.
+        attempts: the attempts whose files were listed. Files of other attempts, on other machines, stay as they are, and so
+            do merged weights, which no attempt writes.
 
     Returns:
-        The names that were dropped.
+        The names of the dropped files.
     """
     known = {record.name: record for record in of_job(session, job_id)}
     now = session.scalar(select(db_now()))
@@ -40,7 +40,7 @@ def keep(
 
 
 def add(session: Session, tenant: str, job_id: str, files: Collection[ArtifactFile]) -> None:
-    """Adds files to those of a job."""
+    """Adds files to a job."""
     now = session.scalar(select(db_now()))
     session.add_all([_record(tenant, job_id, file, now) for file in files])
 
@@ -52,7 +52,7 @@ def of_job(session: Session, job_id: str) -> Sequence[ArtifactRecord]:
 
 
 def jobs_with(session: Session, kind: ArtifactKind, age_s: float, limit: int) -> list[tuple[str, str]]:
-    """Ids and tenants of jobs that ended so long ago and still have files of a kind, the oldest first."""
+    """Ids and tenants of jobs that ended at least `age_s` seconds ago and still have files of a kind, oldest first."""
     has_files = (
         select(ArtifactRecord.number).where(ArtifactRecord.job_id == JobRecord.id, ArtifactRecord.kind == kind).exists()
     )
@@ -61,7 +61,7 @@ def jobs_with(session: Session, kind: ArtifactKind, age_s: float, limit: int) ->
 
 
 def owned(session: Session, tenant: str, job_id: str, artifact_id: str) -> ArtifactRecord | None:
-    """A file of a job of the tenant's."""
+    """A file of one of the tenant's jobs."""
     query = select(ArtifactRecord).where(
         ArtifactRecord.id == artifact_id, ArtifactRecord.job_id == job_id, ArtifactRecord.tenant == tenant
     )

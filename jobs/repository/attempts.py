@@ -1,4 +1,4 @@
-"""Attempts: opened by a claim and closed with the state change that ends them, in the same transaction."""
+"""Attempts: opened by a claim, and closed in the transaction of the state change that ends them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,19 +14,19 @@ from trainer_core.wording import Message
 
 
 def of_job(session: Session, job_id: str) -> Sequence[AttemptRecord]:
-    """All attempts of a job, the first one first."""
+    """All attempts of a job, oldest first."""
     query = select(AttemptRecord).where(AttemptRecord.job_id == job_id)
     return session.scalars(query.order_by(AttemptRecord.number)).all()
 
 
 def opened(session: Session, job_id: str, number: int, *, worker: str, gpu_class: str | None, device: str | None) -> None:
-    """A new attempt. Raises `IntegrityError` when another live one holds the device."""
+    """Adds an attempt. Raises `IntegrityError` if another live one holds the device."""
     fields = {"worker": worker, "gpu_class": gpu_class, "device": device, "last_step": 0}
     session.execute(insert(AttemptRecord).values(job_id=job_id, number=number, started_at=db_now(), **fields))
 
 
 def closed(session: Session, job_id: str, number: int, *, cause: Cause, now: float, reason: str | None) -> None:
-    """Ends an attempt that lives; one that has ended already keeps its end, whatever becomes of the job later."""
+    """Ends a live attempt. One that has already ended keeps its outcome, whatever happens to the job later."""
     session.execute(
         update(AttemptRecord)
         .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number, AttemptRecord.ended_at.is_(None))
@@ -36,7 +36,7 @@ def closed(session: Session, job_id: str, number: int, *, cause: Cause, now: flo
 
 
 def as_stored(reason: str | None) -> dict[str, Any] | None:
-    """The code and the values of a reason; None if it is no `Message`."""
+    """The code and values of a reason; None if it is not a `Message`."""
     return reason.as_dict() if isinstance(reason, Message) else None
 
 
@@ -47,7 +47,7 @@ def outcome(session: Session, job_id: str, number: int) -> str | None:
 
 
 def set_first_step(session: Session, job_id: str, number: int, step: int) -> None:
-    """Notes where the attempt began to train, unless that is known already."""
+    """Records the step at which the attempt began to train, unless it is already known."""
     session.execute(
         update(AttemptRecord)
         .where(AttemptRecord.job_id == job_id, AttemptRecord.number == number, AttemptRecord.first_step.is_(None))
@@ -57,17 +57,17 @@ def set_first_step(session: Session, job_id: str, number: int, step: int) -> Non
 
 
 def set_last_step(session: Session, job_id: str, number: int, step: int, tokens: int) -> None:
-    """Notes how far the attempt is: steps, and tokens that went through the layers."""
+    """Records the attempt's progress: steps, and tokens that went through the layers."""
     _update(session, job_id, number, {"last_step": step, "tokens": tokens})
 
 
 def set_memory(session: Session, job_id: str, number: int, size_bytes: int) -> None:
-    """Notes the memory that the attempt takes: of its device, or of the machine on a CPU."""
+    """Records the memory that the attempt uses: on its device, or on the machine if it runs on a CPU."""
     _update(session, job_id, number, {"memory_bytes": size_bytes})
 
 
 def set_device_report(session: Session, job_id: str, number: int, report: dict[str, Any]) -> None:
-    """Keeps what was seen on the device before and after. An attempt may add it also when it is not the job's any more."""
+    """Stores the device's state before and after. An attempt may add it even after it has lost the job."""
     _update(session, job_id, number, {"device_report": report})
 
 
@@ -78,7 +78,7 @@ def is_device_free(session: Session, device: str) -> bool:
 
 
 def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[float, float | None]]:
-    """Of each running attempt on a worker that serves `gpu_class`: seconds since its start, and its estimate of the rest."""
+    """For each running attempt on a worker that serves `gpu_class`: seconds since its start, and estimated seconds left."""
     query = (
         select(db_now() - AttemptRecord.started_at, JobRecord.seconds_left)
         .join(JobRecord, JobRecord.id == AttemptRecord.job_id)
@@ -90,7 +90,7 @@ def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[flo
 
 
 def trained_s(session: Session, tenant: str, within_s: float) -> float:
-    """Seconds that a tenant's attempts ran which began in the last `within_s` seconds, those of deleted jobs included."""
+    """Total seconds of a tenant's attempts that began in the last `within_s` seconds, including those of deleted jobs."""
     began = db_now() - within_s
     kept = (
         select(AttemptRecord.started_at, AttemptRecord.ended_at)
@@ -105,7 +105,7 @@ def trained_s(session: Session, tenant: str, within_s: float) -> float:
 
 
 def delete(session: Session, job_id: str) -> None:
-    """Deletes the attempts of a job that is over, and keeps what they add up to."""
+    """Deletes the attempts of a finished job, and keeps their totals."""
     a, steps = AttemptRecord, func.coalesce(AttemptRecord.last_step - AttemptRecord.first_step, 0)
     effect = case((a.outcome == Cause.FINISH.value, JobRecord.effect))
     counted = select(JobRecord.tenant, a.started_at, a.ended_at, a.outcome, effect, steps, a.tokens)
@@ -116,13 +116,13 @@ def delete(session: Session, job_id: str) -> None:
 
 
 def last_of_class(session: Session, gpu_class: str | None) -> AttemptRecord | None:
-    """The newest attempt on a worker of the class; on any worker for None."""
+    """The newest attempt on a worker of the class, or on any worker for None."""
     query = select(AttemptRecord).order_by(AttemptRecord.started_at.desc()).limit(1)
     return session.scalar(query if gpu_class is None else query.where(AttemptRecord.gpu_class == gpu_class))
 
 
 def last_durations_s(session: Session, limit: int = 20) -> list[float]:
-    """Seconds that the last attempts took which ended their jobs well."""
+    """Durations, in seconds, of the latest attempts that completed their jobs."""
     query = (
         select(AttemptRecord.ended_at - AttemptRecord.started_at)
         .where(AttemptRecord.outcome == Cause.FINISH.value)

@@ -16,18 +16,18 @@ def insert(session: Session, fields: dict[str, Any]) -> None:
 
 
 def owned(session: Session, tenant: str, dataset_id: str) -> DatasetRecord | None:
-    """A dataset of the tenant's."""
+    """One of the tenant's datasets."""
     return session.scalar(select(DatasetRecord).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant))
 
 
 def held(session: Session, tenant: str, dataset_id: str) -> bool:
-    """Whether the tenant has a dataset, which nobody can delete before the end of this transaction."""
+    """Whether the tenant has a dataset. Locks it against deletion until the transaction ends."""
     query = select(DatasetRecord.id).where(DatasetRecord.id == dataset_id, DatasetRecord.tenant == tenant)
     return session.scalar(query.with_for_update(read=True)) is not None
 
 
 def lock(session: Session, dataset_id: str) -> None:
-    """Before a dataset is deleted: waits for jobs that are being stored with it, and lets no further one be stored."""
+    """Call before deleting a dataset: waits for jobs being stored with it, and blocks new ones."""
     session.execute(select(DatasetRecord.id).where(DatasetRecord.id == dataset_id).with_for_update())
 
 
@@ -36,12 +36,12 @@ def delete(session: Session, dataset_id: str) -> None:
 
 
 def total_bytes(session: Session, tenant: str) -> int:
-    """The size of all datasets of a tenant."""
+    """Total size of a tenant's datasets."""
     return session.scalar(select(func.sum(DatasetRecord.size_bytes)).where(DatasetRecord.tenant == tenant)) or 0
 
 
 def page(session: Session, tenant: str, limit: int, before: int | None = None) -> Sequence[DatasetRecord]:
-    """Datasets of a tenant, newest first, below the number `before`."""
+    """A tenant's datasets, newest first, numbered below `before`."""
     query = select(DatasetRecord).where(DatasetRecord.tenant == tenant).order_by(DatasetRecord.number.desc()).limit(limit)
     if before is not None:
         query = query.where(DatasetRecord.number < before)

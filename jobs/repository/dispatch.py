@@ -1,4 +1,4 @@
-"""What dispatchers know of each other's rounds, and whether leases may be taken back now."""
+"""Coordinates dispatchers' rounds, and decides whether expired leases may be revoked."""
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -8,10 +8,11 @@ from jobs.records import DispatchRecord
 
 
 def begin_round(session: Session, gap_s: float, grace_s: float, host: str) -> bool:
-    """Notes a round. True: leases that ran out may be taken back.
+    """Records a round. True: expired leases may be revoked.
 
-    When nobody looked for more than `gap_s`, the database was away, its clock jumped, or no dispatcher ran: leases may then
-    have run out although their holders live. They get `grace_s` to renew first. A clock that jumped back counts too.
+    A gap of more than `gap_s` between rounds means that the database was away, its clock jumped, or no dispatcher ran, so
+    leases may have expired although their holders live. They get `grace_s` to renew first. A clock that jumped back counts
+    as a gap too.
     """
     row = session.execute(
         select(DispatchRecord.round_at, DispatchRecord.reap_from, db_now()).where(DispatchRecord.id == 1)
@@ -35,6 +36,6 @@ def begin_round(session: Session, gap_s: float, grace_s: float, host: str) -> bo
 
 
 def other_host(session: Session, host: str, within_s: float) -> str | None:
-    """The host of a dispatcher that looked within the last `within_s` seconds, if it is not `host`."""
+    """The host of a dispatcher that ran a round in the last `within_s` seconds, if it is not `host`."""
     recent = DispatchRecord.round_at > db_now() - within_s
     return session.scalar(select(DispatchRecord.host).where(DispatchRecord.host != host, recent))

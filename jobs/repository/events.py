@@ -1,4 +1,4 @@
-"""Events: read here, written by `jobs.repository.jobs` together with what they tell of."""
+"""Reads events. `jobs.repository.jobs` writes them together with the changes they describe."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from jobs.records import EventRecord, JobRecord
 def after(
     session: Session, job_id: str, sequence: int, limit: int = 500, *, without: Sequence[str] = ()
 ) -> Sequence[EventRecord]:
-    """Events of a job beyond a sequence number, in order, but for those of the types `without`."""
+    """A job's events after a sequence number, in order, except those of the types in `without`."""
     query = select(EventRecord).where(EventRecord.job_id == job_id, EventRecord.sequence > sequence)
     if without:
         query = query.where(EventRecord.type.not_in(without))
@@ -19,6 +19,6 @@ def after(
 
 
 def queued_at(session: Session, job: JobRecord) -> float:
-    """When a job that was just claimed had come to the queue: the event before its claim brought it there."""
+    """When a job that was just claimed entered the queue: the time of the event before its claim."""
     query = select(EventRecord.created_at).where(EventRecord.job_id == job.id, EventRecord.sequence == job.event_count - 1)
     return session.scalar(query) or job.created_at

@@ -16,7 +16,7 @@ from jobs.states import REPLACES, TRANSITIONS, Cause, JobState, Request
 from trainer_core.errors import error_dict
 from trainer_core.wording import say
 
-# Columns of an attempt that is over.
+# Job columns to reset when an attempt is over.
 _RELEASED: dict[str, Any] = {
     "lease_token": None,
     "lease_expires_at": None,
@@ -28,7 +28,7 @@ _RELEASED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Fence:
-    """Who may write: one attempt of a job, by the token of its lease. A stale attempt matches no row."""
+    """The right to write: one attempt of a job and the token of its lease. A stale attempt matches no row."""
 
     job_id: str
     attempt: int
@@ -44,7 +44,7 @@ class Fence:
 
 
 def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None = None) -> str:
-    """A new queued job with its first event; returns its id. Raises `IntegrityError` when its idempotency key exists."""
+    """Adds a queued job with its first event and returns its id. Raises `IntegrityError` if its idempotency key exists."""
     job_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
     turn = _next_turn(session, fields["tenant"], fields.get("priority", 0), fields.get("gpu_class"))
@@ -56,10 +56,10 @@ def insert(session: Session, fields: dict[str, Any], data: dict[str, Any] | None
 
 
 def _next_turn(session: Session, tenant: str, priority: int, gpu_class: str | None) -> int:
-    """The turn after the tenant's last one, or where the queue of that priority and class stands, if that is later.
+    """The turn after the tenant's last one, or the current turn of the queue of that priority and class if that is later.
 
-    One tenant's jobs keep their order, and another's first job comes before the second one that waits of each. Jobs that
-    were cancelled before they began took no turn, and jobs that come back to the queue do not say where it stands.
+    One tenant's jobs keep their order, and another tenant's first job precedes everyone's second waiting job. Jobs that
+    were cancelled before they began took no turn, and requeued jobs do not define the current turn.
     """
     of_priority = JobRecord.priority == priority
     never_began = and_(JobRecord.state == JobState.CANCELLED, JobRecord.attempt == 0)
@@ -74,12 +74,12 @@ def _next_turn(session: Session, tenant: str, priority: int, gpu_class: str | No
 
 
 def get(session: Session, job_id: str) -> JobRecord | None:
-    """A job of whatever tenant: for workers."""
+    """A job of any tenant, for workers."""
     return session.scalar(select(JobRecord).where(JobRecord.id == job_id))
 
 
 def owned(session: Session, tenant: str, job_id: str) -> JobRecord | None:
-    """A job of the tenant's."""
+    """One of the tenant's jobs."""
     return session.scalar(select(JobRecord).where(JobRecord.id == job_id, JobRecord.tenant == tenant))
 
 
@@ -97,7 +97,7 @@ def page(
     state: str | None = None,
     method: str | None = None,
 ) -> Sequence[JobRecord]:
-    """Jobs of a tenant, newest first, below the number `before`."""
+    """A tenant's jobs, newest first, numbered below `before`."""
     query = select(JobRecord).where(JobRecord.tenant == tenant).order_by(JobRecord.number.desc()).limit(limit)
     if before is not None:
         query = query.where(JobRecord.number < before)
@@ -109,28 +109,28 @@ def page(
 
 
 def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | None, dict[str, int]]:
-    """By class and id, the place of each queued job among `jobs` in the order of claims, from 1.
+    """The position in the queue of each queued job among `jobs`, from 1, by class and id.
 
-    It counts the jobs that a worker of the job's class would take first: those of that class and those of none.
+    A position counts the jobs that a worker of the job's class would claim: those of that class and those of none.
     """
     positions: dict[str | None, dict[str, int]] = {}
     queued = [job for job in jobs if job.state == JobState.QUEUED]
-    # Once along the queue for each class that occurs, however many of its jobs are asked for.
+    # One pass over the queue per class, regardless of how many of its jobs are requested.
     for gpu_class in {job.gpu_class for job in queued}:
         served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
         place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)).label("place")
-        # Columns of one index alone: the jobs themselves lie all over the table.
+        # Reads one index only: the job rows are scattered over the table.
         queue = select(JobRecord.number, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
         ids = {job.number: job.id for job in queued if job.gpu_class == gpu_class}
         rows = session.execute(select(queue.c.number, queue.c.place).where(queue.c.number.in_(ids)))
-        # Those that were claimed meanwhile have no place.
+        # Jobs claimed meanwhile have no position.
         if places := {ids[row[0]]: row[1] for row in rows}:
             positions[gpu_class] = places
     return positions
 
 
 def pausing(session: Session, jobs: Sequence[JobRecord]) -> set[str]:
-    """The ids of those jobs that may not be claimed yet."""
+    """The ids of jobs that may not be claimed yet."""
     later = {job.id: job.not_before for job in jobs if job.not_before is not None}
     now = session.scalar(select(db_now())) if later else 0.0
     return {job_id for job_id, not_before in later.items() if not_before > (now or 0.0)}
@@ -145,9 +145,9 @@ def _transition(
     *,
     reason: str | None = None,
 ) -> str | None:
-    """The one way to change a state: compare-and-set with its event. Returns the job's id, or None if nothing matched.
+    """The only way to change a state: a compare-and-set, with its event. Returns the job's id, or None if nothing matched.
 
-    A change that ends an attempt closes the attempt's row, with `reason`.
+    A change that ends an attempt also closes the attempt's row, with `reason`.
     """
     sources, target = TRANSITIONS[cause]
     if target.is_final:
@@ -174,18 +174,18 @@ def _transition(
 def claim_next(
     session: Session, worker: str, lease_s: float, device: str | None = None, gpu_class: str | None = None
 ) -> JobRecord | None:
-    """Takes the best queued job, with a new attempt and a lease of `lease_s` seconds.
+    """Claims the next queued job, with a new attempt and a lease of `lease_s` seconds.
 
-    The best has the highest priority; among equals tenants take turns, and of one tenant's the oldest comes first.
+    The highest priority comes first. Among equals, tenants take turns, and each tenant's oldest job comes first.
 
     Args:
-        device: the GPU that the attempt will hold. None is returned while another live attempt holds it.
-        gpu_class: the worker's; it takes jobs of that class and jobs of none.
+        device: the GPU that the attempt will hold. Returns None while another live attempt holds it.
+        gpu_class: the worker's class. It claims jobs of that class and jobs of none.
     """
     if device is not None and not attempts.is_device_free(session, device):
         return None
     served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
-    # A row that another worker is claiming at this moment is passed over (PostgreSQL; SQLite has one writer at a time).
+    # Skips rows that another worker is claiming right now (PostgreSQL; SQLite has one writer at a time).
     job_id = session.scalar(
         select(JobRecord.id)
         .where(JobRecord.state == JobState.QUEUED, served, _may_start())
@@ -211,7 +211,7 @@ def claim_next(
     try:
         attempts.opened(session, job_id, job.attempt, worker=worker, gpu_class=gpu_class, device=device)
     except IntegrityError:
-        # Another worker claimed with the same device since we looked; nothing of this claim may stay.
+        # Another worker has claimed with the same device since the check; this claim must be undone entirely.
         session.rollback()
         return None
     return job
@@ -227,12 +227,12 @@ def _is_served_by(gpu_class: str) -> ColumnElement[bool]:
 
 
 def renew(session: Session, fence: Fence, lease_s: float) -> bool:
-    """Prolongs the lease. False: the attempt is not the job's any more."""
+    """Renews the lease. False: the attempt has lost the job."""
     return _write(session, fence, {"lease_expires_at": db_now() + lease_s})
 
 
 def requested(session: Session, fence: Fence) -> str | None:
-    """What a person asked of the attempt (a `Request`), "" for nothing; None: it is not the job's attempt any more."""
+    """What a user asked of the attempt (a `Request`), or "" for nothing. None: the attempt has lost the job."""
     row = session.execute(select(JobRecord.requested).where(fence.condition())).one_or_none()
     return None if row is None else row.requested or ""
 
@@ -246,11 +246,11 @@ def record(
     *,
     report: int | None = None,
 ) -> bool:
-    """Writes columns and an event of a running attempt, in one. False: nothing was written.
+    """Writes columns and an event of a running attempt together. False: nothing was written.
 
     Args:
-        report: the report's number in its attempt, from 1. One that is stored already is not stored again, so that a
-            write whose confirmation was lost can be repeated. None: not numbered.
+        report: the report's number in its attempt, from 1. A report is stored only once, so a write whose confirmation
+            was lost can be retried. None: not numbered.
     """
     condition = fence.condition()
     values = dict(values or {})
@@ -275,7 +275,7 @@ def record(
 def set_progress(
     session: Session, fence: Fence, step: int, total_steps: int, seconds_left: float | None, *, tokens: int = 0
 ) -> bool:
-    """Steps done and tokens computed by the attempt, without an event."""
+    """Records the attempt's steps and tokens, without an event."""
     if not _write(session, fence, {"step": step, "total_steps": total_steps, "seconds_left": seconds_left}):
         return False
     attempts.set_last_step(session, fence.job_id, fence.attempt, step, tokens)
@@ -283,7 +283,7 @@ def set_progress(
 
 
 def set_first_step(session: Session, fence: Fence, step: int) -> bool:
-    """Notes where the attempt began to train."""
+    """Records the step at which the attempt began to train."""
     held = session.scalar(select(JobRecord.number).where(fence.condition())) is not None
     if held:
         attempts.set_first_step(session, fence.job_id, fence.attempt, step)
@@ -291,7 +291,7 @@ def set_first_step(session: Session, fence: Fence, step: int) -> bool:
 
 
 def keep_checkpoint(session: Session, fence: Fence, step: int) -> None:
-    """Notes the step of a checkpoint. One beyond all earlier checkpoints clears the count of lost workers."""
+    """Records the step of a checkpoint. One beyond all earlier checkpoints resets the count of lost workers."""
     session.execute(
         update(JobRecord)
         .where(fence.condition(), JobRecord.checkpoint_step < step)
@@ -301,7 +301,7 @@ def keep_checkpoint(session: Session, fence: Fence, step: int) -> None:
 
 
 def add_warning(session: Session, fence: Fence, warning: dict[str, Any], report: int | None = None) -> bool:
-    """Adds a warning to the job, once, with its event."""
+    """Adds a warning to the job with its event, unless the job already has it."""
     job = session.scalar(select(JobRecord).where(fence.condition()))
     if job is None:
         return False
@@ -319,9 +319,9 @@ def finish(
     *,
     reason: str | None = None,
 ) -> bool:
-    """Ends an attempt: success, failure, cancel, pause or preemption. False: it was not the job's attempt any more.
+    """Ends an attempt: success, failure, cancel, pause or preemption. False: the attempt had lost the job.
 
-    What a person asked in the last moment, after the worker looked, is done all the same where the job would go on.
+    If the job would continue, a request that arrived after the worker's last check is still honoured.
     """
     if cause in (Cause.PREEMPT, Cause.PAUSE):
         asked = session.scalar(select(JobRecord.requested).where(fence.condition()).with_for_update())
@@ -336,26 +336,26 @@ def finish(
 
 
 def cancel_idle(session: Session, job_id: str) -> bool:
-    """Cancels a job that no worker has."""
+    """Cancels a job that no worker holds."""
     where = and_(JobRecord.id == job_id, JobRecord.state.in_((JobState.QUEUED, JobState.PAUSED)))
     error = error_dict("cancelled", say("cancelled_idle"))
     return _transition(session, Cause.CANCEL, where, {"error": error}) is not None
 
 
 def pause_queued(session: Session, job_id: str) -> bool:
-    """Pauses a job that no worker has."""
+    """Pauses a job that no worker holds."""
     where = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
     return _transition(session, Cause.PAUSE, where, {}, {"checkpoint": False}) is not None
 
 
 def resume(session: Session, job_id: str) -> bool:
-    """Queues a paused job again, at its old place."""
+    """Requeues a paused job at its old place."""
     values = {"published_at": db_now(), "losses": 0, "not_before": None}
     return _transition(session, Cause.RESUME, JobRecord.id == job_id, values) is not None
 
 
 def request(session: Session, job_id: str, what: Request) -> bool:
-    """Asks the worker of a running job for something. False: it does not run, or was asked for as much before."""
+    """Sends a request to the worker of a running job. False: it is not running, or was already asked for as much."""
     replaced = or_(JobRecord.requested.is_(None), JobRecord.requested.in_([r.value for r in REPLACES[what]]))
     statement = (
         update(JobRecord)
@@ -374,9 +374,9 @@ def request(session: Session, job_id: str, what: Request) -> bool:
 
 
 def reap(session: Session, max_losses: int) -> list[str]:
-    """Ends every attempt whose lease ran out: back to the queue, or as was asked of it. Returns the jobs' ids."""
+    """Ends every attempt whose lease expired: requeues its job, or applies its pending request. Returns the jobs' ids."""
     expired = and_(JobRecord.state == JobState.RUNNING, JobRecord.lease_expires_at < db_now())
-    # Locked, so that a request that arrives meanwhile is either seen here or finds the job's new state (PostgreSQL).
+    # Locked, so that a concurrent request is either seen here or finds the job's new state (PostgreSQL).
     found = session.scalars(select(JobRecord).where(expired).with_for_update(skip_locked=True)).all()
     return [
         job.id
@@ -392,7 +392,7 @@ def reap(session: Session, max_losses: int) -> list[str]:
 
 
 def shorten_leases(session: Session, lease_s: float) -> None:
-    """Leases never end later than `lease_s` from now: those that do were written before the clock jumped back."""
+    """Shortens leases that end later than `lease_s` from now: they were written before the clock jumped back."""
     session.execute(
         update(JobRecord)
         .where(JobRecord.state == JobState.RUNNING, JobRecord.lease_expires_at > db_now() + lease_s)
@@ -402,7 +402,7 @@ def shorten_leases(session: Session, lease_s: float) -> None:
 
 
 def lose(session: Session, fence: Fence, max_losses: int, reason: str, pause_s: float = 0.0) -> bool:
-    """Ends an attempt whose training process died. False: the attempt was not the job's any more.
+    """Ends an attempt whose training process died. False: the attempt had lost the job.
 
     Args:
         pause_s: seconds until the first retry; doubled with each further loss.
@@ -441,7 +441,7 @@ def _lose(
 
 
 def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequence[JobRecord]:
-    """Queued jobs never published, or published so long ago (or in the future) that the message is taken for lost."""
+    """Queued jobs whose message was not published or seems lost: sent over `older_than_s` seconds ago, or in the future."""
     published = JobRecord.published_at
     late = or_(published.is_(None), published < db_now() - older_than_s, published > db_now() + 1)
     query = select(JobRecord).where(JobRecord.state == JobState.QUEUED, late, _may_start())
@@ -449,7 +449,7 @@ def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> Sequen
 
 
 def queued_by_class(session: Session) -> dict[str | None, int]:
-    """How many queued jobs there are of each class."""
+    """The number of queued jobs in each class."""
     query = select(JobRecord.gpu_class, func.count()).where(JobRecord.state == JobState.QUEUED)
     return {row[0]: row[1] for row in session.execute(query.group_by(JobRecord.gpu_class))}
 
@@ -459,13 +459,13 @@ def mark_published(session: Session, job_id: str) -> None:
 
 
 def mark_unpublished(session: Session, job_id: str) -> None:
-    """For a queued job whose message the broker did not take."""
+    """Marks a queued job whose message the broker did not accept."""
     waits = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
     session.execute(update(JobRecord).where(waits).values(published_at=None))
 
 
 def oldest_expired_lease_s(session: Session) -> float:
-    """For how long the most overdue lease has run out, in seconds; 0 when none has."""
+    """How long ago the most overdue lease expired, in seconds; 0 if none has."""
     overdue = session.scalar(
         select(func.max(db_now() - JobRecord.lease_expires_at)).where(JobRecord.state == JobState.RUNNING)
     )

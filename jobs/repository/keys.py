@@ -28,7 +28,7 @@ def get(session: Session, key_id: str) -> KeyRecord | None:
 
 
 def valid(session: Session, prefix: str) -> Sequence[KeyRecord]:
-    """Keys that begin so, and are neither revoked nor expired."""
+    """Keys with this prefix that are neither revoked nor expired."""
     lives = or_(KeyRecord.expires_at.is_(None), KeyRecord.expires_at > db_now())
     return session.scalars(select(KeyRecord).where(KeyRecord.prefix == prefix, KeyRecord.revoked_at.is_(None), lives)).all()
 
@@ -52,7 +52,7 @@ def revoke(session: Session, key_id: str) -> None:
 
 
 def is_use_news(record: KeyRecord) -> bool:
-    """Whether the key's last use was noted long enough ago to note one again; not each request may cost a write."""
+    """Whether the key's last recorded use is old enough to update; not every request should cost a write."""
     return record.last_used_at is None or abs(time.time() - record.last_used_at) > _USE_NOTED_EVERY_S
 
 

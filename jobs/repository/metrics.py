@@ -1,4 +1,4 @@
-"""Metric points: one value a metric, attempt and step."""
+"""Metric points: one value per metric, attempt and step."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +13,7 @@ from jobs.records import MetricRecord
 
 
 def add(session: Session, job_id: str, attempt: int, step: int, values: dict[str, float | None]) -> None:
-    """Adds points; one that exists already is kept as it is. The caller holds the attempt's fence."""
+    """Adds points; existing ones stay unchanged. The caller holds the attempt's fence."""
     now = session.scalar(select(db_now()))
     rows: list[dict[str, Any]] = [
         {"job_id": job_id, "name": name[:100], "attempt": attempt, "step": step, "value": value, "created_at": now}
@@ -32,7 +32,7 @@ def series(
     first_step: int | None = None,
     last_step: int | None = None,
 ) -> list[CurvePoint]:
-    """The points of a job by name, then attempt and step; of the steps from `first_step` to `last_step`, both included."""
+    """A job's points ordered by name, attempt and step, from `first_step` to `last_step` inclusive."""
     columns = MetricRecord.name, MetricRecord.attempt, MetricRecord.step, MetricRecord.value
     query = select(*columns).where(MetricRecord.job_id == job_id)
     if names:

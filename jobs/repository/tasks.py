@@ -1,4 +1,4 @@
-"""Tasks: queued, claimed and answered like jobs, with a lease and a fence of their own."""
+"""Tasks: queued, claimed and answered like jobs, with their own leases and fences."""
 
 import uuid
 from collections.abc import Collection, Sequence
@@ -25,7 +25,7 @@ def insert(
     *,
     traceparent: str | None = None,
 ) -> str:
-    """A new queued task; returns its id."""
+    """Adds a queued task and returns its id."""
     task_id = uuid.uuid4().hex
     now = session.scalar(select(db_now()))
     session.add(
@@ -49,12 +49,12 @@ def get(session: Session, task_id: str) -> TaskRecord | None:
 
 
 def owned(session: Session, tenant: str, task_id: str) -> TaskRecord | None:
-    """A task of the tenant's."""
+    """One of the tenant's tasks."""
     return session.scalar(select(TaskRecord).where(TaskRecord.id == task_id, TaskRecord.tenant == tenant))
 
 
 def of_job(session: Session, job_id: str, kind: TaskKind, limit: int, before: int | None = None) -> Sequence[TaskRecord]:
-    """Tasks of a kind that concern a job, newest first, below the number `before`."""
+    """A job's tasks of a kind, newest first, numbered below `before`."""
     query = select(TaskRecord).where(TaskRecord.job_id == job_id, TaskRecord.kind == kind)
     if before is not None:
         query = query.where(TaskRecord.number < before)
@@ -62,7 +62,7 @@ def of_job(session: Session, job_id: str, kind: TaskKind, limit: int, before: in
 
 
 def claim_next(session: Session, kinds: Collection[TaskKind], lease_s: float) -> TaskRecord | None:
-    """Takes the oldest task of one of the kinds that is queued, or whose worker let its lease run out."""
+    """Claims the oldest task of the given kinds that is queued, or whose lease has expired."""
     lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
     free = or_(TaskRecord.state == TaskState.QUEUED, lost)
     wanted = select(TaskRecord.id).where(free, TaskRecord.kind.in_(kinds))
@@ -86,7 +86,7 @@ def claim_next(session: Session, kinds: Collection[TaskKind], lease_s: float) ->
 
 
 def renew(session: Session, task: TaskRecord, lease_s: float) -> None:
-    """Prolongs the lease of the worker that holds the task."""
+    """Renews the lease of the worker that holds the task."""
     session.execute(
         update(TaskRecord)
         .where(TaskRecord.id == task.id, TaskRecord.lease_token == task.lease_token)
@@ -96,7 +96,7 @@ def renew(session: Session, task: TaskRecord, lease_s: float) -> None:
 
 
 def shorten_leases(session: Session, lease_s: float) -> None:
-    """Leases never end later than `lease_s` from now: those that do were written before the clock jumped back."""
+    """Shortens leases that end later than `lease_s` from now: they were written before the clock jumped back."""
     session.execute(
         update(TaskRecord)
         .where(TaskRecord.state == TaskState.RUNNING, TaskRecord.lease_expires_at > db_now() + lease_s)
@@ -106,7 +106,7 @@ def shorten_leases(session: Session, lease_s: float) -> None:
 
 
 def tell(session: Session, task: TaskRecord, partial: dict[str, Any]) -> None:
-    """Stores the answer so far, for those who watch it grow."""
+    """Stores the partial answer, for clients that stream it."""
     session.execute(
         update(TaskRecord)
         .where(
@@ -120,7 +120,7 @@ def tell(session: Session, task: TaskRecord, partial: dict[str, Any]) -> None:
 
 
 def poison(session: Session, max_losses: int) -> list[str]:
-    """Fails every task that lost `max_losses` workers. Returns their ids."""
+    """Fails every task that has lost `max_losses` workers. Returns their ids."""
     lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
     statement = (
         update(TaskRecord)
@@ -139,7 +139,7 @@ def poison(session: Session, max_losses: int) -> list[str]:
 
 
 def is_held(session: Session, task: TaskRecord) -> bool:
-    """Whether the task is still its worker's, as it then stays until the transaction ends."""
+    """Whether the worker still holds the task. If so, it keeps it until the transaction ends."""
     query = select(TaskRecord.number).where(
         TaskRecord.id == task.id, TaskRecord.lease_token == task.lease_token, TaskRecord.state == TaskState.RUNNING
     )
@@ -147,7 +147,7 @@ def is_held(session: Session, task: TaskRecord) -> bool:
 
 
 def running_for(session: Session, job_id: str) -> TaskRecord | None:
-    """A task that a worker does for a job at the moment."""
+    """A task that a worker is running for a job."""
     query = select(TaskRecord).where(TaskRecord.job_id == job_id, TaskRecord.state == TaskState.RUNNING)
     return session.scalar(query.limit(1))
 
@@ -158,7 +158,7 @@ def finish(
     result: dict[str, Any] | None = None,
     error: dict[str, Any] | None = None,
 ) -> bool:
-    """Stores the answer or the error. False: another worker has taken the task over."""
+    """Stores the answer or the error. False: another worker has taken over the task."""
     statement = (
         update(TaskRecord)
         .where(
@@ -182,7 +182,7 @@ def finish(
 
 
 def unclaimed(session: Session, older_than_s: float, limit: int = 100) -> list[tuple[str, TaskKind]]:
-    """Tasks whose message seems lost, or whose worker is: their ids and kinds."""
+    """Ids and kinds of tasks whose message or worker seems lost."""
     lost = (TaskRecord.state == TaskState.RUNNING) & (TaskRecord.lease_expires_at < db_now())
     published = TaskRecord.published_at
     # In the future: the clock jumped back.
@@ -198,6 +198,6 @@ def mark_published(session: Session, task_id: str) -> None:
 
 
 def mark_unpublished(session: Session, task_id: str) -> None:
-    """For a queued task whose message the broker did not take."""
+    """Marks a queued task whose message the broker did not accept."""
     waits = (TaskRecord.id == task_id) & (TaskRecord.state == TaskState.QUEUED)
     session.execute(update(TaskRecord).where(waits).values(published_at=None))

@@ -1,4 +1,4 @@
-"""What the service's own gauges are read from: counts over all tenants."""
+"""Counts over all tenants, for the service's own gauges."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jobs.states import Cause, JobState, TaskState
 
 @dataclass(frozen=True)
 class Queue:
-    """Queued jobs of one class: how many, and for how long the oldest has waited."""
+    """Queued jobs of one class: how many, and how long the oldest has waited."""
 
     depth: int
     oldest_s: float
@@ -26,7 +26,7 @@ class Running:
     worker: str
     device: str
     lease_age_s: float
-    """Since its lease was renewed."""
+    """Seconds since its lease was renewed."""
     memory_bytes: int | None
 
 
@@ -39,10 +39,10 @@ class Numbers:
     tasks: dict[tuple[str, str], int]
     running: list[Running]
     steps: int
-    """Optimizer steps of all attempts that there were; here and below, those of deleted jobs count too."""
+    """Optimizer steps of all attempts. Here and below, deleted jobs count too."""
     tokens: int
     attempts: dict[str, int]
-    """Ended attempts by how they ended."""
+    """Ended attempts by outcome."""
     effects: dict[str | None, int]
     """Succeeded jobs by their effect on the model; None for jobs of earlier versions."""
 
@@ -82,7 +82,7 @@ def numbers(session: Session, lease_s: float) -> Numbers:
 
 
 def effects(session: Session) -> dict[str | None, int]:
-    """Succeeded jobs by their effect on the model, including jobs that were deleted since."""
+    """Succeeded jobs by their effect on the model, including deleted jobs."""
     kept = select(JobRecord.effect, func.count()).where(JobRecord.state == JobState.SUCCEEDED)
     gone = select(PastAttemptRecord.effect, func.count()).where(PastAttemptRecord.outcome == Cause.FINISH.value)
     found = Counter[str | None]()

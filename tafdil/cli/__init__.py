@@ -1,15 +1,15 @@
-"""The command line: `tafdil`. Every command has `--json` for programs, and ends with a code that tells what went wrong.
+"""The command line: `tafdil`. Every command has `--json` for programs, and an exit code that says what went wrong.
 
-0    done, and a job that was waited for succeeded
-1    a job that was waited for did not succeed, or something unexpected
-2    the command line itself
+0    done; if the command waited for a job, it succeeded
+1    the job that the command waited for did not succeed, or an unexpected error
+2    an invalid command line
 3    refused: the spec, the data or the model must change first
-4    there is no such job, dataset or file
-5    it does not apply to the current state
-6    no key, a wrong one, or one that may not do this
-7    too often or too much; try later
+4    no such job, dataset or file
+5    the action does not apply to the current state
+6    a missing or invalid key, or one without permission
+7    too many requests, or a quota reached; retry later
 8    the service does not answer, or fails
-124  not over in time
+124  timed out
 130  interrupted
 """
 

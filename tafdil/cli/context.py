@@ -1,4 +1,4 @@
-"""What every command shares: the connection, where it prints, and how it ends."""
+"""Shared by all commands: the connection, the output, and exit codes."""
 
 import functools
 import io
@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-# A program or a file reads every table whole; only a terminal has an edge.
+# Tables are never cut for programs and files; only a terminal has a width.
 _UNBOUNDED = 10_000
 console = Console(
     highlight=False,
@@ -64,7 +64,7 @@ _CODES: tuple[tuple[type[TafdilClientError], int], ...] = (
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the service is, from the options before the command or their variables."""
+    """The service's address and key, from the options before the command or their variables."""
 
     url: str | None
     key: str | None
@@ -74,12 +74,12 @@ _connection: ContextVar[Connection] = ContextVar("connection", default=Connectio
 
 
 def connect_to(where: Connection) -> None:
-    """Sets where the command that follows finds the service."""
+    """Sets the service for the command that follows."""
     _connection.set(where)
 
 
 def connection() -> Client:
-    """A client for the command that runs."""
+    """A client for the running command."""
     where = _connection.get()
     try:
         return Client(where.url, key=where.key, language=language())
@@ -110,7 +110,7 @@ def command(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
             remark(say("cli.interrupted"))
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # Who read the output has seen enough.
+            # The reader of the output has closed it.
             sys.stderr.close()
             raise typer.Exit(0) from None
 
@@ -165,7 +165,7 @@ def message_of(error: TafdilClientError) -> str:
 
 
 def hint_of(error: Mapping[str, Any]) -> str:
-    """What to do about an error of the service, for people at a terminal."""
+    """What to do about an error of the service, for a person at a terminal."""
     own, general = f"cli.hint.{error['code']}", f"hint.{error['code']}"
     if isinstance(error["hint"], Message) or not error["hint"]:
         return error["hint"]
@@ -173,7 +173,7 @@ def hint_of(error: Mapping[str, Any]) -> str:
 
 
 def plain(message: str) -> str:
-    """A message as a value of JSON."""
+    """A message as a JSON value."""
     return in_words(message, io.StringIO()) if isinstance(message, Message) else message
 
 
@@ -243,7 +243,7 @@ def show_json(value: Model | Mapping[str, Any] | list[Any], *, in_a_line: bool =
 
 
 def emit(text: str, style: str | None = None) -> None:
-    """A line for a person: a `Message` in the person's language, or text in which that of users is `told` first."""
+    """Prints a line for a person: a `Message` in their language, or text whose user-supplied parts went through `told`."""
     console.print(in_words(text, sys.stdout) if isinstance(text, Message) else text, style=style, markup=False)
 
 
@@ -253,5 +253,5 @@ def warn(warning: Mapping[str, Any]) -> None:
 
 
 def told(text: object) -> str:
-    """User text that cannot move the cursor. On a terminal it is also isolated from the text around it."""
+    """User text made safe to print: it cannot move the cursor and, on a terminal, is isolated from the text around it."""
     return isolated(str(text)) if shows_direction(sys.stdout) else visible(str(text))

@@ -234,7 +234,7 @@ def preview(
     count: Annotated[int, typer.Option(min=1, max=50, help="How many rows.")] = 2,
     as_json: Json = False,
 ) -> None:
-    """Shows rows as a model sees them: the prompt, and underlined the tokens that the loss is taken of."""
+    """Shows rows as a model sees them: the prompt, and underlined the tokens that count towards the loss."""
     with connection() as client:
         task = client.preview(find_dataset(client, dataset).id, model, first_row=first, rows=count)
         result = (task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}
@@ -253,7 +253,7 @@ def preview(
 @app.command()
 @command
 def delete(dataset: DatasetName, as_json: Json = False) -> None:
-    """Deletes a dataset. Refused while a job that is not over uses it."""
+    """Deletes a dataset. Refused while an unfinished job uses it."""
     with connection() as client:
         removed = client.delete_dataset(find_dataset(client, dataset).id)
     show_json(removed) if as_json else emit(say("cli.dataset_deleted", bytes=removed["freed_bytes"]))

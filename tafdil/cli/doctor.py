@@ -21,7 +21,7 @@ _ASK_TIMEOUT_S = 20
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `is_good` None: worth knowing, and not a fault."""
+    """The result of one check. `is_good` None: worth knowing, but not a fault."""
 
     what: str
     is_good: bool | None
@@ -30,7 +30,7 @@ class Finding:
 
 
 def examine(client: Client, data_dir: Path) -> Iterator[Finding]:
-    """Looks at this machine, then at the service."""
+    """Checks this machine, then the service."""
     yield Finding("Python", sys.version_info >= (3, 11), sys.version.split()[0], say("cli.doctor.python"))
     yield from _packages()
     yield _gpu()

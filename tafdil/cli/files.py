@@ -1,4 +1,4 @@
-"""Commands on what jobs leave behind: list, download, merge, push, delete."""
+"""Commands for jobs' files: list, download, merge, push, delete."""
 
 import sys
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from tafdil.cli.words import in_words
 from trainer_core.wording import say
 
 Kinds = Annotated[
-    list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest; again for more.")
+    list[str] | None, typer.Option("--kind", help="model, merged, checkpoint, log, metrics or manifest. Repeat for more.")
 ]
-# For the merge or the push of a large model.
+# Enough to merge or push a large model.
 _PATIENCE_S = 3600.0
 
 
@@ -38,7 +38,7 @@ def files(job: JobName, kinds: Kinds = None, as_json: Json = False) -> None:
 @command
 def download(
     job: JobName,
-    folder: Annotated[Path | None, typer.Argument(help="Where to; default a directory with the job's id.")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="Target directory; default one named after the job's id.")] = None,
     kinds: Kinds = None,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +57,7 @@ def download(
 
 @command
 def merge(job: JobName, as_json: Json = False) -> None:
-    """Makes full weights of base and adapter; download them with `--kind merged`."""
+    """Merges base and adapter into full weights. Download them with `--kind merged`."""
     with connection() as client:
         task = client.wait_task(client.merge(find_job(client, job).id).id, _PATIENCE_S)
     if as_json:
@@ -71,10 +71,10 @@ def push(
     job: JobName,
     name: Annotated[str, typer.Argument(help="The repository's name, without the account.")],
     kind: Annotated[str, typer.Option(help="model or merged.")] = "model",
-    public: Annotated[bool, typer.Option("--public", help="A repository that is made now is public.")] = False,
+    public: Annotated[bool, typer.Option("--public", help="Make a newly created repository public.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Puts a model on the hub that the service is configured for."""
+    """Pushes a model to the hub configured on the service."""
     with connection() as client:
         task = client.wait_task(client.push(find_job(client, job).id, name, kind, not public).id, _PATIENCE_S)
     show_json(task) if as_json else emit((task.result or {}).get("url", ""))
@@ -84,11 +84,11 @@ def push(
 def delete(
     job: JobName,
     kinds: Kinds = None,
-    whole: Annotated[bool, typer.Option("--job", help="The job itself, with all it has.")] = False,
+    whole: Annotated[bool, typer.Option("--job", help="Delete the job itself and everything that belongs to it.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Deletes checkpoints and merged weights of a job that is over, or other files, or the job itself."""
+    """Deletes checkpoints and merged weights of a finished job, or other files, or the job itself."""
     with connection() as client:
         found = find_job(client, job)
         if not yes:

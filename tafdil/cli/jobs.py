@@ -1,4 +1,4 @@
-"""Commands on jobs: submit, look, watch, control, compare."""
+"""Commands for jobs: submit, show, watch, control, compare."""
 
 import sys
 import time
@@ -27,9 +27,9 @@ from tafdil.text import visible
 from trainer_core.config import METHODS, joined
 from trainer_core.wording import Message, say
 
-Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec; again for more.")]
+Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec. Repeat for more.")]
 FromCheckpoint = Annotated[bool, typer.Option("--from-checkpoint", help="Start from the old job's newest checkpoint.")]
-# In the order in which a person looks at them; others are in `--json` and in `tafdil metrics`.
+# In the order in which people look at them; the others are in `--json` and `tafdil metrics`.
 _WATCHED = (
     "loss",
     "rewards/margins",
@@ -42,7 +42,7 @@ _WATCHED = (
 )
 _METRICS_EVERY_S = 3.0
 _FOLLOW_EVERY_S = 1.0
-# For an answer of the checks worker.
+# How long to wait for the checks worker.
 _PATIENCE_S = 300.0
 
 
@@ -61,13 +61,15 @@ def submit(
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
     fields: Changes = [],  # noqa: B006  # typer copies it
     key: Annotated[
-        str | None, typer.Option("--idempotency-key", help="Submitting again with it makes no second job.")
+        str | None, typer.Option("--idempotency-key", help="Submitting again with the same key creates no second job.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Queue nothing; say what the job would do.")] = False,
-    watch_it: Annotated[bool, typer.Option("--watch", help="Watch it to its end; fail if it does not succeed.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Queue nothing; report what the job would do.")] = False,
+    watch_it: Annotated[
+        bool, typer.Option("--watch", help="Watch the job until it ends; fail if it does not succeed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Queues a training, from a file, from options, or from both."""
+    """Queues a job from a file, options, or both."""
     spec = read_spec(spec_file)
     given = {"method": method, "model_name": model, "name": name}
     spec |= {field: value for field, value in given.items() if value is not None} | changes(fields)
@@ -156,10 +158,10 @@ _STYLES = {"failed": "red", "running": "green", "cancelled": "dim"}
 @command
 def show(
     job: JobName,
-    spec: Annotated[bool, typer.Option("--spec", help="Print its spec alone, with every default, as JSON.")] = False,
+    spec: Annotated[bool, typer.Option("--spec", help="Print only its spec, with every default, as JSON.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Shows a job: where it stands, its tries, its warnings."""
+    """Shows a job: its state, attempts and warnings."""
     with connection() as client:
         found = find_job(client, job)
         tries = client.attempts(found.id)
@@ -198,7 +200,7 @@ def show(
 
 @command
 def watch(job: JobName, as_json: Json = False) -> None:
-    """Watches a job to its end, with its progress and metrics. Fails if the job does not succeed."""
+    """Watches a job's progress and metrics until it ends. Fails if the job does not succeed."""
     with connection() as client:
         _watch(client, find_job(client, job), as_json)
 
@@ -207,7 +209,7 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
     try:
         _watch_to_the_end(client, job, as_json)
     except KeyboardInterrupt:
-        # The person may think that the job ended with the command.
+        # The user may think that the job ended with the command.
         remark(say("cli.watch_interrupted", command=f"tafdil watch {job.id[:8]}"))
         raise typer.Exit(130) from None
 
@@ -272,16 +274,16 @@ def _newest_metrics(client: Client, job_id: str) -> Table:
 @command
 def logs(
     job: JobName,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the job is over.")] = False,
     attempt: Annotated[int | None, typer.Option(min=1, help="One try; default all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Prints what a training printed."""
+    """Prints a run's log."""
     with connection() as client:
         found = find_job(client, job)
         printed: dict[int, int] = {}
         while True:
-            # Read before the logs: what is printed until the end is then in the last reading.
+            # Read the state before the logs, so that the last reading includes everything printed before the end.
             now = client.job(found.id)
             for number in [attempt] if attempt else range(max(1, *printed, 0), now.attempt + 1):
                 text = _log_of(client, found.id, number, must_be_there=attempt is not None and not follow)
@@ -351,21 +353,21 @@ def pause(job: JobName, as_json: Json = False) -> None:
 
 @command
 def resume(job: JobName, as_json: Json = False) -> None:
-    """Queues a paused job again; it continues exactly where it stopped."""
+    """Resumes a paused job exactly where it stopped."""
     with connection() as client:
         _changed(find_job(client, job).resume(), as_json)
 
 
 @command
 def rerun(job: JobName, from_checkpoint: FromCheckpoint = False, as_json: Json = False) -> None:
-    """Queues a new job with the spec of one that is over."""
+    """Queues a new job with the spec of a finished one."""
     with connection() as client:
         _changed(find_job(client, job).rerun(from_checkpoint), as_json)
 
 
 @command
 def clone(job: JobName, fields: Changes = [], as_json: Json = False) -> None:  # noqa: B006  # typer copies it
-    """Queues a new job with the spec of another one, changed."""
+    """Queues a new job with the spec of another one, with changes."""
     with connection() as client:
         changed = changes(fields)
         _changed(find_job(client, job).clone(**changed | named_datasets(client, changed)), as_json)
@@ -384,7 +386,7 @@ def compare(
     wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for an answer, in seconds.")] = 100.0,
     as_json: Json = False,
 ) -> None:
-    """Asks the trained model and its reference, and shows both answers with the proof of which weights answered."""
+    """Asks the trained model and its reference, and shows both answers with proof of which weights gave them."""
     with connection() as client:
         found = find_job(client, job)
         options = {"max_length": max_length, "temperature": temperature, "seed": seed}
@@ -411,7 +413,7 @@ def _all_answered(answers: Sequence[Comparison], wait_s: float) -> None:
 
 
 def _proof_line(proof: dict[str, Any], dtype: str | None) -> str:
-    """`dtype`: what both sides answered in; None in answers of earlier versions."""
+    """`dtype`: the dtype of both sides; None in answers of earlier versions."""
     told = f", in {dtype}" if dtype else ""
     if proof.get("adapter_has_no_effect"):
         return f"The adapter has no effect{told}: both sides are the same model."
@@ -429,7 +431,7 @@ def _said_span(seconds: float) -> Message:
 
 
 def _span(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """A duration in words."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""`tafdil keys`: API keys, for who has the admin key or a key with the `admin` scope."""
+"""`tafdil keys`: manages API keys. Needs the admin key or a key with the `admin` scope."""
 
 from typing import Annotated
 
@@ -14,16 +14,16 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 @command
 def create(
-    tenant: Annotated[str, typer.Option(help="Whose jobs and datasets the key reaches, and no others.")] = "default",
+    tenant: Annotated[str, typer.Option(help="The tenant whose jobs and datasets the key can reach.")] = "default",
     scopes: Annotated[
-        list[str] | None, typer.Option("--scope", help="read, write, metrics or admin; again for more. Default write.")
+        list[str] | None, typer.Option("--scope", help="read, write, metrics or admin. Repeat for more. Default write.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the key.")] = None,
     days: Annotated[float | None, typer.Option(min=0, help="Days until it expires; default never.")] = None,
     max_priority: Annotated[int, typer.Option(min=-100, max=100, help="The highest priority its jobs may have.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Makes a key. It is printed once, alone on standard output, and kept nowhere."""
+    """Creates a key. It is printed once, alone on standard output, and never stored."""
     fields = {"name": name, "expires_in_days": days}
     with connection() as client:
         key = client.create_key(
@@ -42,7 +42,7 @@ def create(
 @app.command("list")
 @command
 def list_keys(as_json: Json = False) -> None:
-    """Lists keys, newest first; without the keys themselves."""
+    """Lists keys, newest first, without the secrets themselves."""
     with connection() as client:
         found = client.keys()
     if as_json:
@@ -67,7 +67,7 @@ def list_keys(as_json: Json = False) -> None:
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="From `tafdil keys list`.")], as_json: Json = False
 ) -> None:
-    """Revokes a key, for good; its next request is refused."""
+    """Revokes a key permanently. Its next request is refused."""
     with connection() as client:
         key = client.revoke_key(key_id)
     show_json(key) if as_json else emit(say("cli.key_revoked", id=key.id))

@@ -1,4 +1,4 @@
-"""`tafdil methods`: the preference methods of the service, and what a job spec of one takes."""
+"""`tafdil methods`: the service's preference methods, and the fields of their job specs."""
 
 import json
 from typing import Annotated, Any
@@ -17,7 +17,7 @@ def methods(
     name: Annotated[str | None, typer.Argument(metavar="METHOD", help="Show the fields of its job spec.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Lists the methods; with a method's name, every field of its job spec with its default, bounds and help."""
+    """Lists the methods or, for one method, every field of its job spec with default, bounds and help."""
     with connection() as client:
         found = client.methods()
     if name is None:
@@ -40,7 +40,7 @@ def _show(method: Method) -> None:
     emit(told(method.description["en"]))
     reference = "is part of the loss" if method.loss_needs_reference else "is not part of the loss"
     emit(f"Dataset kinds: {told(', '.join(method.dataset_kinds))}. The reference model {reference}.")
-    # What people set first comes first; the rest follows as the spec declares it.
+    # The fields that people set first come first, then the rest in the spec's order.
     fields = sorted(method.fields, key=lambda field: not field.is_main)
     rows = [(each.name, _default(each), each.describe(), each.help["en"]) for each in fields]
     show_listing([Column("field", is_whole=True), *map(Column, ("default", "takes", "help"))], rows)

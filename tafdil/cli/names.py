@@ -114,7 +114,7 @@ def _candidates(kind: _Kind[Thing], name: str, found: Sequence[Thing]) -> Messag
 
 
 def not_found(message: Message, hint: Message) -> NotFound:
-    """An error as of the service, for what it has not."""
+    """The error that the service returns for a missing thing."""
     return NotFound(404, {"code": "not_found", "message": message, "hint": hint})
 
 

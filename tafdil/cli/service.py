@@ -1,4 +1,4 @@
-"""Commands on the service itself: run it, show what it does, find what is wrong with it."""
+"""Commands for the service itself: run it, demonstrate it, diagnose it."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ ModelsDir = Annotated[Path | None, typer.Option(help="Your models: <models-dir>/
 
 
 class _Ended(Exception):
-    """A signal asked to end."""
+    """A signal asked the command to end."""
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def _ending_on_signals() -> Generator[None]:
 def serve(
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 picks a free one.")] = 8000,
     as_json: Json = False,
 ) -> None:
     """Runs the whole service on this machine until Ctrl-C: API, dispatcher, workers, embedded broker and database."""
@@ -72,7 +72,7 @@ def serve(
             else:
                 emit(say("cli.serves", url=stack.url, docs=f"{stack.url}/docs"))
                 emit(say("cli.serves_data", path=str(stack.data_dir)))
-                # What a person should know before anybody else reaches it.
+                # What to know before exposing the service to others.
                 emit(say("cli.exposed_with_keys" if stack.has_keys else "cli.exposed_without_keys"))
                 console.print()
             while True:
@@ -88,7 +88,7 @@ def serve(
 @command
 def demo(
     data_dir: DataDir = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The API's port; 0 picks a free one.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Trains the small shipped model with KTO, IPO and CPO, compares the answers, and leaves nothing running."""
@@ -97,7 +97,7 @@ def demo(
     shown = complaints if as_json else console
     with tempfile.TemporaryDirectory(prefix="tafdil-demo-", ignore_cleanup_errors=True) as temporary:
         folder = data_dir or Path(temporary)
-        # A GPU runs one training at a time. Without one, two jobs train at the same time.
+        # A GPU trains one job at a time. Without one, two jobs train at the same time.
         workers = 1 if shutil.which("nvidia-smi") else 2
         stack = LocalStack(folder, None, port, say=complaints.print, train_workers=workers, variables=VARIABLES)
         try:
@@ -122,7 +122,7 @@ def doctor(
     data_dir: Annotated[Path, typer.Option(help="Where the service keeps its data.")] = Path("tafdil-data"),
     as_json: Json = False,
 ) -> None:
-    """Looks at this machine and the service, and says what is wrong and what to do. Ends with 1 when something is."""
+    """Checks this machine and the service, and says what is wrong and how to fix it. Exits with 1 if something is."""
     with connection() as client:
         found = list(examine(client, data_dir))
     if as_json:

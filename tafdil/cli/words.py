@@ -1,6 +1,6 @@
 """The language of the command line, and its sentences in that language.
 
-`TAFDIL_LANG` says which (`en` or `ar`), or else the locale. Help texts are in English.
+`TAFDIL_LANG` (`en` or `ar`) or else the locale decides. Help texts are in English.
 """
 
 import os
@@ -13,14 +13,14 @@ from tafdil.text import isolated, visible
 from trainer_core.wording import LANGUAGES, Language, Message, is_known, worded
 
 VARIABLE = "TAFDIL_LANG"
-# The first that is set decides, as POSIX has it.
+# The first one that is set decides, as in POSIX.
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
 # The marks that set values apart from their neighbours.
 _MARKS = {0x2068: None, 0x2069: None}
 
 
 def unknown_language() -> str | None:
-    """The value of `TAFDIL_LANG` if it is not a language that the command line has."""
+    """The value of `TAFDIL_LANG` if the command line does not speak that language."""
     chosen = os.environ.get(VARIABLE, "")
     return chosen if chosen and chosen not in LANGUAGES else None
 
@@ -48,9 +48,9 @@ def sentence(found: Mapping[str, Any], text: str = "message", code: str = "messa
 
 
 def in_words(text: str, stream: TextIO) -> str:
-    """A sentence in the person's language for a stream, whose values cannot move the cursor.
+    """A sentence in the user's language, for a stream. Its values cannot move the cursor.
 
-    Only on a terminal are values of another direction set apart from their neighbours.
+    On a terminal, values of the other direction are isolated from their neighbours.
     """
     is_marked = shows_direction(stream)
     chosen = language()

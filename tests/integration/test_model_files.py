@@ -209,8 +209,8 @@ def test_memory_that_torch_cannot_have_on_a_cpu_is_a_lack_of_memory(model: Path)
             "X: size mismatch for a: copy",
         ),
         (KeyError("gelu_12"), "KeyError: 'gelu_12'"),
-        (RuntimeError(), "RuntimeError$"),
-        (ValueError("x" * 9000), "x{500}…$"),
+        (RuntimeError(), "“RuntimeError”$"),
+        (ValueError("x" * 9000), "“x{500}…”$"),
     ],
 )
 def test_a_reason_is_more_than_its_first_line_and_bounded(model: Path, error: Exception, reason: str) -> None:
@@ -219,5 +219,8 @@ def test_a_reason_is_more_than_its_first_line_and_bounded(model: Path, error: Ex
 
 
 def test_what_is_not_there_is_named_by_its_kind() -> None:
-    with pytest.raises(ModelNotFound, match="found no adapter '/nowhere': gone"), loading("/nowhere", "adapter_name"):
+    with (
+        pytest.raises(ModelNotFound, match="the adapter “/nowhere” was not found: “gone”"),
+        loading("/nowhere", "adapter_name"),
+    ):
         raise OSError("gone")

@@ -21,9 +21,9 @@ TERMS = re.findall(
 CATALOGUES = sorted(path for path in ROOT.glob("*/**/ar.json") if ".venv" not in path.parts)
 ARABIC_PAGES = sorted([*ROOT.glob("*.ar.md"), *(ROOT / "docs").rglob("*.ar.md")])
 # Packages whose comments, docstrings and texts are held to plain English.
-PLAIN = ("api", "trainer_core")
-# Made from descriptions in `jobs/settings.py`.
-GENERATED = ("settings.md",)
+PLAIN = ("api", "jobs", "tafdil", "trainer_core", "worker")
+# Names in backticks and the fields of f-strings.
+CODE = re.compile(r"`[^`]*`|\{[^{}]*\}")
 
 
 def forms(text: str | dict[str, str]) -> list[str]:
@@ -42,19 +42,19 @@ def words_of(catalogue: Path) -> dict[str, Any]:
 def pages() -> list[Path]:
     """What people read, but for decisions, which keep the words of their day."""
     found = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
-    return sorted(path for path in found if "decisions" not in path.parts and path.name not in GENERATED)
+    return sorted(path for path in found if "decisions" not in path.parts)
 
 
 def sentences(source: str) -> Iterator[tuple[int, str]]:
-    """Comments and strings of a Python file, with their lines."""
+    """Comments and strings of a Python file without the code in them, with their lines."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type in (
             tokenize.COMMENT,
             tokenize.STRING,
             tokenize.FSTRING_MIDDLE if hasattr(tokenize, "FSTRING_MIDDLE") else -1,
-        ):
+        ) and not re.fullmatch(r'"\w+"', token.string):  # a name or a key
             for offset, line in enumerate(token.string.splitlines()):
-                yield token.start[0] + offset, line
+                yield token.start[0] + offset, CODE.sub("", line)
 
 
 def faults(found: Iterator[tuple[int, str]], place: str) -> list[str]:

@@ -94,4 +94,4 @@ def test_variables_that_opentelemetry_refuses_stop_nothing() -> None:
     code = "from jobs import logs, tracing; logs.configure(); print(tracing.configure('test'))"
     ran = run(code, {**ON, "OTEL_BSP_MAX_QUEUE_SIZE": "-1"})
     assert ran.stdout == "False\n"
-    assert "nothing is traced, for OpenTelemetry does not accept its variables: ValueError" in ran.stderr
+    assert "nothing is traced, because OpenTelemetry does not accept its variables: ValueError" in ran.stderr

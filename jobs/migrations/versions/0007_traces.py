@@ -1,4 +1,4 @@
-"""The span that asked for a job or a task, for its trace to go on"""
+"""The span that requested a job or a task, to continue its trace"""
 
 from collections.abc import Sequence
 
