@@ -4,11 +4,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from sqlalchemy import false, update
-
 from jobs.database import Database
 from jobs.errors import DatabaseError
-from jobs.records import JobRecord
+from jobs.repository import dispatch
 from jobs.settings import Settings
 from trainer_core.disk import is_disk_full
 
@@ -34,7 +32,7 @@ class StorageCheck:
             return "replaced"
         try:
             with self._database.transaction() as session:
-                session.execute(update(JobRecord).where(false()).values(step=0))
+                dispatch.check_writable(session)
         except DatabaseError:
             return "down"
         return "up"
