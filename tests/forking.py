@@ -40,7 +40,7 @@ _MODULES = (
     "uvicorn.protocols.http.auto",
 )
 _TICK_S = 0.01
-_HANDED_OVER_S = 30.0
+_HANDED_OVER_S = 240.0
 
 
 class Forked:
