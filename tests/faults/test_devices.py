@@ -86,10 +86,10 @@ def test_two_workers_on_one_gpu(start_rig: StartRig, stand_in_gpu: dict[str, str
     """The second worker refuses the claim while the first trains; no job fails, and none runs beside the other."""
     rig, client = start_rig(workers=2, settings=stand_in_gpu)
     memory = {"memory_file": stand_in_gpu["MEMORY_FILE"], "step_s": 0.05}
-    first = client.submit(job_spec(60, behaviour=memory))["id"]
+    first = client.submit(job_spec(160, behaviour=memory))["id"]
     running(client, first)
     second = client.submit(job_spec(10, behaviour=memory))["id"]
-    for job_id, steps in ((first, 60), (second, 10)):
+    for job_id, steps in ((first, 160), (second, 10)):
         assert finished(rig, client, job_id, steps)["attempt"] == 1
         (attempt,) = client.attempts(job_id)
         assert attempt["device"] == "GPU-7a"
@@ -354,18 +354,18 @@ def test_a_host_whose_clock_is_wrong(start_rig: StartRig, off_s: int) -> None:
 def test_a_dispatcher_that_dies_has_another_beside_it(start_rig: StartRig) -> None:
     """Any number of dispatchers may run; leases are taken back while one does, and readiness tells when none does."""
     rig, client = start_rig(workers=1, dispatchers=2)
-    job_id = client.submit(job_spec(40, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
     running(client, job_id, 6)
-    rig.stop(rig.pid("dispatcher-1"))
+    rig.stand_still(rig.pid("dispatcher-1"))
     os.kill(rig.supervisor_of(the_training(rig, job_id)), signal.SIGKILL)
-    assert finished(rig, client, job_id, 40)["attempt"] == 2
+    assert finished(rig, client, job_id, 160)["attempt"] == 2
 
-    other = client.submit(job_spec(80, behaviour={"step_s": 0.05}))["id"]
+    other = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
     running(client, other, 6)
-    rig.stop(rig.pid("dispatcher-2"))
+    rig.stand_still(rig.pid("dispatcher-2"))
     os.kill(rig.supervisor_of(the_training(rig, other)), signal.SIGKILL)
     until(lambda: not client.ready())
     os.kill(rig.pid("dispatcher-2"), signal.SIGCONT)
     until(client.ready)
-    assert finished(rig, client, other, 80)["attempt"] == 2
+    assert finished(rig, client, other, 160)["attempt"] == 2
     os.kill(rig.pid("dispatcher-1"), signal.SIGCONT)

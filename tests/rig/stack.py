@@ -150,7 +150,7 @@ class Rig(StackUnderTest):
         """Signals every process of a service."""
         os.killpg(self.pid(name), number)
 
-    def stop(self, *pids: int) -> None:
+    def stand_still(self, *pids: int) -> None:
         """Stops processes, but none in the middle of a write to SQLite: it would keep every other from writing.
 
         See "What is not promised" in docs/reliability.md; PostgreSQL ends such a transaction by itself.
