@@ -2,7 +2,9 @@
 
 import gc
 import os
+import sys
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,9 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays; walking over all of it took the collector a third of the time of a test that trains."""
     gc.collect()
     gc.freeze()
+    # Accelerate looks into the metadata of installed packages dozens of times in each run.
+    if accelerate := sys.modules.get("accelerate.utils.imports"):
+        accelerate._is_package_available = cache(accelerate._is_package_available)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ from tafdil import Client
 from tafdil.demo import MODEL
 from tests.conftest import DATA
 from tests.stack import OnlyTheAPI, StackUnderTest, until
+from tests.training import some_rows, write_rows
 from trainer_core.config import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +73,11 @@ def test_the_client_page(stack: StackUnderTest, tmp_path: Path) -> None:
 
 
 def test_the_library_example(tmp_path: Path) -> None:
+    # An epoch of 640 rows would take most of a minute.
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows("kto", 96))
     code = block("library").replace("./checkpoints/kto_arabic", str(tmp_path / "model"))
+    assert "tafdil/shipped/data/kto_train.jsonl" in code
+    code = code.replace("tafdil/shipped/data/kto_train.jsonl", rows)
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert re.search(r"KTO Loss: \d\.\d{4}\nDesirable Accuracy: \d", result.stdout)
@@ -93,7 +98,7 @@ def own_processes(folder: Path) -> list[str]:
 def test_the_demo_learns_shows_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     command = [sys.executable, "-m", "tafdil.cli", "demo", "--data-dir", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1000, check=False)
     assert result.returncode == 0, result.stderr + result.stdout
     print(result.stdout)
     titles = {each.title: each for each in SETTINGS if each.headline}
