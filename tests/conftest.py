@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -21,6 +22,10 @@ from tests.servers import postgres_schema
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as this says, and the runner's processes have it of the terminal that they were started from.
 os.environ.pop("COLUMNS", None)
+
+# How long an example takes says nothing where the machine is busy with other work.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"
 DATA = SHIPPED_DATA_DIR

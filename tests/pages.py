@@ -115,6 +115,8 @@ def unseen(page: str, output: str) -> list[str]:
 
 def _alike(line: str) -> str:
     line = re.sub(r"[\u2066-\u2069]", "", line)
+    # Before the ids: the many decimals of a fraction would be taken for one.
+    line = re.sub(r"\b\d+\.\d+(?:e-?\d+)?\b", "#", line)
     line = re.sub(r"\b[0-9a-f]{8,64}\b", "#", line)
     line = re.sub(r"\d+(?:\.\d+)?(?:e-?\d+)?", "#", line)
     return " ".join(line.split())

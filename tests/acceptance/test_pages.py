@@ -72,7 +72,7 @@ def run(code: str, stack: StackUnderTest, folder: Path, **variables: str) -> "su
     }
     code = code.replace("http://127.0.0.1:8000", stack.url)
     command = ["bash", "-euo", "pipefail", "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1000, check=False, env=environment)
 
 
 @pytest.mark.parametrize("page", SCRIPTS)

@@ -41,7 +41,7 @@ def ran(command: list[str], stack: StackUnderTest, folder: Path) -> "subprocess.
     """A command as a person of this machine runs it, where the service is the stack."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "TAFDIL_URL": stack.url, "PATH": path}
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1000, check=False, env=environment)
 
 
 def test_the_curl_walk(stack: StackUnderTest) -> None:
