@@ -43,7 +43,8 @@ class StackUnderTest(LocalStack):
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{service.name}.log").open("ab") as output:
-            trains = service.name == "generation-worker"
+            # A rig's worker trains without the libraries.
+            trains = service.name == "generation-worker" or "worker.tasks" in service.command
             forked: Any = forking.fork(service.command, service.environment, output, trains=trains)
         service.process = forked
 
