@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tafdil import Client
-from tests.pages import ROOT, SCRIPTS, Block, blocks, marked, script, unseen
+from tests.pages import ROOT, SCRIPTS, Block, blocks, make_clone, marked, script, unseen
 from tests.stack import OnlyTheAPI, StackUnderTest
 
 SPEC = {
@@ -40,24 +40,11 @@ def finished(stack: StackUnderTest) -> str:
         return client.submit(SPEC).wait(check=True).id
 
 
-# Held-out pairs of a clone. Each of a page's runs would spend most of its time on all of them, and no number of a page is
-# compared with what is printed.
-_HELD_OUT = 64
-
-
 @pytest.fixture
 def clone(stack: StackUnderTest, tmp_path: Path) -> Path:
     """A directory that looks like a clone in which the stack was started, where a page's lines may write."""
-    folder = tmp_path / "clone"
-    held_out = folder / "tafdil" / "shipped" / "data" / "pairs_held_out.jsonl"
-    held_out.parent.mkdir(parents=True)
-    rows = (ROOT / held_out.relative_to(folder)).read_text(encoding="utf-8").splitlines(keepends=True)
-    held_out.write_text("".join(rows[:_HELD_OUT]), encoding="utf-8")
+    folder = make_clone(tmp_path / "clone")
     (folder / "tafdil-data").symlink_to(stack.data_dir)
-    for place in (folder, *list(held_out.parents)[2::-1]):
-        for path in (ROOT / place.relative_to(folder)).iterdir():
-            if path.name != ".git" and not (place / path.name).exists():
-                (place / path.name).symlink_to(path)
     return folder
 
 
