@@ -24,6 +24,8 @@ serve: .venv/run.stamp
 	$(BIN)/tafdil serve
 
 # Many tests wait, so three files at a time keep two cores busy. In their own order the long ones come first.
+# Where Python writes no bytecode, each of the processes would rewrite the assertions of all tests and plugins anew.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 

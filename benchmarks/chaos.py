@@ -29,7 +29,7 @@ from tafdil.errors import ApiError, TafdilClientError
 from tests.rig import history
 from tests.rig.invariants import violations
 from tests.rig.stack import Rig, job_spec, with_rows
-from tests.stack import until
+from tests.stack import ENOUGH_S, until
 
 # What is drawn how often. The first seven are SIGKILLs and count as kills.
 KILLS = {"training": 46, "supervisor": 22, "worker": 7, "dispatcher": 5, "api": 4, "redis": 5, "fork_server": 8}
@@ -164,7 +164,7 @@ class Chaos:
         self._rig.signal_tree("postgres", signal.SIGKILL if place < 0.5 else signal.SIGQUIT)
         process = self._rig.service("postgres").process
         assert process
-        process.wait(20)
+        process.wait(ENOUGH_S)
         time.sleep(place * 3)
         self._rig.relaunch("postgres")
 
@@ -193,7 +193,7 @@ class Chaos:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
         self._wake_at = []
-        ends_at = time.monotonic() + 60 + 6 * self._lease_s
+        ends_at = time.monotonic() + ENOUGH_S + 6 * self._lease_s
 
         def is_over() -> bool:
             self._tend()
@@ -252,7 +252,7 @@ def run(options: argparse.Namespace, tell: Callable[[str], None] = print) -> boo
             with_rows(rig)
             chaos = Chaos(rig, client, options.seed, options.pause_s)
             chaos.run(options.kills)
-            until(lambda: rig.watch() or client.ready(), 60)
+            until(lambda: rig.watch() or client.ready())
             found, states = check(rig, chaos.jobs)
             started = starts(rig)
             found["not_forked"] = [] if options.start == "cold" else _not_forked(started)

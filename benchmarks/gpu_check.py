@@ -12,6 +12,7 @@ is printed when it is known; `--out` gets them as JSON, one file an arm, and `gp
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -44,6 +45,8 @@ class Outcome:
     error: str | None = None
 
 
+Start = Callable[[list[str], dict[str, str], IO[bytes]], Any]
+"""Starts a Python module, given its command, environment and output; returns the process, like `subprocess.Popen`."""
 RunArm = Callable[[Arm, float | None], Outcome]
 """Runs an arm, and stops it after the given number of seconds."""
 
@@ -65,7 +68,13 @@ def run_in_order(arms: Sequence[Arm], seconds: float | None, run: RunArm, clock:
     return outcomes
 
 
-def run_arm(arm: Arm, seconds: float | None, shape: str | None, out: Path, models: Path) -> Outcome:
+def start_process(command: list[str], environment: dict[str, str], output: IO[bytes]) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def run_arm(
+    arm: Arm, seconds: float | None, shape: str | None, out: Path, models: Path, *, start: Start = start_process
+) -> Outcome:
     """Runs an arm in a process of its own; whatever it wrote until it ended counts."""
     rows, log = out / f"{arm.name}.jsonl", out / f"{arm.name}.log"
     rows.unlink(missing_ok=True)
@@ -75,19 +84,17 @@ def run_arm(arm: Arm, seconds: float | None, shape: str | None, out: Path, model
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     began = time.monotonic()
     state, error = "ended", None
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env={**os.environ, "PYTHONPATH": python_path}, stdout=file, stderr=subprocess.STDOUT
-        )
+    with log.open("wb") as file:
+        process = start(command, {**os.environ, "PYTHONPATH": python_path}, file)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             # It ends what it has started; an arm that does not is ended.
-            process.terminate()
+            process.send_signal(signal.SIGTERM)
             try:
                 process.wait(10)
             except subprocess.TimeoutExpired:
-                process.kill()
+                process.send_signal(signal.SIGKILL)
                 process.wait()
             state, code = "cut", 0
     if code:
@@ -133,21 +140,21 @@ def _cell(value: object) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, start: Start = start_process) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, help="the model of every arm; default each arm's own")
     parser.add_argument("--arms", nargs="+", choices=[arm.name for arm in ARMS], default=[arm.name for arm in ARMS])
     parser.add_argument("--minutes", type=float, help="stop in time, and say what was not reached")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu", help="a folder for rows, logs and all in one")
     parser.add_argument("--write", type=Path, help="a page whose last run is replaced, e.g. docs/gpu.md")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     arms = [arm for arm in ARMS if arm.name in options.arms]
     seconds = None if options.minutes is None else 60 * options.minutes
     with tempfile.TemporaryDirectory() as models:
 
         def run(arm: Arm, limit: float | None) -> Outcome:
-            return run_arm(arm, limit, options.shape, options.out, Path(models))
+            return run_arm(arm, limit, options.shape, options.out, Path(models), start=start)
 
         outcomes = run_in_order(arms, seconds, run, time.monotonic)
     everything = {"command": sys.argv, "at": datetime.now(UTC).isoformat(), "arms": [asdict(one) for one in outcomes]}

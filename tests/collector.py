@@ -89,7 +89,7 @@ class Collector:
             found = sorted((span for span in self.spans if span.trace == trace), key=lambda span: span.began_ns)
             return found if set(names) <= {span.name for span in found} else []
 
-        return until(look, 30)
+        return until(look)
 
 
 def _listen(collector: Collector, port: int) -> ThreadingHTTPServer:

@@ -2,10 +2,13 @@
 
 import gc
 import os
+import sys
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -20,6 +23,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as this says, and the runner's processes have it of the terminal that they were started from.
 os.environ.pop("COLUMNS", None)
 
+# How long an example takes says nothing where the machine is busy with other work.
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
+
 TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"
 DATA = SHIPPED_DATA_DIR
 
@@ -28,6 +35,9 @@ def pytest_collection_finish() -> None:
     """What is imported by now stays; walking over all of it took the collector a third of the time of a test that trains."""
     gc.collect()
     gc.freeze()
+    # Accelerate looks into the metadata of installed packages dozens of times in each run.
+    if accelerate := sys.modules.get("accelerate.utils.imports"):
+        accelerate._is_package_available = cache(accelerate._is_package_available)
 
 
 @pytest.fixture(autouse=True)

@@ -4,26 +4,32 @@ A stack has six or more processes, and their imports cost more CPU time than mos
 seven seconds. A forked process behaves like `python -m MODULE` with its environment: it is a child of the tests' process,
 runs in its own session and ends with its parent. But `/proc` shows the command and environment of the process it was forked
 from.
+
+A train worker that is forked with the training libraries also forks its fork server, which would import them once more.
+`tests/faults/test_fork_server.py` and `tests/integration/test_warm_start.py` start fork servers as the product does.
 """
 
 import atexit
 import gc
 import json
+import logging
 import os
 import runpy
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, NoReturn
 
 from tafdil.local_stack import _die_with_parent
 from worker import fork_server
-from worker.warm_start import receive_orphans
+from worker.warm_start import ForkServer, receive_orphans
 
 # Modules that read no settings when they are imported.
 _MODULES = (
@@ -40,7 +46,7 @@ _MODULES = (
     "uvicorn.protocols.http.auto",
 )
 _TICK_S = 0.01
-_HANDED_OVER_S = 30.0
+_HANDED_OVER_S = 240.0
 
 
 class Forked:
@@ -86,6 +92,7 @@ def fork(command: Sequence[str], environment: Mapping[str, str], output: IO[byte
         "environment": dict(environment),
         "directory": os.getcwd(),
         "parent": os.getpid(),
+        "trains": trains,
     }
     channel = _channel(trains)
     receive_orphans(True)
@@ -126,7 +133,9 @@ def _channel(trains: bool) -> socket.socket:
         own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with its:
             environment = {**os.environ, **fork_server.VARIABLES, "PYTHONUNBUFFERED": "1"}
-            command = [sys.executable, "-m", __name__, *(["trains"] if trains else [])]
+            # Read when the libraries are imported; every service of a test has it for its runs.
+            environment |= {"HF_HUB_OFFLINE": "1"} if trains else {}
+            command = [sys.executable, "-m", __name__, *(["trains", fork_server.PADDING] if trains else [])]
             process = subprocess.Popen(command, stdin=its.fileno(), start_new_session=True, env=environment)
         _sources[key] = _Source(process, own)
     return _sources[key].channel
@@ -161,9 +170,58 @@ def _become(request: dict[str, Any], output: int) -> None:
     sys.modules.pop("sitecustomize", None)
     with suppress(ImportError):
         import_module("sitecustomize")
+    if request["trains"]:
+        ForkServer._launch = _launch_copy
     module, *arguments = request["command"]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _launch_copy(server: ForkServer) -> None:
+    """Does what `ForkServer._launch` does, with a copy of this process, which has imported what the server would import."""
+    own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    receive_orphans(True)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _become_fork_server(server, its.fileno(), parent)
+    its.close()
+    copy: Any = Forked(pid)
+    server._process, server._channel, server._is_ready = copy, own, False
+    server._starts += 1
+
+
+def _become_fork_server(server: ForkServer, channel: int, parent: int) -> NoReturn:
+    """Runs the fork server in this copy of a pool process of Celery's, and a run in each copy that the server forks."""
+    code = 1
+    try:
+        os.setsid()
+        os.dup2(channel, 0)
+        os.closerange(3, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
+        for number in signal.valid_signals():
+            # As when a program is replaced: what is ignored stays ignored.
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
+        # Celery's, as are the handlers of its log.
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        logging.captureWarnings(False)
+        logging.root.handlers.clear()
+        logging.root.setLevel(logging.WARNING)
+        atexit._clear()
+        os.environ.clear()
+        os.environ.update({**server._environment, **fork_server.VARIABLES})
+        arguments = [server._command[2], str(parent), fork_server.PADDING]
+        sys.argv = ["worker.fork_server", *arguments]
+        fork_server._show_command([sys.executable, "-m", *sys.argv])
+        code = fork_server.main()
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as the interpreter does at its end
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def main() -> None:

@@ -154,9 +154,8 @@ class StagedCheckpoints:
         try:
             super()._save_checkpoint(model, trial)  # pyright: ignore[reportAttributeAccessIssue]
             staged = staging / f"checkpoint-{step}"
-            # A pickle that nothing reads on resume, and peft's model card: both contain paths on this machine.
-            for name in ("training_args.bin", "README.md"):
-                (staged / name).unlink(missing_ok=True)
+            # A pickle that nothing reads on resume, and that contains paths on this machine.
+            (staged / "training_args.bin").unlink(missing_ok=True)
             self.write_more(staged)
             publish(staged, run_dir, step)
         finally:

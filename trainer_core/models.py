@@ -177,7 +177,13 @@ def _called(policy: Any, base_name: str) -> Any:
         adapter.base_model_name_or_path = base_name
     # peft would ask the hub at every save whether the base with that name has embeddings of another size.
     policy.save_pretrained = partial(policy.save_pretrained, save_embedding_layers=False)
+    # Each save would take longer for a card that names places on this machine. `model_card` writes one instead.
+    policy.create_or_update_model_card = _write_no_card
     return policy
+
+
+def _write_no_card(output_dir: str) -> None:
+    """Stands in for peft's `create_or_update_model_card`."""
 
 
 def _adapted(settings: TrainingSettings, model: Any, adapter_path: str | None) -> Any:

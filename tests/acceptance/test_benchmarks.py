@@ -4,27 +4,37 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from benchmarks import demo_proof
+from benchmarks import demo_proof, gpu_check
 from benchmarks.gpu.arm import ARMS
+from tests.forking import fork
 from tests.training import ON_LABELS, ON_PAIRS, train_file
 from trainer_core.config import HEADLINE
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path) -> None:
+def test_the_gpu_check_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
+    arguments = ["--shape", "tiny", "--arms", "machine", "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env={**os.environ}, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (arm,) = json.loads((tmp_path / "out" / "gpu_check.json").read_text(encoding="utf-8"))["arms"]
+    assert (arm["arm"], arm["state"]) == ("machine", "ended")
+
+
+def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "gpu.md"
     page.write_text("# GPUs\n\n<!-- the last run -->\n\nan earlier run\n", encoding="utf-8")
+    monkeypatch.chdir(ROOT)
+    # Forked, as each arm would import the training libraries anew.
     arguments = ["--shape", "tiny", "--out", str(tmp_path / "out"), "--write", str(page)]
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
+    gpu_check.main(arguments, partial(fork, trains=True))
     found = json.loads((tmp_path / "out" / "gpu_check.json").read_text(encoding="utf-8"))
     rows = {arm["arm"]: arm["rows"] for arm in found["arms"]}
     assert {arm["state"] for arm in found["arms"]} == {"ended"}

@@ -32,7 +32,7 @@ def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, s
         page.locator("#f-sample_prompts").fill("ما عاصمة مصر؟")
         found.button("new.check").click()
         start = found.button("new.submit")
-        start.wait_for(timeout=90_000)
+        start.wait_for()
         found.keep("walk-dry-run")
         found.unfold()
         expect(page.locator(".tokens .trained").first).to_be_visible()
@@ -41,7 +41,7 @@ def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, s
         assert found.barriers() == []
 
         start.click()
-        expect(page.locator(".head .state")).to_contain_text(say("state.running"), timeout=60_000)
+        expect(page.locator(".head .state")).to_contain_text(say("state.running"))
         expect(page.locator(".head .state")).to_contain_text(say("state.succeeded"), timeout=300_000)
         page.locator("figure .u-over").first.wait_for()
         found.keep("walk-job")
@@ -53,12 +53,12 @@ def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, s
             page.get_by_role("link", name="adapter_model.safetensors").first.click()
         assert download.value.path().stat().st_size > 1000
         found.button("files.merge").click()
-        page.get_by_text(say("files.merged")).wait_for(timeout=120_000)
+        page.get_by_text(say("files.merged")).wait_for()
 
         page.get_by_role("link", name=say("compare.title"), exact=True).click()
         page.get_by_label(say("compare.prompt")).fill("هل تعرف اسم عاصمة المغرب؟")
         found.button("compare.ask").click()
-        page.get_by_text(say("compare.proof")).wait_for(timeout=90_000)
+        page.get_by_text(say("compare.proof")).wait_for()
         reference, trained = page.locator(".sides .block").all_text_contents()
         assert "الرباط" in trained
         assert trained != reference
@@ -71,5 +71,5 @@ def test_a_newcomer_trains_and_compares_in_the_browser_alone(browser: Browser, s
         page.get_by_role("link", name=say("datasets.title"), exact=True).click()
         page.get_by_role("link", name="pairs_train.jsonl").first.click()
         found.button("dataset.preview_ask").click()
-        page.locator(".tokens .trained").first.wait_for(timeout=60_000)
+        page.locator(".tokens .trained").first.wait_for()
         assert found.untranslated() == found.barriers() == []

@@ -79,7 +79,7 @@ def taken(places: dict[str, Path], prompts: list[str], tmp_path_factory: pytest.
             done = client.wait(job["id"], 400)
             assert done["state"] == "succeeded", done
             answers = [client.compare(job["id"], prompt, max_length=MAX_LENGTH)["result"] for prompt in prompts]
-            until(lambda job=job: client.merge(job["id"], wait_s=60)["result"], 200)
+            until(lambda job=job: client.merge(job["id"], wait_s=60)["result"])
             home = tmp_path_factory.mktemp("home")
             kinds = {file["kind"] for file in client.artifacts(job["id"])}
             client.download(job["id"], home, kinds=sorted(kinds))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tafdil import Client
-from tests.pages import ROOT, SCRIPTS, Block, blocks, marked, script, unseen
+from tests.pages import ROOT, SCRIPTS, Block, blocks, make_clone, marked, script, unseen
 from tests.stack import OnlyTheAPI, StackUnderTest
 
 SPEC = {
@@ -43,11 +43,7 @@ def finished(stack: StackUnderTest) -> str:
 @pytest.fixture
 def clone(stack: StackUnderTest, tmp_path: Path) -> Path:
     """A directory that looks like a clone in which the stack was started, where a page's lines may write."""
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for path in ROOT.iterdir():
-        if path.name not in (".git", "tafdil-data"):
-            (folder / path.name).symlink_to(path)
+    folder = make_clone(tmp_path / "clone")
     (folder / "tafdil-data").symlink_to(stack.data_dir)
     return folder
 
@@ -63,7 +59,7 @@ def run(code: str, stack: StackUnderTest, folder: Path, **variables: str) -> "su
     }
     code = code.replace("http://127.0.0.1:8000", stack.url)
     command = ["bash", "-euo", "pipefail", "-c", code]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1000, check=False, env=environment)
 
 
 @pytest.mark.parametrize("page", SCRIPTS)

@@ -34,7 +34,7 @@ def terminal(
     environment = {**os.environ, "TAFDIL_URL": stack.url, "PYTHONIOENCODING": encoding, "COLUMNS": "100"} | more
     command = [sys.executable, "-m", "tafdil.cli", *words]
     return subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, encoding=encoding, timeout=120, check=False
+        command, cwd=folder, env=environment, capture_output=True, encoding=encoding, timeout=300, check=False
     )
 
 

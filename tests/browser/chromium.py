@@ -31,7 +31,11 @@ ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-_LOOKS = 50
+_LOOKS = 600
+# How long a page may take for what must happen but has no set time: the machine may be busy with other work.
+PATIENCE_MS = 120_000
+# `expect` has a limit of its own, five seconds unless it is set.
+expect.set_options(timeout=PATIENCE_MS)
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 900}
 # Letters of the other language outside what is meant to stay as it is: data, names of fields, dates.
@@ -87,7 +91,7 @@ class Screen:
         self.complaints: list[str] = []
         self.dialogs: list[str] = []
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(20_000)
+        self.page.set_default_timeout(PATIENCE_MS)
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))

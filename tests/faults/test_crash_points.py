@@ -24,6 +24,7 @@ from jobs.states import JobState
 from tests.rig import failpoints, history
 from tests.rig.invariants import violations
 from tests.rig.stack import ROWS, job_spec
+from tests.stack import ENOUGH_S
 from worker.dispatcher import run_round
 from worker.supervisor import Supervisor
 
@@ -68,7 +69,7 @@ def settings_of(folder: Path, url: str) -> Settings:
     return found
 
 
-def play(settings: Settings, seconds: float) -> bool:
+def play(settings: Settings) -> bool:
     """Submits three jobs (as often as needed, with their keys), pauses and resumes one, and runs everything to its end."""
     database = Database(settings.database)
     queue = UnsentQueue()
@@ -81,7 +82,7 @@ def play(settings: Settings, seconds: float) -> bool:
         found.append(service.submit(JOB_SPEC.validate_python(sent), sent, key))
     if found[1].state == JobState.QUEUED and found[1].attempt == 0:
         service.pause(found[1].id)
-    ends_at = time.monotonic() + seconds
+    ends_at = time.monotonic() + ENOUGH_S
     while time.monotonic() < ends_at:
         run_round(database, queue, settings)
         while supervisor.run_next():
@@ -109,7 +110,7 @@ def in_process(folder: Path, url: str, point: str | None, training_point: str | 
             settings = settings_of(folder, url)
             if point:
                 failpoints.install(point)
-            code = 0 if play(settings, 20 if not point else 10) else 1
+            code = 0 if play(settings) else 1
             (folder / "passed.json").write_text(json.dumps(failpoints.passed))
         finally:
             os._exit(code)

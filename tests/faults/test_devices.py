@@ -26,7 +26,7 @@ from tests.faults.conftest import StartRig
 from tests.faults.test_processes import _over, finished, the_training
 from tests.rig import history
 from tests.rig.stack import job_spec, running
-from tests.stack import alive, until
+from tests.stack import ENOUGH_S, alive, until
 from trainer_core.checkpoints import StagedCheckpoints, newest_verified, verified_step
 from trainer_core.errors import DiskFull
 from trainer_core.observer import Observer
@@ -89,10 +89,10 @@ def test_two_workers_on_one_gpu(start_rig: StartRig, stand_in_gpu: dict[str, str
     """The second worker refuses the claim while the first trains; no job fails, and none runs beside the other."""
     rig, client = start_rig(workers=2, settings=stand_in_gpu)
     memory = {"memory_file": stand_in_gpu["MEMORY_FILE"], "step_s": 0.05}
-    first = client.submit(job_spec(60, behaviour=memory))["id"]
+    first = client.submit(job_spec(160, behaviour=memory))["id"]
     running(client, first)
     second = client.submit(job_spec(10, behaviour=memory))["id"]
-    for job_id, steps in ((first, 60), (second, 10)):
+    for job_id, steps in ((first, 160), (second, 10)):
         assert finished(rig, client, job_id, steps)["attempt"] == 1
         (attempt,) = client.attempts(job_id)
         assert attempt["device"] == "GPU-7a"
@@ -108,7 +108,7 @@ def test_a_gpu_is_proven_free(start_rig: StartRig, stand_in_gpu: dict[str, str])
     job_id = client.submit(job_spec(200, behaviour={"memory_file": stand_in_gpu["MEMORY_FILE"], "step_s": 0.05}))["id"]
     running(client, job_id, 5)
     client.cancel(job_id)
-    client.wait(job_id, 15)
+    client.wait(job_id, ENOUGH_S)
     device = list(client.events(job_id))[-1]["data"]["device"]
     assert device == {
         "name": "Stand-in 8GB",
@@ -167,7 +167,7 @@ def little_memory(limit_bytes: int) -> Generator[Path]:
             members = group / "cgroup.procs"
             for pid in members.read_text().split():
                 os.kill(int(pid), signal.SIGKILL)
-            until(lambda members=members: not members.read_text().split(), 10)
+            until(lambda members=members: not members.read_text().split())
             group.rmdir()
         return
     pytest.skip("needs root and a writable memory control group")
@@ -181,7 +181,7 @@ def test_a_training_that_takes_all_memory(start_rig: StartRig) -> None:
         for process in [psutil.Process(main), *psutil.Process(main).children(recursive=True)]:
             (group / "cgroup.procs").write_text(str(process.pid))
         job_id = client.submit(job_spec(20, behaviour={"allocate_at": 3}))["id"]
-        job = client.wait(job_id, 60)
+        job = client.wait(job_id, ENOUGH_S)
         assert (job["state"], job["error"]["code"], job["attempt"]) == ("failed", "oom_host", 1)
         assert not job["error"]["retryable"]
         assert finished(rig, client, client.submit(job_spec(3))["id"], 3)
@@ -314,7 +314,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(start_rig: StartRig, tmp_pat
         blocker = runs / "blocker"
         running(client, job_id, 6)
         blocker.write_bytes(b"x" * 3 * MIB)
-        job = client.wait(job_id, 30)
+        job = client.wait(job_id, ENOUGH_S)
         assert (job["state"], job["error"]["code"], job["error"]["retryable"]) == (
             "failed",
             "disk_full",
@@ -398,12 +398,12 @@ def test_a_host_that_is_cut_off(start_rig: StartRig) -> None:
         training = the_training(rig, job_id)
         rig.add_worker("near-worker", {})
         subprocess.run(["ip", "link", "set", "tafdiltesta", "down"], check=True)
-        until(lambda: client.job(job_id)["attempt"] == 2, 20)
-        job = until(lambda: _over(client, job_id), 60)
+        until(lambda: client.job(job_id)["attempt"] == 2)
+        job = until(lambda: _over(client, job_id))
         assert (job["state"], job["attempt"]) == ("succeeded", 2)
         before = list(client.events(job_id))
         subprocess.run(["ip", "link", "set", "tafdiltesta", "up"], check=True)
-        until(lambda: not alive({training}), 60)
+        until(lambda: not alive({training}))
         time.sleep(2)
         assert list(client.events(job_id)) == before
         assert client.metadata(job_id)["attempt"] == 2
@@ -429,18 +429,18 @@ def test_a_host_whose_clock_is_wrong(start_rig: StartRig, off_s: int) -> None:
 def test_a_dispatcher_that_dies_has_another_beside_it(start_rig: StartRig) -> None:
     """Any number of dispatchers may run; leases are taken back while one does, and readiness tells when none does."""
     rig, client = start_rig(workers=1, dispatchers=2)
-    job_id = client.submit(job_spec(40, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
     running(client, job_id, 6)
-    os.kill(rig.pid("dispatcher-1"), signal.SIGSTOP)
+    rig.stand_still(rig.pid("dispatcher-1"))
     os.kill(rig.supervisor_of(the_training(rig, job_id)), signal.SIGKILL)
-    assert finished(rig, client, job_id, 40)["attempt"] == 2
+    assert finished(rig, client, job_id, 160)["attempt"] == 2
 
-    other = client.submit(job_spec(80, behaviour={"step_s": 0.05}))["id"]
+    other = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
     running(client, other, 6)
-    os.kill(rig.pid("dispatcher-2"), signal.SIGSTOP)
+    rig.stand_still(rig.pid("dispatcher-2"))
     os.kill(rig.supervisor_of(the_training(rig, other)), signal.SIGKILL)
-    until(lambda: not client.ready(), 30)
+    until(lambda: not client.ready())
     os.kill(rig.pid("dispatcher-2"), signal.SIGCONT)
-    until(client.ready, 15)
-    assert finished(rig, client, other, 80)["attempt"] == 2
+    until(client.ready)
+    assert finished(rig, client, other, 160)["attempt"] == 2
     os.kill(rig.pid("dispatcher-1"), signal.SIGCONT)

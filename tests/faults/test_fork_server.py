@@ -68,7 +68,7 @@ def start(tmp_path: Path) -> Generator[Start]:
 
 def heard(process: TrainingProcess) -> dict[str, Any]:
     """What a run reports of itself."""
-    return until(lambda: next(iter(process.hear(0.1) or []), None), 30)
+    return until(lambda: next(iter(process.hear(0.1) or []), None))
 
 
 def ended(process: TrainingProcess) -> tuple[int | None, list[int]]:
@@ -141,7 +141,7 @@ def test_requests_reach_its_input(server: ForkServer, start: Start, tmp_path: Pa
 def test_what_a_run_leaves_behind_ends_with_it(server: ForkServer, start: Start) -> None:
     """Also what left its group; and nothing stays a zombie of the supervisor."""
     process = start(server, "leave children")
-    children = set(heard(process) and until(lambda: session_processes(process.pid)[1:], 10))
+    children = set(heard(process) and until(lambda: session_processes(process.pid)[1:]))
     assert ended(process) == (0, [])
     assert not alive(children)
     assert [child.pid for child in psutil.Process().children()] == [server.pid]
@@ -303,7 +303,7 @@ time.sleep(600)
         assert reason == "None"
         assert alive({int(pid) for pid in pids}) == {int(pid) for pid in pids}
         supervisor.kill()
-    until(lambda: not alive({int(pid) for pid in pids}), 5)
+    until(lambda: not alive({int(pid) for pid in pids}))
 
 
 def test_a_hundred_runs_leak_nothing(server: ForkServer, start: Start) -> None:

@@ -50,7 +50,7 @@ def refused(base: str, adapter: Path, message: str) -> None:
             start()
         said.append(str(raised.value))
     assert said[0] == said[1]
-    assert said[0].startswith(f"the adapter '{adapter}' ")
+    assert said[0].startswith(f"the adapter “{adapter}” ")
     assert trainer.model is None
     assert observer.phases == ["preparing"]
 
@@ -121,11 +121,11 @@ def test_a_config_that_the_base_cannot_follow_is_refused(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-        ({"init_lora_weights": "olora"}, "init_lora_weights='olora'"),
-        ({"lora_alpha": 0}, "lora_alpha=0"),
-        ({"lora_alpha": float("nan")}, "lora_alpha=nan"),
-        ({"target_modules": 5}, "target_modules=5"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights pissa"),
+        ({"init_lora_weights": "olora"}, "init_lora_weights olora"),
+        ({"lora_alpha": 0}, "lora_alpha 0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha nan"),
+        ({"target_modules": 5}, "target_modules 5"),
     ],
 )
 def test_settings_that_would_train_nothing_or_another_base_are_refused(
@@ -212,7 +212,7 @@ def test_an_adapter_in_the_cache_of_the_hub_is_checked_there(
     trainer.check_reference()
     rewrite(snapshots["adapter"], renamed("v_proj", "w_proj"))
     for start in (lambda: dry_run(settings), PreferenceTrainer(settings).load):
-        with pytest.raises(ModelRefused, match="the adapter 'someone/adapter' does not fit"):
+        with pytest.raises(ModelRefused, match="the adapter “someone/adapter” does not fit"):
             start()
 
 

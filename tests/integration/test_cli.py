@@ -50,7 +50,7 @@ def submitted(live: Live, *more: str) -> str:
 
 def answer_dry_run(live: Live, said: dict[str, Any]) -> None:
     """Answers the next dry run that is asked for, as its worker would."""
-    for _ in range(200):
+    for _ in range(5000):
         with live.database.transaction() as session:
             task = tasks.claim_next(session, [TaskKind.VALIDATE], 60)
             if task:
@@ -175,7 +175,7 @@ def test_a_table_that_goes_into_a_pipe_is_whole(live: Live) -> None:
     submitted(live, "--name", "a long name " * 16)
     command = [sys.executable, "-m", "tafdil.cli", "--url", live.url, "list"]
     environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    printed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, env=environment).stdout
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, env=environment).stdout
     assert ("a long name " * 16).strip() in printed
 
 
@@ -269,7 +269,7 @@ def test_a_merge_that_fails_says_why(live: Live) -> None:
     finished(live, claimed(live))
 
     def fail() -> None:
-        for _ in range(200):
+        for _ in range(5000):
             with live.database.transaction() as session:
                 task = tasks.claim_next(session, [TaskKind.MERGE], 60)
                 if task:
@@ -290,7 +290,7 @@ def test_answers_are_compared(live: Live) -> None:
     result = {"trained_model_response": "الرباط", "reference_model_response": "مراكش", "dtype": "bfloat16", "proof": proof}
 
     def answer() -> None:
-        for _ in range(200):
+        for _ in range(5000):
             with live.database.transaction() as session:
                 task = tasks.claim_next(session, [TaskKind.COMPARE], 60)
                 if task:

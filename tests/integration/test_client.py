@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import json
 import threading
-import time
 from collections.abc import Callable, Generator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +31,7 @@ from tafdil.text import isolated, visible
 from tests import twin
 from tests.conftest import DATA
 from tests.live import Live, live, serving, settings
+from tests.stack import ENOUGH_S, until
 from trainer_core.config import METHODS
 
 HOSTILE = "<script>alert(1)</script>\u202eabc\x1b[31mred\x00"
@@ -429,20 +429,27 @@ def test_a_comparison_is_told_while_it_grows(client: Client, live: Live, spec: d
     job = client.submit(spec)
     finished(live, claimed(live))
     text = "نص\u2028كامل\x85\u2029"
+    is_seen = threading.Event()
 
-    def answer() -> None:
-        time.sleep(0.3)
+    def claim() -> Any:
         with live.database.transaction() as session:
             task = tasks.claim_next(session, [TaskKind.COMPARE], 60)
-            assert task
-            tasks.tell(session, task, {"trained_model_response": "نص", "reference_model_response": ""})
-        time.sleep(1.5)
+            if task:
+                tasks.tell(session, task, {"trained_model_response": "نص", "reference_model_response": ""})
+            return task
+
+    def answer() -> None:
+        task = until(claim)
+        is_seen.wait(ENOUGH_S)
         with live.database.transaction() as session:
             tasks.finish(session, task, {"trained_model_response": text, "reference_model_response": "آخر"})
 
     thread = threading.Thread(target=answer)
     thread.start()
-    events = list(client.compare_events(job.id, "سؤال"))
+    events = []
+    for event in client.compare_events(job.id, "سؤال"):
+        events.append(event)
+        is_seen.set()
     thread.join()
     assert [event.event for event in events] == ["partial", "result"]
     assert events[1].data["result"]["trained_model_response"] == text

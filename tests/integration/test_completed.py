@@ -49,7 +49,7 @@ def test_true_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     assert found.value.details[0].field == "resume_from_checkpoint"
     assert trainer.model is None, "said before anything loads"
     (tmp_path / "out" / "checkpoint-9").mkdir(parents=True)
-    with pytest.raises(SpecInvalid, match="checkpoint-9 not as written"):
+    with pytest.raises(SpecInvalid, match="incomplete or were changed: checkpoint-9"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -126,12 +126,12 @@ def test_rows_are_named_by_their_dataset(folder: Path, tmp_path: Path) -> None:
     assert finding["first_rows"] == ["few.jsonl:3"]
     messages = [each["message"] for each in said["warnings"] if each["code"] == "special_tokens_in_text"]
     assert len(messages) == 1
-    assert messages[0].startswith("train: 1 row (few.jsonl:3): ")
+    assert messages[0].startswith("training rows: 1 row (few.jsonl:3) ")
     assert {str(sample["row"]).split(":")[0] for sample in said["samples"]} <= {"formal.jsonl", "few.jsonl"}
     formal, few = said["data"]["datasets"]
     assert (formal["rows_taken"], formal["rows_in_file"], formal["rows_trained_on"]) == (20, 24, 20)
     assert (few["rows_taken"], few["rows_in_file"], few["rows_trained_on"]) == (4, 4, 3)
-    with pytest.raises(DataOverlong, match=r"the first is row 4 of few\.jsonl") as caught:
+    with pytest.raises(DataOverlong, match=r"row 4 of few") as caught:
         dry_run(settings("ipo", folder, tmp_path, mix, on_overlong="reject"))
     assert caught.value.details[0].line == 4
     assert caught.value.details[0].reason.endswith("(in few.jsonl)")

@@ -71,6 +71,12 @@ def served(settings: Settings) -> Generator[FastAPI]:
         shutdown_lifespans()
 
 
+@pytest.fixture(autouse=True)
+def _no_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looking for proxies in the environment, which no request here takes, costs as much as the service's answer."""
+    monkeypatch.setattr("requests.sessions.get_environ_proxies", lambda *_, **__: {})
+
+
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Nobody answers here, so that nothing is waited for."""

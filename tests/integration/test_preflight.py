@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import DATA
 from tests.fakes import RecordingObserver
 from tests.training import config, make_model, some_rows, write_rows
 from trainer_core import KTOConfig, PreferenceTrainer
@@ -176,7 +177,8 @@ def test_a_confidence_that_is_none(value: Any, tmp_path: Path) -> None:
 
 def test_the_data_report_comes_before_the_model(tmp_path: Path) -> None:
     observer = RecordingObserver()
-    fields = {"max_prompt_length": 20, "max_length": 32, "validation_split": 0.1, "desirable_weight": 3.0}
+    fields: dict[str, Any] = {"max_prompt_length": 20, "max_length": 32, "validation_split": 0.1, "desirable_weight": 3.0}
+    fields["dataset_path"] = str(DATA / "kto_train.jsonl")
     trainer = PreferenceTrainer(config("kto", tmp_path, **fields), observer=observer)
     trainer.load()
     (report,) = observer.reports

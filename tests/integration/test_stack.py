@@ -112,7 +112,7 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
     manifest = json.loads((tmp_path / "attempt-1" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["resolved_spec"] == job["spec"]
     assert len(manifest["files"]) == len(files) - 1
-    told = until(lambda: client.merge(job["id"], wait_s=100)["result"], 200)
+    told = until(lambda: client.merge(job["id"], wait_s=100)["result"])
     assert told["max_logit_difference"] < 1e-2
     assert "model.safetensors" in {path.name for path in client.download(job["id"], tmp_path / "m", kinds=["merged"])}
     removed = client.delete_artifacts(job["id"])
@@ -189,7 +189,7 @@ def test_a_cancel_frees_the_process(client: Client, stack: StackUnderTest) -> No
     client.cancel(job_id)
     with pytest.raises(ApiError, match=r"already cancelled"):
         client.cancel(job_id)
-    done = client.wait(job_id, 20)
+    done = client.wait(job_id, 400)
     assert (done["state"], done["error"]["code"]) == ("cancelled", "cancelled")
     assert not alive(pids), "the job is told cancelled only when its process is gone"
 
@@ -198,7 +198,7 @@ def test_a_cancel_while_loading(client: Client, stack: StackUnderTest) -> None:
     job_id = client.submit(spec(**LONG))["id"]
     until(lambda: client.job(job_id)["state"] == "running")
     client.cancel(job_id)
-    assert client.wait(job_id, 20)["state"] == "cancelled"
+    assert client.wait(job_id, 400)["state"] == "cancelled"
     assert not stack.training_pids()
 
 
@@ -210,7 +210,7 @@ def test_bad_rows_fail_the_job_with_their_lines(client: Client, stack: StackUnde
     job_id = client.submit(spec(dataset_path="changing.jsonl"))["id"]
     path.write_text('{"prompt": "x", "chosen": "y"}\n', encoding="utf-8")
     client.cancel(first)
-    job = client.wait(job_id, 60)
+    job = client.wait(job_id, 400)
     assert (job["state"], job["error"]["code"]) == ("failed", "data_invalid")
     assert [(each["field"], each["reason"], each["line"]) for each in job["error"]["details"]] == [
         ("rejected", "is missing", 1)
@@ -220,7 +220,7 @@ def test_bad_rows_fail_the_job_with_their_lines(client: Client, stack: StackUnde
 
 def test_a_warning_reaches_the_job(client: Client) -> None:
     job_id = client.submit(spec(learning_rate=1e-3, learning_rate_cap=5e-7, max_steps=2))["id"]
-    job = client.wait(job_id, 60)
+    job = client.wait(job_id, 400)
     assert [warning["code"] for warning in job["warnings"]] == ["learning_rate_clamped", "hardly_changes"]
     assert "5e-07" in job["warnings"][0]["message"]
     assert "this run will hardly change the model" in job["warnings"][1]["message"]
@@ -232,7 +232,7 @@ def test_a_killed_worker_costs_no_job(client: Client, stack: StackUnderTest) -> 
     training(client, job_id, step=25)
     pids = set(stack.training_pids())
     stack.kill_process("train-worker")
-    until(lambda: not alive(pids), 10)
+    until(lambda: not alive(pids))
     stack.restart("train-worker")
     job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"], job["step"]) == ("succeeded", 2, 50)
@@ -270,7 +270,7 @@ def test_a_worker_that_is_told_to_leave_checkpoints_first(client: Client, stack:
     job_id = client.submit(spec(max_steps=50, save_steps=1000))["id"]
     step = training(client, job_id, step=10)["step"]
     os.kill(stack.pid("train-worker"), signal.SIGTERM)
-    until(lambda: client.job(job_id)["state"] == "queued", 30)
+    until(lambda: client.job(job_id)["state"] == "queued")
     stack.restart("train-worker")
     job = client.wait(job_id, 400)
     assert (job["state"], job["attempt"]) == ("succeeded", 2)
@@ -288,7 +288,7 @@ def test_a_paused_training_goes_on_exactly(client: Client, stack: StackUnderTest
     for step in (8, 20):
         training(client, job_id, step)
         client.pause(job_id)
-        until(lambda: client.job(job_id)["state"] == "paused", 60)
+        until(lambda: client.job(job_id)["state"] == "paused")
         assert not stack.training_pids()
         client.resume(job_id)
     assert client.wait(job_id, 400)["state"] == "succeeded"

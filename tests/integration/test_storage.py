@@ -86,10 +86,10 @@ def test_files_are_in_the_store_for_who_does_not_have_them(remote: Settings) -> 
     storage.delete(job_id, [files[0].name])
     storage.delete(job_id, [files[0].name])
     assert not storage.has(job_id, files[0].name)
-    with pytest.raises(NotFound, match="gone"):
+    with pytest.raises(NotFound, match="missing from"):
         storage.open(job_id, files[0].name)
     shutil.rmtree(run_dir(remote, job_id))
-    with pytest.raises(NotFound, match="gone from the store"):
+    with pytest.raises(NotFound, match="missing from the data directory and the artifact store"):
         storage.fetch(job_id, records)
     storage.delete_job(job_id)
     storage.delete_job(job_id)

@@ -114,7 +114,7 @@ def test_every_request_has_a_span_by_its_route(client: TestClient, traced: Colle
     client.request("FROB", "/v1/jobs")
     client.get("/v1/jobs", headers={"Authorization": "Bearer wrong"})
     client.get("/healthz", headers={"traceparent": f"00-{TRACE}-{CALLER}-00"})
-    spans: list[Seen] = until(lambda: traced.spans[before:] if len(traced.spans) >= before + 4 else [], 30)
+    spans: list[Seen] = until(lambda: traced.spans[before:] if len(traced.spans) >= before + 4 else [])
     told = sorted((span.name, span.attributes["http.response.status_code"]) for span in spans)
     assert told == [("GET /v1/jobs/{job_id}", 404), ("HTTP", 401), ("HTTP", 404), ("HTTP /v1/jobs", 405)]
     assert len({span.trace for span in spans}) == 4
@@ -249,7 +249,7 @@ def test_a_process_that_ends_with_its_task_tells_it_first(service: Client, job_i
     """The exports worker's. The push is refused, for no hub is configured."""
     with pytest.raises(ApiError, match="no hub"):
         service.push(job_id, "name", wait_s=60)
-    (span,) = until(lambda: [span for span in collector.spans if span.name == "push"], 30)
+    (span,) = until(lambda: [span for span in collector.spans if span.name == "push"])
     assert (span.service, span.is_error, span.attributes["error.type"]) == ("tafdil-exports-worker", True, "forbidden")
 
 
@@ -264,7 +264,7 @@ def test_a_training_tells_its_phases_before_it_is_killed(
     assert lost.attributes["tafdil.outcome"] == "worker_lost"
     assert told == {lost.id}
     service.cancel(killed_id)
-    assert service.wait(killed_id, 60)["state"] == "cancelled"
+    assert service.wait(killed_id, 400)["state"] == "cancelled"
 
 
 def test_a_job_succeeds_without_its_collector(

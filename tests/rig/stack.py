@@ -3,8 +3,10 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from jobs.database import Database
 from tafdil.client import Client
 from tafdil.local_stack import Service
 from tests.rig import history
-from tests.stack import StackUnderTest, until
+from tests.stack import ENOUGH_S, StackUnderTest, until
 
 FAST = {
     "TAFDIL_LEASE_S": "4",
@@ -107,7 +109,7 @@ class Rig(StackUnderTest):
         super()._launch(service)
         if service.name == "postgres":
             assert self.postgres
-            until(self.postgres.answers, 60)
+            until(self.postgres.answers)
 
     # -- handles
 
@@ -122,7 +124,7 @@ class Rig(StackUnderTest):
         """Starts a service again that has ended."""
         service = self.service(name)
         assert service.process
-        service.process.wait(30)
+        service.process.wait(ENOUGH_S)
         service.restart_at = 0.0
         self._launch(service)
 
@@ -147,6 +149,28 @@ class Rig(StackUnderTest):
     def kill_group(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Signals every process of a service."""
         os.killpg(self.pid(name), number)
+
+    def stand_still(self, *pids: int) -> None:
+        """Stops processes, but none in the middle of a write to SQLite: it would keep every other from writing.
+
+        See "What is not promised" in docs/reliability.md; PostgreSQL ends such a transaction by itself.
+        """
+        while True:
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            if self.postgres or self._may_write():
+                return
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+
+    def _may_write(self) -> bool:
+        """Whether SQLite's write lock is free within a second."""
+        with closing(sqlite3.connect(self.data_dir / "tafdil.sqlite3", timeout=1, isolation_level=None)) as connection:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError:
+                return False
+            return True
 
     def pool_children(self, name: str) -> list[int]:
         """The supervisors below a worker's main process: Celery's pool children."""
@@ -267,7 +291,7 @@ def with_rows(rig: Rig) -> None:
     (rig.data_dir / "rows.jsonl").write_text(ROWS, encoding="utf-8")
 
 
-def running(client: Client, job_id: str, step: int = 1, seconds: float = 60) -> dict[str, Any]:
+def running(client: Client, job_id: str, step: int = 1) -> dict[str, Any]:
     """The job once an attempt of it has done some steps."""
 
     def look() -> dict[str, Any] | None:
@@ -275,4 +299,4 @@ def running(client: Client, job_id: str, step: int = 1, seconds: float = 60) -> 
         assert job["state"] in ("queued", "running", "paused"), job
         return job if job["state"] == "running" and job["step"] >= step else None
 
-    return until(look, seconds)
+    return until(look)

@@ -62,7 +62,7 @@ def refused(path: Path, reason: str) -> None:
 def talk(live: Live, request: bytes, pieces: int = 0, piece: bytes = b"") -> tuple[bytes, int]:
     """Sends a request and then pieces until the service says enough. Returns its answer and the pieces that it took."""
     address = live.url.removeprefix("http://").split(":")
-    with socket.create_connection((address[0], int(address[1])), timeout=30) as connection:
+    with socket.create_connection((address[0], int(address[1])), timeout=240) as connection:
         connection.sendall(request)
         taken, answer = 0, b""
         try:

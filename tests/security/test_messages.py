@@ -153,7 +153,7 @@ def test_forged_messages_change_nothing_and_stop_nobody(running_rig: tuple[Rig, 
     for forge in FORGED.values():
         forge(forger)
     forger.task(TRAIN_TASK, done)
-    until(lambda: forger.broker.llen(KEY) == 0, 60)
+    until(lambda: forger.broker.llen(KEY) == 0)
     assert rows(rig) == before
     job = client.submit(job_spec(60, behaviour={"step_s": 0.05}))["id"]
     running(client, job)

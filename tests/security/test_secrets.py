@@ -107,7 +107,7 @@ class Servers:
     def start(self) -> None:
         for name in self._commands:
             self._launch(name)
-        until(self._answer, 60)
+        until(self._answer)
 
     def _launch(self, name: str) -> None:
         with (self._folder / f"{name}.log").open("ab") as log:
@@ -124,7 +124,7 @@ class Servers:
         for process in self._running.values():
             # PostgreSQL then ends at once, and cleanly.
             process.send_signal(signal.SIGINT)
-            process.wait(30)
+            process.wait(300)
 
 
 @pytest.fixture(scope="module")
@@ -184,18 +184,18 @@ def test_no_secret_leaves_its_place(
     assert b"PATH=" in environment
     assert found_in(environment, canaries) == [], "the training process holds no secret"
     assert arguments_with(canaries) == {}
-    assert client.wait(good, 200)["state"] == "succeeded"
-    assert client.wait(bad, 200)["state"] == "failed"
+    assert client.wait(good, 400)["state"] == "succeeded"
+    assert client.wait(bad, 400)["state"] == "failed"
     with pytest.raises(ApiError, match="HTTP 401"):
         client.push(good, "model", wait_s=110)
     assert f"Bearer {canaries['hub']}" in hub[1], "the token was used"
     with away(servers):
-        reply = httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": f"Bearer {canaries['admin']}"}, timeout=60)
+        reply = httpx.get(f"{stack.url}/v1/jobs", headers={"Authorization": f"Bearer {canaries['admin']}"}, timeout=300)
         assert reply.status_code == (503 if servers.postgres else 200)
         for name in ("train-worker", "generation-worker"):
             log = stack.data_dir / "logs" / f"{name}.log"
-            until(lambda log=log: b"Cannot connect to" in log.read_bytes(), 60)
-    until(client.ready, 60)
+            until(lambda log=log: b"Cannot connect to" in log.read_bytes())
+    until(client.ready)
     told = reply.text
     for path in (
         *(f"/v1/jobs/{job}{part}" for job in (good, bad) for part in PARTS),
@@ -243,6 +243,6 @@ def test_a_planted_secret_is_found(tmp_path: Path, canaries: dict[str, str]) -> 
     assert files_with(tmp_path, canaries) == {"below/log.txt": ["redis"]}
     with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", canaries["hub"]]) as process:
         try:
-            until(lambda: arguments_with(canaries).get(process.pid) == ["hub"], 10)
+            until(lambda: arguments_with(canaries).get(process.pid) == ["hub"])
         finally:
             process.kill()

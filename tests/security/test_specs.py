@@ -105,7 +105,7 @@ def fields_of(client: TestClient) -> set[str]:
 
 
 @seed(20)
-@runs(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@runs(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     key=some.text(max_size=40),
     value=some.recursive(

@@ -1,11 +1,13 @@
 """The GPU benchmark keeps to its minutes, keeps what was found, and says what it did not reach."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu.arm import ARMS, Arm
 from benchmarks.gpu_check import Outcome, as_markdown, run_arm, run_in_order
+from tests.forking import fork
 
 
 class Clock:
@@ -65,7 +67,7 @@ def test_no_order_takes_longer_than_its_minutes(minutes: int) -> None:
 
 
 def test_an_arm_that_fails_says_why(tmp_path: Path) -> None:
-    outcome = run_arm(ARMS[1], 120, "no-such-shape", tmp_path, tmp_path)
+    outcome = run_arm(ARMS[1], 120, "no-such-shape", tmp_path, tmp_path, start=partial(fork, trains=True))
     assert outcome.state == "failed"
     assert outcome.error is not None
     assert "KeyError: 'no-such-shape'" in outcome.error
