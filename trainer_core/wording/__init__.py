@@ -144,7 +144,9 @@ def _shown(value: Any, language: Language) -> str:
         case bool():
             return "true" if value else "false"
         case int() | float():
-            return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            # A large whole number, such as a bound, is not written as a power.
+            is_whole = isinstance(value, int) or (1e6 <= abs(value) < 1e15 and value.is_integer())
+            return f"{int(value):,}" if is_whole else f"{value:.6g}"
         case _:
             return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
 
