@@ -179,3 +179,9 @@ def test_arabic_quotes_as_arabic_does() -> None:
 )
 def test_a_large_whole_number_is_not_a_power(bound: float, shown: str) -> None:
     assert say("value.less_than_equal", bound=bound) == f"must be at most {shown}"
+
+
+def test_the_minus_of_a_number_stands_before_it_in_arabic() -> None:
+    values = {"mean": -0.5, "low": -2, "high": 1}
+    assert worded("evidence.margin", values, "ar") == "هامش المكافأة: \u200e-0.5 (مجال الثقة 95%: من \u200e-2 إلى 1)"
+    assert worded("evidence.margin", values) == "reward margin: -0.5 (95% interval: -2 to 1)"

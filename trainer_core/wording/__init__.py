@@ -27,6 +27,7 @@ Text = str | dict[str, str]
 _PLACE = re.compile(r"\{(\w+)\}")
 # Text in another direction, such as a model's name in an Arabic sentence, must not reorder the words around it.
 _ISOLATE, _POP = "\u2068", "\u2069"
+_LEFT_TO_RIGHT = "\u200e"
 
 
 class Message(str):
@@ -146,7 +147,9 @@ def _shown(value: Any, language: Language) -> str:
         case int() | float():
             # A large whole number, such as a bound, is not written as a power.
             is_whole = isinstance(value, int) or (1e6 <= abs(value) < 1e15 and value.is_integer())
-            return f"{int(value):,}" if is_whole else f"{value:.6g}"
+            shown = f"{int(value):,}" if is_whole else f"{value:.6g}"
+            # Without a mark, the minus of a number would stand behind it in Arabic.
+            return f"{_LEFT_TO_RIGHT}{shown}" if language == "ar" and value < 0 else shown
         case _:
             return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
 
