@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
+from jobs.records import JobRecord
 from jobs.repository import jobs
 from jobs.settings import Settings
-from jobs.states import Cause
+from jobs.states import Cause, Phase
 from tafdil.cli import app, context, words
 from tests.browser.seed import EVIDENCE
 from tests.integration.test_cli import answer_dry_run, submitted
@@ -41,6 +43,16 @@ def english(text: str) -> list[str]:
     """Phrases of plain Latin words, as no name, option or command has them."""
     commands = r"`[^`]*`|tafdil [a-z]+( [a-z]+)*|pip install [^\n]*"
     return re.findall(r"\b[A-Za-z][a-z]+ [a-z]+ [a-z]+\b", re.sub(commands, "", text))
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_of_a_run_has_words(live: Live, phase: Phase) -> None:
+    job = submitted(live)
+    claimed(live)
+    with live.database.transaction() as session:
+        session.execute(update(JobRecord).where(JobRecord.id == job).values(phase=phase))
+    (state,) = (line for line in run(live.url, "show", job, env=ARABIC).stdout.splitlines() if line.startswith("     state"))
+    assert re.findall("[A-Za-z]+", state) == ["state"]
 
 
 @pytest.mark.parametrize(

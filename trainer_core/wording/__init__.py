@@ -105,7 +105,11 @@ def worded(code: str, params: Mapping[str, Any], language: Language = "en") -> s
     """The sentence of a code in a language. Raises as `say` does."""
     text = catalogue(language)[code]
     if isinstance(text, dict):
-        text = text.get(plural(params["n"], language), text["other"])
+        n = params["n"]
+        if not isinstance(n, int | float):
+            # Another version stored something else under this name.
+            raise KeyError("n")
+        text = text.get(plural(n, language), text["other"])
     # Files may have a million bad rows, each with a sentence.
     pieces = _pieces(text)
     if len(pieces) == 1:
