@@ -58,10 +58,7 @@ class Gate:
                 self._check_scope(caller, scope)
                 self._check_rate(caller)
         except (TafdilError, DatabaseError) as error:
-            response = failure_response(error)
-            # The rest of the body is not read, so the connection cannot be reused.
-            response.headers["connection"] = "close"
-            await response(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
         scope.setdefault("state", {})["caller"] = caller
         if caller is None or caller is LOCAL:
@@ -91,7 +88,7 @@ class Gate:
                 work.cancel()
                 await asyncio.wait([work])
         if not sent:
-            await failure_response(Unauthorized(say("key_ended")))(scope, receive, send)
+            await _refuse(Unauthorized(say("key_ended")), scope, receive, send)
         elif "content-length" not in Headers(raw=sent[0]["headers"]) and sent[-1].get("more_body", True):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
@@ -155,6 +152,13 @@ class Gate:
             say("too_many_requests", most=self._rate.amount),
             retry_after_s=max(1.0, 60 / self._rate.amount),
         )
+
+
+async def _refuse(error: TafdilError | DatabaseError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = failure_response(error)
+    # What may still be on its way is not read, so the connection cannot be used again.
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
 
 
 def is_open(path: str) -> bool:

@@ -1,6 +1,7 @@
 """Whether the service can store what it is sent: the database takes writes, and the data directory has room."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -47,7 +48,9 @@ class StorageCheck:
         except OSError as error:
             return "full" if is_disk_full(error) else "not_writable"
         finally:
-            path.unlink(missing_ok=True)
+            # A file system that is mounted read-only refuses this even where there is no file.
+            with suppress(OSError):
+                path.unlink()
         return "writable"
 
 

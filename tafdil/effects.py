@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from trainer_core.wording import Message, rounded, say
+
 EFFECTS = {
     "changed": "the model changed",
     "hardly_changed": "the model hardly changed",
     "collapsed": "the model broke",
 }
-ROWS = {"validation": "validation rows", "held_back": "held-back rows", "training": "training rows"}
 FORECASTS = {
     "changed": "it will probably change the model",
     "hardly_changed": "it will hardly change the model",
@@ -16,23 +17,27 @@ FORECASTS = {
 }
 
 
-def evidence_lines(evidence: Mapping[str, Any]) -> list[str]:
+def evidence_lines(evidence: Mapping[str, Any]) -> list[Message]:
     """The evidence for a verdict, one fact per line. `evidence` is the metadata's `effect_evidence`."""
-    lines = [f"measured on {evidence['rows']} {ROWS[evidence['rows_from']]}"]
+    lines = [say(f"evidence.measured.{evidence['rows_from']}", n=evidence["rows"])]
     if any(evidence[name] is None for name in ("mean_kl", "shift") if name in evidence["decided_by"]):
-        lines.append("its log-probabilities are not finite")
+        lines.append(say("evidence.not_finite"))
     elif evidence["mean_kl"] is not None:
-        lines.append(f"KL divergence from the model before the run: {evidence['mean_kl']:.2g} nats per token")
+        lines.append(say("evidence.kl", value=rounded(evidence["mean_kl"], 2)))
     else:
-        lines.append(f"shift of log-probabilities: {evidence['shift']:.2g} nats per token")
+        lines.append(say("evidence.shift", value=rounded(evidence["shift"], 2)))
     if margin := evidence["margin"]:
-        between = "" if margin["low"] is None else f" (95% interval: {margin['low']:.3g} to {margin['high']:.3g})"
-        lines.append(f"reward margin: {margin['mean']:.3g}{between}")
+        found = {name: rounded(value) for name, value in margin.items() if value is not None}
+        lines.append(say("evidence.margin" if "low" in found else "evidence.margin_alone", **found))
     if samples := evidence["samples"]:
-        differing = round(samples["differing"] * samples["prompts"])
+        shares = {"repetition": "repetition", "before": "repetition_before", "script": "foreign_script"}
         lines.append(
-            f"sampled answers: {differing} of {samples['prompts']} differ; {samples['repetition']:.0%} is repetition "
-            f"({samples['repetition_before']:.0%} before), {samples['foreign_script']:.0%} of letters in a foreign script, "
-            f"length {samples['length_ratio']:.2g} times the expected one"
+            say(
+                "evidence.samples",
+                differing=round(samples["differing"] * samples["prompts"]),
+                of=samples["prompts"],
+                ratio=rounded(samples["length_ratio"], 2),
+                **{name: round(100 * samples[key]) for name, key in shares.items()},
+            )
         )
     return lines

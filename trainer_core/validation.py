@@ -115,6 +115,9 @@ def _said(item: Mapping[str, Any], patterns: Mapping[str, str]) -> Message:
         return say("value.one_of", choices=choices) if len(choices) > 1 else say("value.only", choice=choices[0])
     if kind == "string_pattern_mismatch":
         return say(patterns.get(ctx["pattern"], "value.pattern"))
+    if kind in ("too_long", "too_short") and isinstance(item.get("input"), str):
+        # A text whose length is checked outside of pydantic's own type has the error of a list.
+        kind = f"string_{kind}"
     if kind.endswith(("too_long", "too_short")):
         return say(f"value.{kind}", n=ctx["max_length" if kind.endswith("too_long") else "min_length"])
     bounds = {"bound": next(iter(ctx.values()))} if kind.startswith(("greater_than", "less_than", "multiple_of")) else {}

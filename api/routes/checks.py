@@ -31,7 +31,7 @@ async def validate(
     """
     record = await run_in_threadpool(service.validate, spec, spec.model_dump(mode="json", exclude_unset=True))
     record = await answered(service, waker, record, wait_s)
-    return reply(record, DryRun.of(record), f"/v1/tasks/{record.id}")
+    return reply(record, DryRun.of(record, waiting_for=service.waiting_for), f"/v1/tasks/{record.id}")
 
 
 @router.post("/datasets/{dataset_id}/preview", response_model=Preview, responses={**responses(404), 202: {"model": Preview}})
@@ -41,7 +41,7 @@ async def preview(
     """Training rows as a model would see them: each token with its id, its text, and whether it counts towards the loss."""
     record = await run_in_threadpool(datasets.preview, dataset_id, request)
     record = await answered(datasets, waker, record, wait_s)
-    return reply(record, Preview.of(record), f"/v1/tasks/{record.id}")
+    return reply(record, Preview.of(record, waiting_for=datasets.waiting_for), f"/v1/tasks/{record.id}")
 
 
 @router.get("/tasks/{task_id}", responses=responses(404))

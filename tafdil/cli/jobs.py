@@ -169,13 +169,14 @@ def show(
     if spec or as_json:
         show_json(found.spec if spec else {**found.as_dict(), "attempts": [one.as_dict() for one in tries]})
         return
+    waiting = say(f"cli.waiting.{found.waiting_for}") if found.waiting_for in ("broker", "pause") else None
     rows = [
         ("id", found.id),
         ("name", told(found.name) if found.name else None),
         ("method", found.method),
         ("model", told(found.model_name)),
         ("state", in_words(standing(found), sys.stdout)),
-        ("waits for", say(f"cli.waiting.{found.waiting_for}") if found.waiting_for in ("broker", "pause") else None),
+        ("waits for", in_words(waiting, sys.stdout) if waiting else None),
         ("starts in", _span(found.seconds_until_start) if found.seconds_until_start is not None else None),
         ("ends in", _span(found.seconds_left) if found.seconds_left is not None else None),
         ("created", _ago(found.created_at)),
@@ -187,7 +188,7 @@ def show(
         if value is not None:
             emit(f"{label:>10}  {value}")
     for line in evidence_lines(evidence) if evidence else ():
-        emit(f"{'effect':>10}  {line}")
+        emit(f"{'effect':>10}  {in_words(line, sys.stdout)}")
     for one in tries:
         said = {"message": one.reason, "message_code": one.reason_code, "params": one.reason_params}
         reason = f": {in_words(sentence(said), sys.stdout)}" if one.reason else ""

@@ -15,8 +15,8 @@ from trainer_core.wording import LANGUAGES, Language, Message, is_known, worded
 VARIABLE = "TAFDIL_LANG"
 # The first one that is set decides, as in POSIX.
 _LOCALE = ("LC_ALL", "LC_MESSAGES", "LANG")
-# The marks that set values apart from their neighbours.
-_MARKS = {0x2068: None, 0x2069: None}
+# The marks that set values apart from their neighbours, and signs before their numbers.
+_MARKS = {0x200E: None, 0x2068: None, 0x2069: None}
 
 
 def unknown_language() -> str | None:

@@ -1,12 +1,14 @@
 """A disk that is full where the API writes: a clear error that can be retried, and nothing left behind."""
 
 import errno
+import os
 import resource
 import shutil
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from fastapi.testclient import TestClient
@@ -56,6 +58,20 @@ def test_a_full_disk_is_not_ready(client: TestClient) -> None:
     assert reply.status_code == 503
     assert (reply.json()["ready"], reply.json()["data_directory"]) == (False, "full")
     assert client.get("/readyz").status_code == 200, "as soon as there is room"
+
+
+def test_a_read_only_data_directory_is_not_ready(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that is mounted read-only refuses to open and to delete, even what is not there."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> NoReturn:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refuse)
+        patched.setattr(Path, "unlink", refuse)
+        reply = client.get("/readyz")
+    assert reply.status_code == 503
+    assert (reply.json()["ready"], reply.json()["data_directory"]) == (False, "not_writable")
 
 
 def test_a_database_file_that_was_replaced_is_not_ready(tmp_path: Path) -> None:

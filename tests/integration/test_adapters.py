@@ -144,13 +144,13 @@ def test_nan_in_a_base_is_the_bases_fault(tmp_path: Path) -> None:
     weights[name][0, 0] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
     trainer = PreferenceTrainer(config("ipo", tmp_path / "out", model_name=model), observer=RecordingObserver())
-    with pytest.raises(ModelRefused, match=f"hold NaN or infinity in {name}"):
+    with pytest.raises(ModelRefused, match=f"contain NaN or infinity in {name}"):
         trainer.train()
 
 
 def test_embeddings_of_another_vocabulary_are_refused_with_both_counts(base: str, tmp_path: Path) -> None:
     folder = make_adapter(base, tmp_path / "resized", vocabulary=980)
-    refused(base, folder, r"its embeddings \(.*\) have 980 rows, but the model's vocabulary has 1252")
+    refused(base, folder, r"its embeddings \(.*\) have 980 rows, but the model's vocabulary has 1,252")
 
 
 @pytest.mark.parametrize("model", ["untied", "tied"])

@@ -99,6 +99,7 @@ def test_a_dry_run_is_refused_as_a_submit_and_answered_by_a_worker(
         assert error == error_of(client.post("/v1/jobs", json={**spec, **change}), status, code)
     reply = client.post("/v1/jobs/validate", json=spec, params={"wait_s": 0})
     assert reply.status_code == 202
+    assert reply.json()["waiting_for"] == "worker"
     assert reply.headers["location"] == f"/v1/tasks/{reply.json()['id']}"
     assert queue.tasks == [(reply.json()["id"], TaskKind.VALIDATE)]
     assert queue.trainings == []

@@ -10,19 +10,22 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 from typer.testing import CliRunner, Result
 
+from jobs.records import JobRecord
 from jobs.repository import jobs
 from jobs.settings import Settings
-from jobs.states import Cause
+from jobs.states import Cause, Phase
 from tafdil.cli import app, context, words
+from tests.browser.seed import EVIDENCE
 from tests.integration.test_cli import answer_dry_run, submitted
-from tests.integration.test_client import claimed
+from tests.integration.test_client import claimed, finished
 from tests.live import Live, live, serving, settings
 from tests.training import config
 from trainer_core.dry_run import dry_run
 from trainer_core.errors import error_dict
-from trainer_core.wording import Message, catalogue, said, say
+from trainer_core.wording import Message, catalogue, said, say, worded
 
 __all__ = ["live", "settings"]
 ARABIC = {"TAFDIL_LANG": "ar"}
@@ -40,6 +43,16 @@ def english(text: str) -> list[str]:
     """Phrases of plain Latin words, as no name, option or command has them."""
     commands = r"`[^`]*`|tafdil [a-z]+( [a-z]+)*|pip install [^\n]*"
     return re.findall(r"\b[A-Za-z][a-z]+ [a-z]+ [a-z]+\b", re.sub(commands, "", text))
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_every_phase_of_a_run_has_words(live: Live, phase: Phase) -> None:
+    job = submitted(live)
+    claimed(live)
+    with live.database.transaction() as session:
+        session.execute(update(JobRecord).where(JobRecord.id == job).values(phase=phase))
+    (state,) = (line for line in run(live.url, "show", job, env=ARABIC).stdout.splitlines() if line.startswith("     state"))
+    assert re.findall("[A-Za-z]+", state) == ["state"]
 
 
 @pytest.mark.parametrize(
@@ -185,6 +198,18 @@ def test_a_job_is_submitted_watched_and_shown_in_arabic(live: Live) -> None:
     for found in (watched.stdout, shown):
         assert "فشلت المهمة: ليس للنموذج «تجربة/x» أوزان" in found
     assert "failed: the model “تجربة/x” has no safetensors weights" in run(live.url, "watch", job_id, code=1).stdout
+
+
+def test_the_evidence_of_an_effect_and_what_a_job_waits_for_are_in_arabic(live: Live) -> None:
+    job = submitted(live)
+    evidence = {**EVIDENCE, "margin": {"mean": -0.5, "low": -1.25, "high": 0.25}}
+    finished(live, claimed(live), effect="changed", metadata_={"effect_evidence": evidence})
+    shown = run(live.url, "show", job, env=ARABIC).stdout
+    assert english(shown.replace("min ago", "")) == []
+    assert "هامش المكافأة: -0.5 (مجال الثقة 95%: من -1.25 إلى 0.25)" in shown
+    waiting = submitted(live)
+    live.queue.is_broken = True
+    assert worded("cli.waiting.broker", {}, "ar") in run(live.url, "show", waiting, env=ARABIC).stdout
 
 
 def test_an_interrupted_watch_says_that_the_job_goes_on(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

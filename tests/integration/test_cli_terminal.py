@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import threading
@@ -263,9 +264,12 @@ def on_a_terminal(live: Live, *arguments: str, encoding: str = "utf-8", monkeypa
         patch.setattr(sys, "stdout", terminal)
         app(["--url", live.url, *arguments], standalone_mode=False)
         terminal.flush()
-        shown = os.read(ours, 2**16).decode(encoding)
+        shown = b""
+        # A busy machine hands a terminal's text over in pieces.
+        while select.select([ours], [], [], 0.5)[0]:
+            shown += os.read(ours, 2**16)
     os.close(ours)
-    return shown
+    return shown.decode(encoding)
 
 
 def test_directions_are_marked_for_people_alone(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

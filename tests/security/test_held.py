@@ -1,5 +1,6 @@
 """Limits and authority while something is held: streams, long polls, downloads and uploads, not only at their beginning."""
 
+import socket
 import threading
 import time
 from collections.abc import Generator
@@ -87,6 +88,22 @@ def test_a_long_poll_ends_with_its_key(live: Live, spec: dict[str, Any]) -> None
     reply = client.post("/v1/jobs/validate", params={"wait_s": 110}, json=spec)
     assert reply.status_code == 401
     assert "revoked" in reply.json()["error"]["message"]
+
+
+def test_an_upload_ends_with_its_key(live: Live) -> None:
+    """Also for a client that keeps sending: nothing of it is read any more."""
+    client, key_id = client_of(live, tenant="a")
+    url = httpx.URL(live.url)
+    with socket.create_connection((url.host, url.port), timeout=ENDS_S) as connection:
+        head = f"POST /v1/datasets HTTP/1.1\r\nHost: {url.host}\r\n{{}}Transfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.format(f"Authorization: {client.headers['authorization']}\r\n").encode())
+        connection.sendall(b"1\r\n{\r\n")
+        revoke(live, key_id)
+        reply = b""
+        while data := connection.recv(2**16):
+            reply += data
+    assert reply.startswith(b"HTTP/1.1 401 ")
+    assert b"connection: close" in reply.lower()
 
 
 def test_a_download_ends_with_its_key(live: Live, spec: dict[str, Any]) -> None:

@@ -110,6 +110,6 @@ def test_stored_sentences_are_worded_when_they_are_sent() -> None:
         # Those of an earlier version have no code, or one that is gone, or other values.
         old = error_dict("internal", "as it was")
         assert worded_error(old)["message"] == "as it was"
-        for code, params in (("long_gone", {}), ("dataset_no_skipped", {})):
+        for code, params in (("long_gone", {}), ("dataset_no_skipped", {}), ("value.too_long", {"n": None})):
             assert worded_warning({"message": "as it was", "message_code": code, "params": params})["message"] == "as it was"
     assert worded_error(error) == error

@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+from fastapi import Query
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
@@ -14,7 +15,7 @@ from api.schemas import CancelOptions, RerunOptions
 from jobs.artifact_service import PushRequest
 from jobs.dataset_service import PreviewRequest
 from jobs.service import ComparisonRequest
-from jobs.spec import JOB_SPEC, SPECS, MixedDataset, example, invalid, read_spec
+from jobs.spec import JOB_SPEC, SPECS, MixedDataset, PlainText, example, invalid, read_spec
 from trainer_core.config import SETTINGS
 from trainer_core.errors import Detail, SpecInvalid
 from trainer_core.validation import details
@@ -176,3 +177,11 @@ def test_a_union_is_one_reason() -> None:
         ("rows.1", "must be a whole number"),
         ("some", say("value.one_of", choices=["true", "false", say("kind.string")])),
     ]
+
+
+@pytest.mark.parametrize(("text", "reason"), [("", "must not be empty"), ("x" * 201, "must have at most 200 characters")])
+def test_the_length_of_a_text_is_in_characters(text: str, reason: str) -> None:
+    kind = TypeAdapter(Annotated[PlainText | None, Query(min_length=1, max_length=200)])
+    with pytest.raises(ValidationError) as raised:
+        kind.validate_python(text)
+    assert [str(each.reason) for each in details(raised.value.errors())] == [reason]

@@ -160,3 +160,28 @@ def test_a_message_keeps_its_code_through_copies_and_processes(monkeypatch: pyte
     assert error["params"] == stored["params"]
     assert error["details"] == [{"field": "name", "reason": str(message), **stored}]
     assert Detail("name", "old").as_dict() == {"field": "name", "reason": "old"}
+
+
+def test_arabic_has_the_singular_after_hundreds() -> None:
+    """11 to 99 take an accusative with tanwin, 100 does not."""
+    for code, text in catalogue("ar").items():
+        if isinstance(text, dict):
+            assert not re.search(r"{n} \w+ًا(?!\w)", text["other"]), code
+
+
+def test_arabic_quotes_as_arabic_does() -> None:
+    assert [code for code, text in catalogue("ar").items() for form in forms(text) if re.search("[“”]", form)] == []
+
+
+@pytest.mark.parametrize(
+    ("bound", "shown"),
+    [(1e6, "1,000,000"), (1234567.5, "1.23457e+06"), (1e300, "1e+300"), (0.5, "0.5")],
+)
+def test_a_large_whole_number_is_not_a_power(bound: float, shown: str) -> None:
+    assert say("value.less_than_equal", bound=bound) == f"must be at most {shown}"
+
+
+def test_the_minus_of_a_number_stands_before_it_in_arabic() -> None:
+    values = {"mean": -0.5, "low": -2, "high": 1}
+    assert worded("evidence.margin", values, "ar") == "هامش المكافأة: \u200e-0.5 (مجال الثقة 95%: من \u200e-2 إلى 1)"
+    assert worded("evidence.margin", values) == "reward margin: -0.5 (95% interval: -2 to 1)"

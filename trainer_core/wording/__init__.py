@@ -27,6 +27,7 @@ Text = str | dict[str, str]
 _PLACE = re.compile(r"\{(\w+)\}")
 # Text in another direction, such as a model's name in an Arabic sentence, must not reorder the words around it.
 _ISOLATE, _POP = "\u2068", "\u2069"
+_LEFT_TO_RIGHT = "\u200e"
 
 
 class Message(str):
@@ -104,7 +105,11 @@ def worded(code: str, params: Mapping[str, Any], language: Language = "en") -> s
     """The sentence of a code in a language. Raises as `say` does."""
     text = catalogue(language)[code]
     if isinstance(text, dict):
-        text = text.get(plural(params["n"], language), text["other"])
+        n = params["n"]
+        if not isinstance(n, int | float):
+            # Another version stored something else under this name.
+            raise KeyError("n")
+        text = text.get(plural(n, language), text["other"])
     # Files may have a million bad rows, each with a sentence.
     pieces = _pieces(text)
     if len(pieces) == 1:
@@ -144,7 +149,11 @@ def _shown(value: Any, language: Language) -> str:
         case bool():
             return "true" if value else "false"
         case int() | float():
-            return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+            # A large whole number, such as a bound, is not written as a power.
+            is_whole = isinstance(value, int) or (1e6 <= abs(value) < 1e15 and value.is_integer())
+            shown = f"{int(value):,}" if is_whole else f"{value:.6g}"
+            # Without a mark, the minus of a number would stand behind it in Arabic.
+            return f"{_LEFT_TO_RIGHT}{shown}" if language == "ar" and value < 0 else shown
         case _:
             return str(value) if language == "en" else f"{_ISOLATE}{value}{_POP}"
 
