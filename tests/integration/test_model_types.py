@@ -108,7 +108,7 @@ def test_metrics_that_leave_out_what_follows_the_output_layer_are_refused(
     granite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer_core.scoring.own_logits", lambda model, states: model.get_output_embeddings()(states))
-    with pytest.raises(ForwardMismatch, match=r"of metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"):
+    with pytest.raises(ForwardMismatch, match=r"of the metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"):
         prepared("ipo", granite, tmp_path)
 
 
@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_computed_is_refused_by_name(
         raise AttributeError("'Granite' object has no attribute 'model'")
 
     monkeypatch.setattr("trainer_core.scoring.layers_of", fails)
-    with pytest.raises(ModelRefused, match="the model cannot be computed: its type GraniteForCausalLM fails with Attr"):
+    with pytest.raises(ModelRefused, match="the model cannot be computed: its type GraniteForCausalLM fails with “Attr"):
         prepared("ipo", granite, tmp_path)
 
 

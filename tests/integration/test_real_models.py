@@ -155,7 +155,7 @@ def test_control_tokens_never_reach_a_prompt_from_outside(tmp_path: Path) -> Non
     observer = RecordingObserver()
     trainer = PreferenceTrainer(settings, observer=observer)
     trainer.train()
-    assert observer.warnings["special_tokens_in_text"].startswith("train: 4 rows (1, 2, 3, 4): ")
+    assert observer.warnings["special_tokens_in_text"].startswith("training rows: 4 rows (1, 2, 3, 4) ")
     plain = trainer.data_loader.renderer.prompt_ids(PROMPT)
     for ids in [row["prompt_ids"] for row in trainer.data_loader.train] + [
         load_pair(tmp_path / "out", lambda name: name)[1].renderer.prompt_ids(hostile)

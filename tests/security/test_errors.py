@@ -54,7 +54,8 @@ def check(reply: Any, settings: Settings, what: Any) -> None:
     assert reply.status_code < 500, (what, reply.text[:300])
     if reply.status_code >= 400 and reply.request.method != "HEAD":
         error = reply.json()["error"]
-        assert set(error) == {"code", "message", "hint", "retryable", "user_fault", "details"}, what
+        fields = {"code", "message", "message_code", "params", "hint", "retryable", "user_fault", "details"}
+        assert set(error) == fields, what
         assert error["code"] in CODES, what
         assert not INSIDE.search(reply.text), (what, reply.text[:500])
     for place in (str(ROOT), str(settings.data_dir.resolve()), str(SHIPPED_MODELS_DIR)):
