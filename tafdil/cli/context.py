@@ -184,14 +184,14 @@ def standing(job: JobFields) -> Message:
             return say("cli.queued_at", position=job.queue_position)
         case "running":
             phase = f"run_phase.{job.phase}"
-            what: str = say(phase) if is_known(phase) else job.phase or say("job_state.running")
+            what: str = say(phase) if is_known(phase) else job.phase or say("cli.state.running")
             where = say("cli.at_step", what=what, step=job.step, steps=job.total_steps) if job.total_steps else what
             asked = f"cli.asked.{job.requested}"
             return say("cli.asked_for", what=where, asked=say(asked)) if is_known(asked) else say("cli.runs", what=where)
         case "failed" if job.error:
             return say("cli.failed_because", reason=sentence(job.error))
         case state:
-            known = say(f"job_state.{state}")
+            known = say(f"cli.state.{state}")
             return say("cli.with_effect", state=known, effect=say(f"cli.effect.{job.effect}")) if job.effect else known
 
 

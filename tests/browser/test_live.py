@@ -48,7 +48,7 @@ def test_a_job_is_watched_without_a_reload(browser: Browser, empty: Seeded) -> N
         with empty.live.database.transaction() as session:
             jobs.add_warning(session, fence, {"code": "collapse", "message": "answers repeat themselves"})
         expect(page.locator("tbody tr").first).to_contain_text("answers repeat themselves")
-        expect(page.locator(".box.warning")).to_contain_text("collapse")
+        expect(page.locator(".box.warning")).to_contain_text("answers repeat themselves")
         page.get_by_role("link", name="Log", exact=True).click()
         expect(page.locator("pre")).to_contain_text("step 1 loss 0.5")
         empty.succeed(fence)

@@ -24,10 +24,11 @@ from tests.training import ON_LABELS, ON_PAIRS
 
 @pytest.mark.parametrize("side", ["before", "after"])
 def test_the_api_dies_around_the_publish_of_a_job(start_rig: StartRig, side: str) -> None:
-    """The job is stored and the client gets no answer. It asks again with its key: there is one job, and it runs."""
+    """The job is stored, and the client may get no answer. It asks again with its key: there is one job, and it runs."""
     rig, client = start_rig(settings={"TAFDIL_REPUBLISH_S": "1"})
     _relaunch_api(rig, f"publish:1:{side}")
-    with pytest.raises(Unreachable):
+    # The message leaves beside the reply, so either may be first.
+    with suppress(Unreachable):
         client.submit(job_spec(3), "my-order")
     rig.service("api").process.wait(ENOUGH_S)
     _relaunch_api(rig, None)

@@ -40,16 +40,17 @@ class UnsentQueue(CeleryQueue):
 
     def __init__(self) -> None:
         class Taker:
-            def send_task(self, *_: Any, **__: Any) -> None:
-                return
+            def send_task(self, *_: Any, **__: Any) -> bool:
+                return True
 
-            def publish(self, *_: Any) -> None:
-                return
+            def publish(self, *_: Any) -> int:
+                return 0
 
             def llen(self, *_: Any) -> int:
                 return 0
 
-        self._app: Any = Taker()
+        self._publisher: Any = Taker()
+        self._away_until = 0.0
         self._redis: Any = Taker()
         self._channel = self._prefix = ""
 

@@ -124,9 +124,9 @@ def test_one_message_fifty_times(start_rig: StartRig) -> None:
 def test_forged_messages_do_nothing(start_rig: StartRig) -> None:
     rig, client = start_rig()
     queue = CeleryQueue(Settings(redis_url=rig.environment["TAFDIL_REDIS_URL"]))
-    queue._app.send_task("os.system", args=["touch /tmp/never"], queue="train")
-    queue._app.send_task("tafdil.train", args=["0" * 32], kwargs={"more": "x" * 10_000}, queue="train")
-    queue._app.send_task("tafdil.train", args=[{"not": "an id"}], queue="train")
+    queue._publisher.send_task("os.system", args=["touch /tmp/never"], queue="train")
+    queue._publisher.send_task("tafdil.train", args=["0" * 32], kwargs={"more": "x" * 10_000}, queue="train")
+    queue._publisher.send_task("tafdil.train", args=[{"not": "an id"}], queue="train")
     queue.close()
     assert finished(rig, client, client.submit(job_spec(3))["id"], 3)["attempt"] == 1
     assert len(list(client.jobs())) == 1

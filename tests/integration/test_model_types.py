@@ -108,7 +108,9 @@ def test_metrics_that_leave_out_what_follows_the_output_layer_are_refused(
     granite: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trainer_core.scoring.own_logits", lambda model, states: model.get_output_embeddings()(states))
-    with pytest.raises(ForwardMismatch, match=r"of the metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"):
+    with pytest.raises(
+        ForwardMismatch, match=r"of the metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"
+    ):
         prepared("ipo", granite, tmp_path)
 
 
