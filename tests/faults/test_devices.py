@@ -222,7 +222,7 @@ def test_a_training_that_is_killed_for_the_memory_of_other_processes(start_rig: 
                 hog.wait()
         first = client.attempts(job_id)[0]
         assert (first["outcome"], client.job(job_id)["error"]) == ("worker_lost", None)
-        assert "killed for memory" in first["reason"]
+        assert "other processes filled the memory" in first["reason"]
         assert client.attempts(job_id)[1]["started_at"] - first["ended_at"] >= timedelta(seconds=3)
         retried = until(lambda: [line["step"] for line in rig.lines(job_id, "step") if line["attempt"] == 2])
         assert retried[0] > 5

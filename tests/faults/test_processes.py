@@ -234,7 +234,7 @@ def test_a_training_that_hangs_is_ended_and_goes_on(start_rig: StartRig) -> None
     stubborn = client.submit(job_spec(20, behaviour={"hang_at": 1, "hang_attempts": 9}))["id"]
     job = until(lambda: _over(client, stubborn))
     assert (job["state"], job["error"]["code"], job["attempt"]) == ("failed", "poisoned", 3)
-    assert "hung" in job["error"]["message"]
+    assert "no sign of life" in job["error"]["message"]
 
 
 PHASES: dict[str, tuple[dict[str, Any], str]] = {
