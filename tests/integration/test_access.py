@@ -290,7 +290,8 @@ def test_quotas_are_a_tenants(settings: Settings, queue: FakeQueue, spec: dict[s
         first, second = client_of(admin, tenant="a"), client_of(admin, tenant="b")
         ids = [first.post("/v1/jobs", json=spec).json()["id"] for _ in range(2)]
         reply = first.post("/v1/jobs", json=spec)
-        assert "2 jobs" in error_of(reply, 429, "rate_limited")["message"]
+        refused = error_of(reply, 429, "rate_limited")
+        assert (refused["message_code"], refused["params"]["n"]) == ("quota_jobs", 2)
         assert reply.headers["retry-after"] == "60"
         error_of(first.post(f"/v1/jobs/{ids[0]}/clone", json={}), 429, "rate_limited")
         assert second.post("/v1/jobs", json=spec).status_code == 202
