@@ -75,7 +75,7 @@ def forecast(settings: TrainingSettings, steps: int, *, is_half: bool = False) -
     # A continued adapter has its own scaling, and its weights make the same step matter more.
     is_known = not settings.adapter_name and (effect == "hardly_changed" or _is_measured(settings))
     known = effect if is_known else None
-    return Forecast(known, total, scaling, hardly, collapsed, "runs of the models that shipped")
+    return Forecast(known, total, scaling, hardly, collapsed, "runs of the bundled models")
 
 
 def _is_measured(settings: TrainingSettings) -> bool:

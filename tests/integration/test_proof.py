@@ -173,7 +173,7 @@ ON_COMPARE: dict[str, tuple[Change, str]] = {
     ),
     "reference's weights": (weights(f"out/ref/{FILE}", scaled("lora_B", 2)), "the weights of the reference are not those"),
     "reference": (setting(f"out/{METADATA}", reference="base"), "the weights of the reference are not those"),
-    "4 bit": (setting(f"out/{METADATA}", load_in_4bit=True), "whether its base is held in 4 bit is true"),
+    "4 bit": (setting(f"out/{METADATA}", load_in_4bit=True), "whether its base model is loaded in 4 bits is true"),
 }
 
 
