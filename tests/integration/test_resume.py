@@ -177,9 +177,9 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
     PreferenceTrainer(settings("ipo", place, max_steps=4), observer=RecordingObserver()).train()
     kept = place / "kept"
     shutil.copytree(place / "out", kept)
-    with pytest.raises(SpecInvalid, match="another method: ipo, here cpo"):
+    with pytest.raises(SpecInvalid, match="another method: it has ipo, this run has cpo"):
         resumed("cpo", place, kept / "checkpoint-4")
-    with pytest.raises(SpecInvalid, match="another batch size: 4, here 2"):
+    with pytest.raises(SpecInvalid, match="another batch size: it has 4, this run has 2"):
         resumed("ipo", place, kept / "checkpoint-4", per_device_train_batch_size=2)
     for name, fields in (
         ("learning rate", {"learning_rate": 1e-7}),
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
         resumed("ipo", place, kept / "checkpoint-4")
     weights = kept / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    with pytest.raises(SpecInvalid, match="not as it was written"):
+    with pytest.raises(SpecInvalid, match="incomplete, or was changed"):
         resumed("ipo", place, kept / "checkpoint-4")
 
 

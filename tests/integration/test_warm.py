@@ -89,7 +89,7 @@ def test_a_change_of_live_weights_is_noticed_although_fingerprints_are_remembere
     assert pair.compare(PROMPT, max_new_tokens=2).proof == before
     weight = dict(base_tensors(pair.policy))["model.layers.1.mlp.up_proj.weight"]
     weight.data[3, 5] += 1e-3
-    with pytest.raises(ReferenceMismatch, match="are not those that its training ended with"):
+    with pytest.raises(ReferenceMismatch, match="the weights of the trained model differ from its files"):
         pair.compare(PROMPT, max_new_tokens=2)
 
 
