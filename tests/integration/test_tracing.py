@@ -247,7 +247,7 @@ def test_a_comparison_has_a_trace(service: Client, job_id: str, collector: Colle
 
 def test_a_process_that_ends_with_its_task_tells_it_first(service: Client, job_id: str, collector: Collector) -> None:
     """The exports worker's. The push is refused, for no hub is configured."""
-    with pytest.raises(ApiError, match="no hub"):
+    with pytest.raises(ApiError, match="no Hugging Face account"):
         service.push(job_id, "name", wait_s=60)
     (span,) = until(lambda: [span for span in collector.spans if span.name == "push"])
     assert (span.service, span.is_error, span.attributes["error.type"]) == ("tafdil-exports-worker", True, "forbidden")
