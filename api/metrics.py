@@ -97,7 +97,7 @@ class HttpMetrics:
         self._seconds = Histogram(
             "tafdil_http_request_seconds", "Time to the reply's first byte", labels, buckets=_BUCKETS, registry=registry
         )
-        self._open = Gauge("tafdil_http_requests_open", "Requests and streams that are not over", registry=registry)
+        self._open = Gauge("tafdil_http_requests_open", "Open requests and streams", registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

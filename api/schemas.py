@@ -66,15 +66,15 @@ class Job(BaseModel):
     model_name: str
     dataset_id: str | None
     state: JobState
-    phase: Phase | None = Field(description="What a running job is doing.")
+    phase: Phase | None = Field(description="The current phase of a running job.")
     step: int = Field(description="Optimizer steps done.")
     total_steps: int | None
     percent: float = Field(description="Share of the steps done, 0 to 100.")
-    seconds_left: float | None = Field(description="Estimate for the training steps; null if unknown.")
+    seconds_left: float | None = Field(description="Estimated seconds for the remaining training steps; null if unknown.")
     priority: int
     gpu_class: str | None
     queue_position: int | None = Field(description="1: next to be claimed; null unless queued.")
-    seconds_until_start: float | None = Field(description="Estimate for a queued job; null if unknown.")
+    seconds_until_start: float | None = Field(description="Estimated seconds until a queued job starts; null if unknown.")
     waiting_for: WaitingFor | None = Field(
         description="What a queued job waits for: a free `worker`; the `broker`, which is unavailable; or the end of the "
         "`pause` before a retry. The job is stored, and starts when the broker is back."
@@ -306,7 +306,7 @@ class MemoryEstimate(BaseModel):
     bytes: int
     low_bytes: int
     high_bytes: int
-    parts: dict[str, int] = Field(description="By what takes it; the largest is what to make smaller.")
+    parts: dict[str, int] = Field(description="Memory by use. Reduce the largest part first.")
     free_bytes: int | None = Field(description="Free memory where it would run; null if unknown.")
     fits: bool | None
     precision: str

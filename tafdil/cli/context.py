@@ -209,17 +209,17 @@ def spoken(detail: Mapping[str, Any]) -> str:
 
 
 def complain(message: str) -> None:
-    """The first line of an error."""
+    """Prints the first line of an error."""
     complaints.print(in_words(say("cli.error", message=message), sys.stderr), style="red", markup=False)
 
 
 def complain_more(message: str) -> None:
-    """A further line of an error."""
+    """Prints a further line of an error."""
     complaints.print(f"  {in_words(message, sys.stderr)}", style="red", markup=False)
 
 
 def remark(message: str) -> None:
-    """A line for a person beside the output."""
+    """Prints a remark for the user beside the output."""
     complaints.print(in_words(message, sys.stderr), markup=False)
 
 
@@ -228,7 +228,7 @@ class Usage(TafdilClientError):
 
 
 def usage(message: str) -> NoReturn:
-    """Ends an invalid command."""
+    """Ends the command with a usage error."""
     raise Usage(message)
 
 

@@ -57,7 +57,7 @@ def submit(
             help="Training rows: a local file (which is uploaded), a dataset's id or name, or a path on the service."
         ),
     ] = None,
-    validation: Annotated[str | None, typer.Option("--eval", help="Validation rows, likewise.")] = None,
+    validation: Annotated[str | None, typer.Option("--eval", help="Validation rows, given in the same way.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the job.")] = None,
     fields: Changes = [],  # noqa: B006  # typer copies it
     key: Annotated[

@@ -51,7 +51,7 @@ def sentences(source: str) -> Iterator[tuple[int, str]]:
         if token.type in (
             tokenize.COMMENT,
             tokenize.STRING,
-            tokenize.FSTRING_MIDDLE if hasattr(tokenize, "FSTRING_MIDDLE") else -1,
+            getattr(tokenize, "FSTRING_MIDDLE", -1),
         ) and not re.fullmatch(r'"\w+"', token.string):  # a name or a key
             for offset, line in enumerate(token.string.splitlines()):
                 yield token.start[0] + offset, CODE.sub("", line)
