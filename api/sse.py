@@ -88,8 +88,10 @@ class Waker:
                         await self._hear(subscription)
             except Exception as error:
                 # Anyone who can reach the broker can send anything; reopen the channel whatever broke it.
+                # Once for each time that the broker goes away.
+                level = logging.WARNING if self.is_listening else logging.DEBUG
                 self.is_listening = False
-                log.warning("no wake-ups for now: %s: %s", type(error).__name__, error)
+                log.log(level, "no wake-ups for now: %s: %s", type(error).__name__, error)
                 await asyncio.sleep(_RETRY_S)
 
     async def _hear(self, subscription: PubSub) -> None:

@@ -162,8 +162,7 @@ class CeleryQueue:
         self._call(lambda: self._redis.publish(self._channel, subject_id))
 
     def is_up(self) -> bool:
-        self._away_until = 0.0
-        return self._call(self._redis.ping) is not None
+        return self._call(self._redis.ping, at_once=True) is not None
 
     def close(self) -> None:
         self._redis.close()
@@ -177,14 +176,21 @@ class CeleryQueue:
     def _send(self, task: str, argument: str, queue: str) -> bool:
         return self._call(lambda: self._publisher.send_task(task, args=[argument], queue=queue)) is not None
 
-    def _call(self, ask: Callable[[], Answer]) -> Answer | None:
-        """The broker's answer; None if it gave none, or failed to answer a moment ago."""
-        if time.monotonic() < self._away_until:
+    def _call(self, ask: Callable[[], Answer], *, at_once: bool = False) -> Answer | None:
+        """The broker's answer; None if it gave none, or failed to answer a moment ago.
+
+        Args:
+            at_once: ask although it failed to answer a moment ago.
+        """
+        if not at_once and time.monotonic() < self._away_until:
             return None
         try:
-            return ask()
+            answer = ask()
         except Exception as error:
-            # kombu, redis and the operating system raise their own errors; none may fail the caller.
-            log.warning("the broker does not answer (%s)", error)
+            # kombu, redis and the operating system raise their own errors; none may fail the caller. Logged once for each
+            # time that the broker goes away.
+            log.log(logging.DEBUG if self._away_until else logging.WARNING, "the broker does not answer (%s)", error)
             self._away_until = time.monotonic() + _PAUSE_S
             return None
+        self._away_until = 0.0
+        return answer

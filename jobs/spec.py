@@ -272,14 +272,7 @@ def invalid(found: Sequence[Any]) -> SpecInvalid:
     if whole:
         return SpecInvalid.at("", whole)
     details = validation.details(items, PATTERNS)
-    first, more = details[0], len(details) - 1
-    if not first.field:
-        return SpecInvalid(first.reason, details)
-    if more:
-        message = say("request_invalid_more", field=first.field, reason=first.reason, n=more)
-    else:
-        message = say("request_invalid", field=first.field, reason=first.reason)
-    return SpecInvalid(message, details)
+    return SpecInvalid(validation.summary(details), details)
 
 
 def _placed(item: dict[str, Any]) -> dict[str, Any]:

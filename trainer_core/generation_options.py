@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from trainer_core import validation
 from trainer_core.errors import DataInvalid, Detail, SpecInvalid
 from trainer_core.wording import say
 
@@ -18,14 +19,6 @@ _NOT_OPTIONS = {
     *("adapter_names", "num_return_sequences", "max_length", "max_new_tokens", "streamer", "return_dict_in_generate"),
     *("output_logits", "generation_config", "assistant_model", "custom_generate", "trust_remote_code"),
 }
-# What an option must be, by the type of pydantic's error.
-_LIMITS = {
-    "greater_than": ("gt", "above"),
-    "greater_than_equal": ("ge", "at_least"),
-    "less_than": ("lt", "below"),
-    "less_than_equal": ("le", "at_most"),
-}
-_TYPES = {"int_type": "whole", "int_from_float": "whole", "bool_type": "bool"}
 # Dividing logits by less would overflow.
 _LEAST_TEMPERATURE = 1e-6
 
@@ -76,27 +69,14 @@ def checked(options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         _Options.model_validate(plain)
     except ValidationError as error:
-        found = [_wrong(one, plain) for one in error.errors(include_url=False)]
-        reasons = [one.reason for one in found]
-        raise SpecInvalid(say("option_values", reasons=reasons) if len(found) > 1 else reasons[0], found) from error
+        found = validation.details(error.errors(include_url=False))
+        raise SpecInvalid(validation.summary(found), found) from error
     if 0 < plain.get("temperature", 0.0) < _LEAST_TEMPERATURE:
         found = {"value": plain["temperature"], "least": _LEAST_TEMPERATURE}
         raise SpecInvalid.at("temperature", say("temperature_too_small", **found))
     if plain.get("do_sample") is False and plain.get("temperature"):
         raise SpecInvalid.at("do_sample", say("temperature_contradicted", temperature=plain["temperature"]))
     return plain
-
-
-def _wrong(error: Any, options: Mapping[str, Any]) -> Detail:
-    """What an option must be, from pydantic's error."""
-    name = str(error["loc"][0])
-    kind, limits = error["type"], error.get("ctx", {})
-    if kind in _LIMITS:
-        key, code = _LIMITS[kind]
-        wanted = say(f"wanted.{code}", limit=limits[key])
-    else:
-        wanted = say(f"wanted.{_TYPES.get(kind, 'number')}")
-    return Detail(name, say("option_value", name=name, value=repr(options[name])[:50], wanted=wanted))
 
 
 def length_of(max_length: int | None, options: dict[str, Any]) -> int:

@@ -1,7 +1,7 @@
 """Words pydantic's errors as sentences of the catalogues. Nobody reads pydantic's own text. Torch-free."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from trainer_core.errors import Detail
@@ -58,6 +58,16 @@ def details(found: Iterable[Mapping[str, Any]], patterns: Mapping[str, str] | No
         # A list may be the right member of a union, with a wrong item in it.
         if not (field in inner and all(_OTHER_KIND.fullmatch(item["type"]) for item in items))
     ]
+
+
+def summary(found: Sequence[Detail]) -> str:
+    """The first error and how many more there are, as one sentence."""
+    first, more = found[0], len(found) - 1
+    if not first.field:
+        return first.reason
+    if more:
+        return say("request_invalid_more", field=first.field, reason=first.reason, n=more)
+    return say("request_invalid", field=first.field, reason=first.reason)
 
 
 def _field(item: Mapping[str, Any]) -> str:

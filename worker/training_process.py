@@ -244,7 +244,7 @@ def whole_environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def _held_bytes(pid: str) -> int:
-    """A process's memory in bytes, without pages of files, which the kernel can drop; 0 if it is gone."""
+    """A process's own memory in bytes, without what it shares, such as pages of files; 0 if it is gone."""
     try:
         _, resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[:3]
     except OSError:

@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 from tafdil.cli.streams import shows_direction
 from tafdil.text import isolated, visible
-from trainer_core.wording import LANGUAGES, Language, Message, is_known, worded
+from trainer_core.wording import LANGUAGES, Language, Message, restored, worded
 
 VARIABLE = "TAFDIL_LANG"
 # The first one that is set decides, as in POSIX.
@@ -38,13 +38,8 @@ def sentence(found: Mapping[str, Any], text: str = "message", code: str = "messa
     """A sentence of the service: a `Message` if it has a code that is known here, else its text."""
     if isinstance(found[text], Message):
         return found[text]
-    name, params = found.get(code), found.get("params")
-    if is_known(name) and isinstance(params, dict):
-        try:
-            return Message(cast("str", name), cast("dict[str, Any]", params))
-        except KeyError:
-            pass
-    return str(found[text]).translate(_MARKS)
+    known = restored(found, text, code)
+    return known if isinstance(known, Message) else known.translate(_MARKS)
 
 
 def in_words(text: str, stream: TextIO) -> str:

@@ -202,7 +202,7 @@ while os.path.exists(f"/proc/{pid}/fd/0"):
 
 
 def test_a_training_that_is_killed_for_the_memory_of_other_processes(start_rig: StartRig) -> None:
-    """It is a loss: the run is retried from its checkpoint after a pause, and nobody is told to lower a batch size."""
+    """The attempt counts as lost. The run is retried from its checkpoint after a pause, and its user is not blamed."""
     with little_memory(500 * MIB) as group:
         rig, client = start_rig(settings={"TAFDIL_MEMORY_PAUSE_S": "3"})
         main = rig.pid("train-worker-1")

@@ -79,13 +79,19 @@ def rounded(value: float, digits: int = 3) -> float:
     return float(f"{value:.{digits}g}")
 
 
-def restored(stored: Mapping[str, Any]) -> str:
-    """The sentence that `said` stored: a `Message`, unless it had no code or the catalogues no longer have the code."""
-    code, params = stored.get("message_code"), stored.get("params")
-    if isinstance(params, dict) and is_known(code):
+def restored(stored: Mapping[str, Any], text: str = "message", code: str = "message_code") -> str:
+    """A stored sentence: a `Message`, unless it had no code or the catalogues no longer have the code.
+
+    Args:
+        stored: an object with the sentence, its code and its `params`, as `said` makes it.
+        text: the key of the sentence.
+        code: the key of its code.
+    """
+    name, params = stored.get(code), stored.get("params")
+    if isinstance(params, dict) and is_known(name):
         with suppress(KeyError):
-            return Message(cast("str", code), cast("dict[str, Any]", params))
-    return str(stored["message"])
+            return Message(cast("str", name), cast("dict[str, Any]", params))
+    return str(stored[text])
 
 
 @cache
