@@ -38,6 +38,10 @@ and those of warnings and events, are in Arabic for a request with `Accept-Langu
 """
 
 
+# A request must not wait longer for a database that stands still than its client waits for it. Clients retry the 503.
+_DATABASE_ANSWERS_S = 5.0
+
+
 def create_app(settings: Settings | None = None, queue: JobQueue | None = None) -> FastAPI:
     """The API with the given settings and queue, by default those of the environment."""
     settings = settings or get_settings()
@@ -48,7 +52,7 @@ def create_app(settings: Settings | None = None, queue: JobQueue | None = None) 
         settings.make_directories()
         install_samples(settings)
         await run_in_threadpool(uploads.sweep, settings)
-        database = Database(settings.database)
+        database = Database(settings.database, answer_s=_DATABASE_ANSWERS_S)
         await run_in_threadpool(database.migrate)
         app.state.storage_check = StorageCheck(database, settings)
         sender = queue or Sender(CeleryQueue(settings), database)

@@ -5,8 +5,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, Field
 
-from api.schemas import Stored, columns_of
-from api.sentences import DetailFields, ErrorFields
+from api.schemas import Stored, Task, columns_of
+from api.sentences import DetailFields, ErrorFields, WarningFields, WordedFields
 from jobs.records import Record
 from jobs.uploads import Found, reading_of
 from trainer_core.errors import DataUnclear
@@ -131,3 +131,33 @@ class DatasetRows(BaseModel):
 
     dataset_id: str
     rows: list[dict[str, Any]]
+
+
+class DataReport(BaseModel):
+    """What a dataset contains, and what a model could learn from it instead of the preference."""
+
+    version: int = Field(description="Of the report; another version computes other figures from the same rows.")
+    kind: str = Field(description="`kto` or `pairs`.")
+    rows: int = Field(description="Training rows.")
+    measured_rows: int = Field(description="Rows whose traits were measured: all, or a sample of very large files.")
+    sampled_rows: int = Field(description="Rows of the sample for words, languages, spellings, near duplicates and tokens.")
+    prompts: int = Field(description="Different prompts.")
+    most_rows_of_a_prompt: int
+    shortcuts: WordedFields = Field(
+        description="`named`: the shortcuts, the strongest first, in words, with rows and advice. `rules`: every rule that "
+        "was tried, with the share of rows in which it is right and its interval. `smallest_named`: the smallest share that "
+        "would have been named. `note`: what so few rows cannot show."
+    )
+    findings: list[WarningFields] = Field(description="What to read first, each as a sentence.")
+    sides: dict[str, Any] = Field(description="Lengths and signs of the texts of each side.")
+    varieties: dict[str, Any] = Field(description="The same for each variety that rows state in `dialect`.")
+    languages: dict[str, Any]
+    spellings: dict[str, Any] = Field(description="Words spelled otherwise than mostly in this file.")
+    duplicates: dict[str, Any] = Field(description="Equal, nearly equal and contradicting rows.")
+    tokens: dict[str, Any] | None = Field(description="Tokens per word by side and variety; null without `model`.")
+
+
+class DatasetReport(Task):
+    """A report about a dataset."""
+
+    result: DataReport | None  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,12 +1,13 @@
 """Dependencies of routes."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
 
 from api.limits import StreamLimit
 from api.sse import Waker
+from api.waiting import WaitS
 from jobs.access import Access
 from jobs.artifact_service import ArtifactService
 from jobs.dataset_service import DatasetService
@@ -41,7 +42,7 @@ Service = Annotated[JobService, Depends(get_service)]
 
 
 async def hold_stream(request: Request) -> AsyncGenerator[None]:
-    """Counts one of the caller's event streams until its reply has ended. Raises `RateLimited`."""
+    """Counts one of the caller's streams and waiting requests until its reply has ended. Raises `RateLimited`."""
     limit: StreamLimit = request.app.state.stream_limit
     with limit.held(request.state.caller.key_id):
         yield
@@ -52,9 +53,24 @@ StreamParameter = Annotated[
 ]
 
 
-async def hold_stream_if_asked(request: Request, *, stream: StreamParameter = False) -> AsyncGenerator[None]:
-    """The same, for a route that streams on request."""
-    if not stream:
+def hold_wait(default_s: float) -> Callable[..., AsyncGenerator[None]]:
+    """The same, for a route that waits for an answer, with the route's own default of `wait_s`."""
+
+    async def hold(request: Request, *, wait_s: WaitS = default_s) -> AsyncGenerator[None]:
+        if wait_s <= 0:
+            yield
+            return
+        async for _ in hold_stream(request):
+            yield
+
+    return hold
+
+
+async def hold_wait_or_stream(
+    request: Request, *, wait_s: WaitS = 60, stream: StreamParameter = False
+) -> AsyncGenerator[None]:
+    """The same, for a route that waits for an answer or streams it."""
+    if not stream and wait_s <= 0:
         yield
         return
     async for _ in hold_stream(request):

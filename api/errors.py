@@ -3,12 +3,15 @@
 import logging
 import math
 import re
+from collections import defaultdict
+from collections.abc import Set
 from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import iter_route_contexts
 from starlette.exceptions import HTTPException
 
 from api.language import name, speaking, worded_error
@@ -133,12 +136,18 @@ def _disk_full(error: Exception) -> JSONResponse:
 
 
 def methods_of(request: Request) -> set[str]:
-    """The methods that a path allows, from the OpenAPI document. Literal paths take precedence over parametrised ones."""
-    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    """The methods that a path allows. Literal paths take precedence over parametrised ones."""
+    allowed: dict[str, set[str]] = defaultdict(set)
+    for route in iter_route_contexts(request.app.routes):
+        # Mounted files have no methods.
+        if isinstance(methods := getattr(route, "methods", None), Set):
+            allowed[str(route.path)] |= methods
     path = request.url.path
-    fitting = [path] if path in paths else [each for each in paths if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each), path)]
-    found = {method.upper() for each in fitting for method in paths[each]}
-    # `api.head` answers it wherever GET is allowed, so the document does not list it.
+    fitting = (
+        [path] if path in allowed else [each for each in allowed if re.fullmatch(re.sub(r"{\w+}", "[^/]+", each), path)]
+    )
+    found = {method for each in fitting for method in allowed[each]}
+    # `api.head` answers it wherever GET is allowed.
     return found | {"HEAD"} if "GET" in found else found
 
 

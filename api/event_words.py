@@ -52,9 +52,15 @@ def _ended(kind: str) -> Callable[[Data], Message]:
 
     def ended(data: Data) -> Message:
         is_saved = data.get("checkpoint") and data.get("checkpoint_step") is not None
-        return say(f"event.{kind}_saved", step=data["checkpoint_step"]) if is_saved else say(f"event.{kind}")
+        what = say(f"event.{kind}_saved", step=data["checkpoint_step"]) if is_saved else say(f"event.{kind}")
+        return _because(what, data)
 
     return ended
+
+
+def _because(what: Message, data: Data) -> Message:
+    """A pause, with the limit that caused it if it was not a person."""
+    return say("event.because", what=what, reason=say(f"limit.{data['because']}")) if "because" in data else what
 
 
 def _device(report: Any) -> Message | None:
@@ -92,6 +98,7 @@ _SENTENCES: dict[str, Callable[[Data], Message]] = {
     "checkpoint_loaded": lambda data: say("event.checkpoint_loaded", step=data["step"]),
     "first_step": _first_step,
     "effect": lambda data: say(f"event.effect_{data['effect']}"),
+    "review": lambda data: say("event.review", n=data["review"]["rows"]),
     "succeeded": lambda _: say("event.succeeded"),
     "failed": lambda data: say("event.failed", reason=restored(data["error"])),
     "cancelled": _ended("cancelled"),
@@ -99,7 +106,7 @@ _SENTENCES: dict[str, Callable[[Data], Message]] = {
     "preempted": _ended("preempted"),
     "worker_lost": _lost,
     "resumed": lambda _: say("event.resumed"),
-    "pause_requested": lambda _: say("event.pause_requested"),
+    "pause_requested": lambda data: _because(say("event.pause_requested"), data),
     "cancel_requested": _cancel_requested,
     "artifacts_removed": _removed,
 }

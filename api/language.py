@@ -121,6 +121,18 @@ def worded_detail(detail: Mapping[str, Any]) -> dict[str, Any]:
     return in_language(detail, "reason", "code")
 
 
+def worded_tree(value: Any) -> Any:
+    """A JSON value with every stored sentence in it in the reply's language."""
+    if isinstance(value, list):
+        return [worded_tree(each) for each in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    found = cast("dict[str, Any]", value)
+    # The values of a sentence are worded with it.
+    parts = {name: each if name == "params" else worded_tree(each) for name, each in found.items()}
+    return in_language(parts, "message", "message_code") if "message_code" in found else parts
+
+
 def worded_warning(warning: Mapping[str, Any]) -> dict[str, Any]:
     """A warning of a run in the reply's language."""
     return in_language(warning, "message", "message_code")

@@ -86,7 +86,7 @@ class BodyLimit:
 
 
 class StreamLimit:
-    """Counts the event streams that each key holds open in this process, from the request to the end of the reply."""
+    """Counts what each key holds open in this process, event streams and waiting requests, to the end of the reply."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -94,7 +94,7 @@ class StreamLimit:
 
     @contextmanager
     def held(self, key_id: str) -> Generator[None]:
-        """Counts one of the key's streams. Raises `RateLimited` if the key has reached its limit."""
+        """Counts one of them. Raises `RateLimited` if the key has reached its limit."""
         if self._open[key_id] >= self._most:
             raise RateLimited(say("too_many_streams", most=self._most), retry_after_s=5)
         self._open[key_id] += 1

@@ -40,6 +40,10 @@ class ServiceCollector(Collector):
             self._read_at = time.monotonic()
         found = self._numbers
         yield _gauges("tafdil_jobs", "Jobs by state", ["state"], {(k,): v for k, v in found.jobs.items()})
+        paused = {(k,): v for k, v in found.paused.items()}
+        yield _gauges("tafdil_jobs_paused", "Paused jobs by why", ["reason"], paused)
+        silence = {(k,): v for k, v in found.silence_s.items()}
+        yield _gauges("tafdil_silence_seconds", "Seconds since a part's last sign of life", ["part"], silence)
         queues = found.queues
         yield _gauges("tafdil_queue_depth", "Queued jobs", ["gpu_class"], {(k,): v.depth for k, v in queues.items()})
         oldest = {(k,): v.oldest_s for k, v in queues.items()}
@@ -56,6 +60,12 @@ class ServiceCollector(Collector):
         for outcome, count in found.attempts.items():
             ended.add_metric([outcome], count)
         yield ended
+        task_ends = CounterMetricFamily(
+            "tafdil_tasks_ended", "Attempts of tasks by how they ended", labels=["kind", "outcome"]
+        )
+        for (kind, outcome), count in found.task_ends.items():
+            task_ends.add_metric([kind, outcome], count)
+        yield task_ends
         succeeded = CounterMetricFamily(
             "tafdil_jobs_succeeded", "Succeeded jobs by their effect on the model", labels=["effect"]
         )

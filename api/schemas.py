@@ -1,13 +1,14 @@
 """Responses: the records as clients see them."""
 
+import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, field_serializer
 
-from api.language import in_language, worded_warning
-from api.sentences import ErrorFields, WarningFields
+from api.language import in_language, worded_tree, worded_warning
+from api.sentences import ErrorFields, RecipeFields, WarningFields, WordedFields
 from jobs.access import Scope
 from jobs.artifact_service import Removed
 from jobs.artifacts import ArtifactKind
@@ -15,7 +16,7 @@ from jobs.curves import CurvePoint
 from jobs.records import ArtifactRecord, AttemptRecord, JobRecord, Record, TaskRecord
 from jobs.service import QueuePlace
 from jobs.spec import Sent
-from jobs.states import Cause, JobState, Phase, Request, TaskKind, TaskState
+from jobs.states import Cause, JobState, PauseReason, Phase, Request, TaskKind, TaskState
 from jobs.tenancy import WaitingFor
 from trainer_core.config import Method
 from trainer_core.effect import Verdict
@@ -45,7 +46,12 @@ class StoredTask(Stored):
 
     id: str
     state: TaskState
-    waiting_for: WaitingFor | None = Field(description="What a queued task waits for, as for a job; null unless queued.")
+    waiting_for: WaitingFor | None = Field(
+        description="What a queued task waits for, as for a job; a comparison also for the `gpu`, which runs hold that "
+        "go first. Null unless queued."
+    )
+    requested: Request | None = Field(description="`cancel` while a running task is being cancelled.")
+    attempt: int = Field(description="How many times a worker took it; more than 1 after a worker or its process was lost.")
     result: dict[str, Any] | None
     error: ErrorFields | None
     created_at: datetime
@@ -54,7 +60,11 @@ class StoredTask(Stored):
     def of(cls, record: Record, **more: Any) -> Self:
         waiting_for = more.pop("waiting_for", None)
         assert isinstance(record, TaskRecord)
-        return super().of(record, waiting_for=waiting_for if record.state == TaskState.QUEUED else None, **more)
+        if record.state != TaskState.QUEUED:
+            waiting_for = None
+        elif (record.not_before or 0) > time.time():
+            waiting_for = "pause"
+        return super().of(record, waiting_for=waiting_for, **more)
 
 
 class Job(BaseModel):
@@ -77,9 +87,14 @@ class Job(BaseModel):
     seconds_until_start: float | None = Field(description="Estimated seconds until a queued job starts; null if unknown.")
     waiting_for: WaitingFor | None = Field(
         description="What a queued job waits for: a free `worker`; the `broker`, which is unavailable; or the end of the "
-        "`pause` before a retry. The job is stored, and starts when the broker is back."
+        "`pause` before a retry; or the `quota` of training hours, until older hours no longer count. The job is stored, "
+        "and starts when the broker is back."
     )
     requested: Request | None = Field(description="A pending request to the running attempt.")
+    pause_reason: PauseReason | None = Field(
+        description="Why a job is paused or being paused: on `request`; its `time_limit` is reached (`max_hours`); or the "
+        "`quota` of training hours is used up. Null otherwise."
+    )
     attempt: int
     checkpoint_step: int = Field(description="The newest checkpoint's step; 0 without one.")
     rerun_of: str | None = Field(description="The job that this one runs again.")
@@ -91,6 +106,7 @@ class Job(BaseModel):
     )
     error: ErrorFields | None
     spec: dict[str, Any] = Field(description="The spec with every default filled in.")
+    recipe: RecipeFields | None = Field(description="The recipe that set fields of the spec; null if it names none.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -98,6 +114,7 @@ class Job(BaseModel):
     @classmethod
     def of(cls, job: JobRecord, place: QueuePlace | None = None) -> "Job":
         done = 100.0 if job.state == JobState.SUCCEEDED else 100.0 * job.step / (job.total_steps or 1)
+        is_pausing = job.state == JobState.PAUSED or job.requested == Request.PAUSE
         created_at = instant(job.created_at)
         assert created_at is not None
         return cls(
@@ -106,6 +123,7 @@ class Job(BaseModel):
             queue_position=place.position if place else None,
             seconds_until_start=place.seconds_until_start if place else None,
             waiting_for=place.waiting_for if place else None,
+            pause_reason=PauseReason(job.pause_reason or PauseReason.REQUEST) if is_pausing else None,
             spec=job.resolved_spec,
             created_at=created_at,
             started_at=instant(job.started_at),
@@ -134,6 +152,7 @@ _SAME_NAMES = (
     "warnings",
     "effect",
     "error",
+    "recipe",
 )
 
 
@@ -148,6 +167,14 @@ class CancelOptions(Sent):
     """How to cancel."""
 
     save_checkpoint: bool = Field(False, description="Save a checkpoint at the next step boundary first.")
+
+
+class ResumeOptions(Sent):
+    """How to resume a job."""
+
+    max_hours: float | None = Field(
+        None, gt=0, le=100_000, description="The job's new limit of hours, over all its attempts; `null` keeps the old one."
+    )
 
 
 class RerunOptions(Sent):
@@ -241,6 +268,10 @@ class Task(StoredTask):
         if self.kind is TaskKind.VALIDATE and isinstance(result, dict):
             # A dry run whose result no class describes.
             found["warnings"] = [worded_warning(each) for each in found.get("warnings", [])]
+            if "report" in found:
+                found["report"] = worded_tree(found["report"])
+        if self.kind is TaskKind.REPORT:
+            return worded_tree(found)
         return found
 
 
@@ -315,13 +346,19 @@ class MemoryEstimate(BaseModel):
 
 
 class TimeEstimate(BaseModel):
-    """Seconds from the first step to the end, not counting queue, imports and loading."""
+    """Seconds of a run, from its claim by a worker to its end. The queue does not count."""
 
     flops: float
     machine: str
-    seconds: float | None
+    startup_seconds: float | None = Field(
+        None, description="To start the process and to load the model: as in earlier runs of this model, or else from cold."
+    )
+    seconds: float | None = Field(description="Of the steps and evaluations.")
     low_seconds: float | None = None
     high_seconds: float | None = None
+    total_seconds: float | None = Field(None, description="The sum of the two.")
+    total_low_seconds: float | None = None
+    total_high_seconds: float | None = None
     basis: str = Field(description="The source of the speed: earlier runs of this model, or the device.")
 
 
@@ -329,6 +366,7 @@ class DryRunResult(BaseModel):
     """What a run would do."""
 
     spec: dict[str, Any] = Field(description="With every default filled in.")
+    recipe: RecipeFields | None = Field(None, description="The recipe that set fields of the spec; null if it names none.")
     data: dict[str, Any] = Field(
         description="Rows and tokens, numbers of the rows cut and dropped, findings, KTO's labels and weights; with several "
         "`datasets`, what each gives."
@@ -341,6 +379,11 @@ class DryRunResult(BaseModel):
     time: TimeEstimate | None
     stop_tokens: list[StopToken] = Field([], description="Tokens that end a turn, in training rows and in generation.")
     samples: list[RenderedRow]
+    report: WordedFields | None = Field(
+        None,
+        description="What the training rows could teach instead: `findings` and `shortcuts` as in a dataset's report, and "
+        "`tokens` of the model, from a sample of the rows. Null in dry runs of earlier versions.",
+    )
 
 
 class DryRun(Task):

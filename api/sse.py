@@ -14,14 +14,16 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from api.event_words import shown
+from api.held_out_schemas import HeldOut
 from api.language import language, worded_error
 from api.schemas import Comparison, instant
+from api.task_states import TaskStates
 from jobs.queue import events_channel
 from jobs.records import EventRecord
 from jobs.repository import events
 from jobs.service import JobService
 from jobs.settings import Settings
-from jobs.states import JobState, TaskState
+from jobs.states import JobState, TaskKind, TaskState
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class Waker:
         self._task: asyncio.Task[None] | None = None
         self._reads: dict[tuple[object, ...], asyncio.Task[Any]] = {}
         self.is_listening = False
+        self.tasks = TaskStates()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._listen())
@@ -61,18 +64,24 @@ class Waker:
         if task is None:
             task = asyncio.create_task(run_in_threadpool(read))
             self._reads[key] = task
-            task.add_done_callback(lambda _: self._reads.pop(key))
+            task.add_done_callback(lambda done: self._end_read(key, done))
         # A cancelled stream must not cancel the others' read.
         return await asyncio.shield(task)
 
-    async def wait(self, subject_id: str, seconds: float) -> None:
-        """Returns on news of the subject, and after `seconds` at the latest."""
+    def _end_read(self, key: tuple[object, ...], done: asyncio.Task[Any]) -> None:
+        del self._reads[key]
+        if not done.cancelled():
+            # If every stream has left meanwhile, nobody else looks at the error, and asyncio would log it.
+            done.exception()
+
+    async def wait(self, subject_id: str, seconds: float) -> bool:
+        """Returns True on news of the subject, and False after `seconds` without any."""
         event = asyncio.Event()
         self._waiting[subject_id].add(event)
         try:
-            await asyncio.wait_for(event.wait(), seconds)
+            return await asyncio.wait_for(event.wait(), seconds)
         except TimeoutError:
-            pass
+            return False
         finally:
             self._waiting[subject_id].discard(event)
             if not self._waiting[subject_id]:
@@ -136,18 +145,21 @@ async def job_events(
         await waker.wait(job_id, _LOOK_EVERY_S if waker.is_listening else _LOOK_EVERY_UNHEARD_S)
 
 
-async def comparison_events(service: JobService, waker: Waker, job_id: str, comparison_id: str) -> AsyncIterator[str]:
+async def comparison_events(
+    service: JobService, waker: Waker, job_id: str, comparison_id: str, kind: TaskKind = TaskKind.COMPARE
+) -> AsyncIterator[str]:
     """A comparison's texts as they are generated, then its result or error, as SSE text."""
+    shown = Comparison if kind is TaskKind.COMPARE else HeldOut
     loop = asyncio.get_running_loop()
     pinged_at = loop.time()
     told: dict[str, Any] | None = None
     while True:
-        record = await run_in_threadpool(service.comparison, job_id, comparison_id)
+        record = await run_in_threadpool(service.comparison, job_id, comparison_id, kind)
         if record.error:
             yield _format(None, "error", worded_error(record.error))
             return
         if record.state == TaskState.SUCCEEDED:
-            yield _format(None, "result", Comparison.of(record).model_dump(mode="json"))
+            yield _format(None, "result", shown.of(record).model_dump(mode="json"))
             return
         if record.partial and record.partial != told:
             told = record.partial
@@ -158,9 +170,9 @@ async def comparison_events(service: JobService, waker: Waker, job_id: str, comp
         await waker.wait(comparison_id, _LOOK_EVERY_UNHEARD_S if waker.is_listening else _LOOK_EVERY_GROWING_S)
 
 
-def event_stream(events: AsyncIterator[str]) -> StreamingResponse:
-    """Events as a reply that proxies neither buffer nor cache."""
-    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+def event_stream(events: AsyncIterator[str], location: str | None = None) -> StreamingResponse:
+    """Events as a reply that proxies neither buffer nor cache. `location` is the address of what they are about."""
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **({"Location": location} if location else {})}
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 

@@ -2,6 +2,7 @@
 
 A model with random weights and LoRA adapters: both sides in one batch, as the service answers, next to one after the
 other; an adapter on a warm base next to a model that is loaded; fingerprints that are known next to those taken anew.
+`--service`: comparisons of the shipped model through the whole service, from the request to the answer.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from statistics import median
 import torch
 
 from benchmarks.gpu.shapes import SHAPES, SHIPPED, make_model
+from tafdil.client import Client
+from tafdil.local_stack import LocalStack
 from trainer_core import IPOConfig, PreferenceTrainer
 from trainer_core.fingerprints import Remembered, base_tensors
 from trainer_core.small_batches import SmallBatches
@@ -41,7 +44,12 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="small")
     parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--service", action="store_true", help="through the whole service, with the shipped model")
     options = parser.parse_args()
+    if options.service:
+        found = sorted(through_the_service(options.tokens, options.runs))
+        print(f"{options.tokens} tokens, {len(found)} comparisons: median {median(found):.3f} s, maximum {found[-1]:.3f} s")
+        return
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -68,6 +76,34 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for what, own, other, others in table:
         print(f"| {what} | {own:.3f} | {other} | {others:.3f} | {own / others:.2f} |")
+
+
+def through_the_service(tokens: int, runs: int) -> list[float]:
+    """Seconds of warm comparisons, each with another prompt."""
+    spec = {
+        "method": "ipo",
+        "model_name": "tafdil/tiny-arabic-qwen-2",
+        "max_steps": 20,
+        "learning_rate": 1e-3,
+        "learning_rate_cap": None,
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LocalStack(Path(folder), port=0, say=lambda _: None, variables={"OMP_NUM_THREADS": "1"}) as stack,
+        Client(stack.url) as client,
+    ):
+        job = client.submit({**spec, "dataset_id": client.upload_dataset(SHIPPED / "data" / "pairs_train.jsonl").id})
+        job = client.wait(job.id)
+        # What starts in the background has started by then.
+        time.sleep(20)
+        times: list[float] = []
+        for i in range(runs + 1):
+            began = time.perf_counter()
+            answer = client.compare(job.id, f"{PROMPT} {i}", max_length=tokens, temperature=0)
+            times.append(time.perf_counter() - began)
+            if answer.result is None:
+                raise RuntimeError(f"comparison {i} is {answer.state}: {answer.error}")
+        return times[1:]
 
 
 def measured(folder: Path, options: argparse.Namespace) -> list[tuple[str, float, str, float]]:

@@ -93,11 +93,11 @@ class Proof:
 class HeldOut:
     """The held-out pairs, and the margins that a trained model gives pairs."""
 
-    def __init__(self, trainer: PreferenceTrainer) -> None:
+    def __init__(self, trainer: PreferenceTrainer, rows: Sequence[Row] | None = None) -> None:
         self._trainer = trainer
         self._config = trainer.config
         self._reference = trainer._reference_for_scoring()
-        self.rows = rows_of("pairs_held_out")
+        self.rows = list(rows or rows_of("pairs_held_out"))
         self.pairs = [Pair(row["prompt"], row["chosen"], row["rejected"]) for row in self.rows]
         self.scores = self._scores(self.pairs)
         self.margins = self._margins(self.scores)
@@ -154,12 +154,12 @@ def rows_of(name: str) -> list[Row]:
     return [json.loads(line) for line in (SHIPPED_DATA_DIR / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def train(method: str, data: Path, folder: Path, **changes: Any) -> PreferenceTrainer:
+def train(method: str, data: Path, folder: Path, *, eval_file: Path | None = None, **changes: Any) -> PreferenceTrainer:
     """Trains as the demo's job does, but for the given data and changes of its spec."""
     spec = read_spec({**SPECS[method], "dataset_path": "train.jsonl", **changes}).model_dump(mode="json")
     places = {
         "dataset_path": str(data),
-        "eval_dataset_path": str(SHIPPED_DATA_DIR / "pairs_held_out.jsonl"),
+        "eval_dataset_path": str(eval_file or SHIPPED_DATA_DIR / "pairs_held_out.jsonl"),
         "output_dir": str(folder),
     }
     trainer = PreferenceTrainer(library_config(spec, places), locate=model_places(Settings(), spec).__getitem__)

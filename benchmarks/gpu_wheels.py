@@ -1,6 +1,7 @@
 """Gathers the wheels that a GPU machine without a package index lacks, to be carried to it.
 
     python benchmarks/gpu_wheels.py                          # into wheels/, at most 54 MiB
+    python benchmarks/gpu_wheels.py --cuda 12.8              # for a machine whose torch was built for CUDA 12.8
     python benchmarks/gpu_wheels.py --limit-mib 20           # what does not fit is left out and named
     python benchmarks/gpu_wheels.py --has my_machine.txt     # one package a line, as `pip list --format=freeze` prints it
 
@@ -10,6 +11,7 @@ is neither fetched nor followed, so that torch is never downloaded.
 """
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from functools import cache
 from pathlib import Path
-from zipfile import ZipFile
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -136,9 +138,39 @@ def smallest(need: str, folder: Path, python: str) -> Wheel:
     return wheel
 
 
+def keep_cuda(path: Path, cuda: str) -> None:
+    """Leaves out of a wheel the libraries for other GPUs: bitsandbytes brings one for each version of CUDA, ROCm and XPU.
+
+    Raises `ValueError` when the wheel has libraries for other versions of CUDA but none for this one.
+    """
+    library = re.compile(r"_(cuda|rocm|xpu)(\d+)\.so\b")
+    wanted = "cuda", cuda.replace(".", "")
+    slim = path.with_suffix(".slim")
+    with ZipFile(path) as archive:
+        names = archive.namelist()
+        found = {name: one.groups() for name in names if (one := library.search(name))}
+        if not found:
+            return
+        if wanted not in found.values():
+            raise ValueError(f"{path.name} has no library for CUDA {cuda}, only {sorted(map(''.join, found.values()))}")
+        with ZipFile(slim, "w", ZIP_DEFLATED, compresslevel=9) as kept:
+            for name in names:
+                lines = archive.read(name).splitlines(keepends=True) if name.endswith("/RECORD") else None
+                if found.get(name, wanted) == wanted:
+                    listed = lines and b"".join(line for line in lines if found.get(_listed(line), wanted) == wanted)
+                    kept.writestr(name, archive.read(name) if listed is None else listed)
+    slim.replace(path)
+
+
+def _listed(line: bytes) -> str:
+    """The file that a line of a wheel's list of files names."""
+    return line.decode().partition(",")[0]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default="3.12", help="the GPU machine's Python")
+    parser.add_argument("--cuda", default="13.0", help="the CUDA that the GPU machine's torch was built for")
     parser.add_argument("--folder", type=Path, default=Path("wheels"), help="where the wheels go; it holds none yet")
     parser.add_argument("--limit-mib", type=float, default=54.0, help="the most that all wheels may take together")
     parser.add_argument("--has", type=Path, default=MACHINE_FILE, help="what the machine has")
@@ -155,6 +187,8 @@ def main() -> None:
                 needed[name] = closure(direct, has, pins, options.python, fetch)
                 # Two versions of a package cannot be installed together.
                 pins |= {package: wheel.version for package, wheel in needed[name].items()}
+            for wheel in needed["4-bit"].values():
+                keep_cuda(wheel.path, options.cuda)
         except ValueError as error:
             sys.exit(str(error))
         paths = {wheel.path.name: wheel.path for wheels in needed.values() for wheel in wheels.values()}

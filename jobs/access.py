@@ -21,7 +21,7 @@ from trainer_core.wording import say
 DEFAULT_TENANT = "default"
 HIGHEST_PRIORITY = 100
 _PREFIX = "tafdil_"
-# Length of the prefix that identifies a key in lists and finds its row; 216 bits of the key remain secret.
+# Length of the prefix that identifies a key in lists and finds its row; 208 bits of the key remain secret.
 _SHOWN_LETTERS = len(_PREFIX) + 8
 
 

@@ -68,13 +68,20 @@ class ArtifactService(TenantService):
         Raises:
             StateConflict: the job is not over and may need them, or a merge, push or comparison is using them.
         """
+        storage = Storage(self.settings)
+        # Found before the check for running merges, so that nothing here is of one that begins later.
+        merged = storage.merged(job_id) if ArtifactKind.MERGED in kinds else set[str]()
         with self.database.transaction() as session:
             self._must_be_over(session, job_id, kinds)
             files = list(artifacts.of_job(session, job_id))
+            removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
+            # From here on no new task finds the files, which might go while it reads them: the job forgets its model and
+            # checkpoints, and lists no merged files.
             kept_jobs.forget(session, job_id, kinds)
-        removed = Removed([f for f in files if f.kind in kinds], [f for f in files if f.kind not in kinds])
-        # The files go first: an interruption leaves names without files, and a repeated request finishes the work.
-        Storage(self.settings).delete(job_id, [file.name for file in removed.files])
+            artifacts.remove(session, job_id, [f.id for f in removed.files if f.kind == ArtifactKind.MERGED])
+        # The files go before the other names. An interruption leaves names without files and merged files without names,
+        # and a repeated request finishes the work.
+        storage.delete(job_id, merged | {file.name for file in removed.files})
         data = {"kinds": sorted({file.kind for file in removed.files}), "freed_bytes": removed.freed_bytes}
         with self.database.transaction() as session:
             artifacts.remove(session, job_id, [file.id for file in removed.files])
@@ -98,24 +105,31 @@ class ArtifactService(TenantService):
         return Removed(files, [])
 
     def merge(self, job_id: str) -> TaskRecord:
-        """Asks a worker to merge a model's adapter into full weights. Raises `StateConflict`."""
+        """Asks a worker to merge a model's adapter into full weights. Raises `StateConflict`.
+
+        While the merged files of an earlier merge are there, that one is returned: another would make the same.
+        """
         with self.database.reading() as session:
             job = self._with_model(session, job_id)
+            is_merged = any(file.kind == ArtifactKind.MERGED for file in artifacts.of_job(session, job_id))
+            done = tasks.succeeded(session, job_id, TaskKind.MERGE) if is_merged else None
         if not job.resolved_spec.get("use_lora", True):
             raise StateConflict(say("job_already_whole", id=job_id))
-        return self.ask(TaskKind.MERGE, {}, job_id)
+        return done or self.ask(TaskKind.MERGE, {}, job_id, depends_on=[job.artifact_path])
 
     def push(self, job_id: str, request: PushRequest) -> TaskRecord:
         """Asks a worker to push a model to the configured hub. Raises `StateConflict`, `NotFound`."""
         with self.database.reading() as session:
             self._with_model(session, job_id)
-            kinds = {file.kind for file in artifacts.of_job(session, job_id)}
+            files = artifacts.of_job(session, job_id)
+            kinds = {file.kind for file in files}
         if request.kind not in kinds:
             is_merge = request.kind == "merged"
             raise NotFound(
                 say("job_no_merged", id=job_id) if is_merge else say("job_no_files", id=job_id, kind=request.kind)
             )
-        return self.ask(TaskKind.PUSH, request.model_dump(), job_id)
+        pushed = sorted(file.id for file in files if file.kind == request.kind)
+        return self.ask(TaskKind.PUSH, request.model_dump(), job_id, depends_on=pushed)
 
     def _with_model(self, session: Session, job_id: str) -> JobRecord:
         job = self.own_job(session, job_id)

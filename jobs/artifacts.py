@@ -20,6 +20,8 @@ from pathlib import Path
 
 from jobs.records import ArtifactRecord
 
+MERGED_PREFIX = "merged-"
+"""How the names of the directories of merges begin."""
 _CHECKPOINT_MANIFEST = "manifest.json"
 _CHECKPOINT = re.compile(r"attempt-\d+/output/checkpoint-\d+/")
 _ATTEMPT = re.compile(r"attempt-(\d+)/")

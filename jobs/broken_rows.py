@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 # More columns than anyone reads in a sheet; further keys are dropped.
 _MAX_COLUMNS = 200
 _OWN_COLUMNS = ("line", "problem")
+# Preserves unpaired surrogates, which UTF-8 cannot encode. ASCII escapes would triple the size of Arabic.
+_SURROGATES = "surrogatepass"
 
 
 class BrokenRows:
@@ -23,12 +26,13 @@ class BrokenRows:
     Args:
         spool: a temporary file, removed by `write_table` or `drop`.
         most_bytes: the maximum size of the temporary file. A compressed upload holds far more than its own size.
+        on_bytes: called with the number of bytes before they are written to it.
     """
 
-    def __init__(self, spool: Path, most_bytes: int) -> None:
-        self._spool, self._most_bytes = spool, most_bytes
+    def __init__(self, spool: Path, most_bytes: int, on_bytes: Callable[[int], None]) -> None:
+        self._spool, self._most_bytes, self._on_bytes = spool, most_bytes, on_bytes
         self._size_bytes = 0
-        self._file = spool.open("x", encoding="utf-8")
+        self._file = spool.open("xb")
         self._columns: dict[str, None] = {}
         self.count = 0
 
@@ -40,12 +44,12 @@ class BrokenRows:
                 self._columns.setdefault(name)
         said = "; ".join(f"{each.field}: {each.reason}" if each.field else each.reason for each in problems)
         said = said if part == "train" else f"{part}: {said}"
-        # ASCII escapes preserve unpaired surrogates, which UTF-8 cannot encode.
-        text = json.dumps([line, said, cells]) + "\n"
-        self._size_bytes += len(text)
+        data = json.dumps([line, said, cells], ensure_ascii=False).encode(errors=_SURROGATES) + b"\n"
+        self._size_bytes += len(data)
         if self._size_bytes > self._most_bytes:
             raise TooLarge(say("skipped_rows_too_large", most=self._most_bytes))
-        self._file.write(text)
+        self._on_bytes(len(data))
+        self._file.write(data)
         self.count += 1
 
     def write_table(self, target: Path) -> int:
@@ -53,7 +57,7 @@ class BrokenRows:
         self._file.close()
         names = list(self._columns)
         with (
-            self._spool.open(encoding="utf-8") as rows,
+            self._spool.open(encoding="utf-8", errors=_SURROGATES) as rows,
             target.open("w", encoding="utf-8-sig", errors="backslashreplace", newline="") as file,
         ):
             table = csv.writer(file)

@@ -1,24 +1,28 @@
-"""Uploads, lists, shows and deletes datasets."""
+"""Uploads, lists, shows, reports on and deletes datasets."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, cast
 
 from pydantic import ConfigDict, Field
 
-from jobs import quotas
-from jobs.errors import NotFound, StateConflict
-from jobs.places import dataset_file, find_model
+from jobs import quotas, tracing
+from jobs.errors import DatabaseError, DuplicateKey, NotFound, RateLimited, StateConflict
+from jobs.places import dataset_file, find_model, versions_of
 from jobs.records import DatasetRecord, TaskRecord
-from jobs.repository import datasets, kept_jobs
+from jobs.repository import datasets, kept_jobs, reports, tasks, turns
 from jobs.spec import MODEL_NAME, Sent, read_spec
-from jobs.states import TaskKind
+from jobs.states import TaskKind, TaskState
 from jobs.tenancy import TenantService, found
 from jobs.uploads import DatasetCheck, DatasetUpload, Room
-from trainer_core.config import SETTINGS_OF, Method, default_for
+from trainer_core import data_report
+from trainer_core.config import SETTINGS_OF, Method, TemplateOption, default_for
 from trainer_core.reading_options import AS_IT_IS, ReadingOptions
 from trainer_core.row_rules import LABELLED, PAIRS, Kind
 from trainer_core.rows import peek_rows, require_kind
 from trainer_core.wording import say
+
+log = logging.getLogger(__name__)
 
 _DEFAULTS = [SETTINGS_OF[default_for(kind)].title for kind in (LABELLED, PAIRS)]
 
@@ -37,7 +41,7 @@ class PreviewRequest(Sent):
     on_overlong: Literal["reject", "drop", "truncate"] = "truncate"
     apply_chat_template: bool | Literal["auto"] = "auto"
     system_prompt: str | None = Field(None, min_length=1, max_length=20_000)
-    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(default_factory=dict, max_length=20)
+    chat_template_kwargs: dict[str, TemplateOption] = Field(default_factory=dict, max_length=20)
     special_tokens_in_text: Literal["split", "refuse", "allow"] = "split"
 
 
@@ -56,7 +60,40 @@ class DatasetService(TenantService):
         of_training = request.model_dump(exclude={"method", "first_row", "rows"})
         spec = read_spec({**of_training, "method": method, "dataset_id": dataset_id}).model_dump(mode="json")
         rows = {"first_row": request.first_row, "rows": request.rows}
-        return self.ask(TaskKind.PREVIEW, {"dataset_id": dataset_id, "spec": spec, **rows})
+        asked = {"dataset_id": dataset_id, "spec": spec, **rows}
+        return self.ask(TaskKind.PREVIEW, asked, depends_on=[versions_of(self.settings, spec)])
+
+    def report(self, dataset_id: str, model_name: str | None = None) -> TaskRecord:
+        """The task with the report about a dataset's rows. Asks a worker for it if nobody has, or if that failed.
+
+        Args:
+            model_name: also count tokens of this model's vocabulary.
+        """
+        dataset = self.dataset(dataset_id)
+        if model_name:
+            find_model(self.settings, model_name, "model")
+        dataset_file(self.settings, dataset_id)
+        try:
+            return self._report(dataset, model_name)
+        except DuplicateKey:
+            # Somebody asked for it at the same time.
+            return self._report(dataset, model_name)
+
+    def _report(self, dataset: DatasetRecord, model_name: str | None) -> TaskRecord:
+        key = (dataset, data_report.VERSION, model_name or "")
+        with self.database.transaction() as session:
+            if not datasets.held(session, self.tenant, dataset.id):
+                raise NotFound(say("not_found.dataset", id=dataset.id))
+            known = reports.task_of(session, *key)
+            if known is not None and known.state not in (TaskState.FAILED, TaskState.CANCELLED):
+                return known
+            quotas.check_task(session, self.settings, self.tenant)
+            request = {"dataset_id": dataset.id, "model_name": model_name}
+            traceparent = tracing.current_traceparent()
+            task_id = tasks.insert(session, TaskKind.REPORT, self.tenant, request, traceparent=traceparent)
+            reports.keep(session, *key, task_id)
+        self.queue.publish_task(task_id, TaskKind.REPORT)
+        return self.task(task_id)
 
     def dataset(self, dataset_id: str) -> DatasetRecord:
         with self.database.reading() as session:
@@ -77,10 +114,13 @@ class DatasetService(TenantService):
         """Deletes a dataset and returns its size in bytes. Raises `StateConflict` while an unfinished job uses it."""
         record = self.dataset(dataset_id)
         with self.database.transaction() as session:
+            # A report that it shares passes to a dataset that nobody deletes at the same time.
+            turns.take(session, self.tenant)
             datasets.lock(session, dataset_id)
             user = kept_jobs.open_user_of(session, self.tenant, dataset_id)
             if user is not None:
                 raise StateConflict(say("dataset_in_use", id=dataset_id, job=user))
+            reports.forget(session, record)
             datasets.delete(session, dataset_id)
         for ending in ("rows", "broken.csv"):
             (self.settings.datasets_dir / f"{dataset_id}.{ending}").unlink(missing_ok=True)
@@ -115,5 +155,14 @@ class DatasetService(TenantService):
     def _store_dataset(self, fields: dict[str, Any]) -> DatasetRecord:
         with self.database.transaction() as session:
             quotas.check_upload(session, self.settings, self.tenant, fields["size_bytes"])
-            datasets.insert(session, {**fields, "tenant": self.tenant})
-        return self.dataset(fields["id"])
+            record = datasets.insert(session, {**fields, "tenant": self.tenant})
+        # The dataset is stored: an error from here on would delete its files.
+        if self.settings.report_at_upload:
+            try:
+                self.report(record.id)
+            except (DatabaseError, RateLimited) as error:
+                # Its report is computed when somebody asks for it.
+                log.warning("no report was asked for: %s", str(error).splitlines()[0])
+            except Exception:
+                log.exception("no report was asked for")
+        return record

@@ -138,6 +138,22 @@ def data_places(settings: Settings, spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def versions_of(settings: Settings, spec: dict[str, Any]) -> list[Any]:
+    """As JSON, what tells apart the versions of the files that a resolved spec names: it differs once one has changed.
+
+    Raises what `data_places` and `model_places` raise.
+    """
+    data = data_places(settings, spec)
+    named = [data["dataset_path"], data["eval_dataset_path"], *(each["path"] for each in data["datasets"] or [])]
+    found: list[Any] = []
+    for place in [*filter(None, named), *model_places(settings, spec).values()]:
+        path = Path(place)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        found.append([place, [[name, stat.st_mtime_ns, stat.st_size] for name, stat in stats]])
+    return found
+
+
 def run_dir(settings: Settings, job_id: str) -> Path:
     return settings.runs_dir.resolve() / job_id
 

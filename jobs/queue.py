@@ -15,23 +15,17 @@ from celery import Celery
 from redis import Redis
 
 from jobs.settings import Settings
-from jobs.states import TaskKind
+from jobs.states import ANSWERED_BY, TaskKind, TaskWorker
 
 TRAIN_TASK = "tafdil.train"
 COMPARE_TASK = "tafdil.compare"
 CHECK_TASK = "tafdil.check"
 EXPORT_TASK = "tafdil.export"
 TRAIN_QUEUE = "train"
-COMPARE_QUEUE = "compare"
-CHECK_QUEUE = "checks"
-EXPORT_QUEUE = "exports"
-_ROUTES = {
-    TaskKind.COMPARE: (COMPARE_TASK, COMPARE_QUEUE),
-    TaskKind.VALIDATE: (CHECK_TASK, CHECK_QUEUE),
-    TaskKind.PREVIEW: (CHECK_TASK, CHECK_QUEUE),
-    TaskKind.MERGE: (EXPORT_TASK, EXPORT_QUEUE),
-    TaskKind.PUSH: (EXPORT_TASK, EXPORT_QUEUE),
-}
+COMPARE_QUEUE = TaskWorker.COMPARE.value
+CHECK_QUEUE = TaskWorker.CHECKS.value
+EXPORT_QUEUE = TaskWorker.EXPORTS.value
+_TASKS = {TaskWorker.COMPARE: COMPARE_TASK, TaskWorker.CHECKS: CHECK_TASK, TaskWorker.EXPORTS: EXPORT_TASK}
 
 # How long a call may wait for the broker, which normally answers within milliseconds.
 _ANSWER_S = 1.0
@@ -152,8 +146,8 @@ class CeleryQueue:
         return self._send(TRAIN_TASK, job_id, train_queue(gpu_class))
 
     def publish_task(self, task_id: str, kind: TaskKind) -> bool:
-        task, queue = _ROUTES[kind]
-        return self._send(task, task_id, queue)
+        worker = ANSWERED_BY[kind]
+        return self._send(_TASKS[worker], task_id, worker.value)
 
     def waiting(self, gpu_class: str | None) -> int:
         return self._call(lambda: int(self._redis.llen(f"{self._prefix}{train_queue(gpu_class)}"))) or 0

@@ -29,6 +29,8 @@ class JobRecord(Record):
     """As sent."""
     resolved_spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     """With every default filled in."""
+    recipe: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The recipe that set fields of `resolved_spec`, with its version, those fields and their sources; NULL without one."""
 
     priority: Mapped[int] = mapped_column(Integer, default=0)
     """Higher is claimed first."""
@@ -49,6 +51,8 @@ class JobRecord(Record):
     state: Mapped[str] = mapped_column(String(16))
     requested: Mapped[str | None] = mapped_column(String(16))
     """What a user asked of the running attempt; a `Request`."""
+    pause_reason: Mapped[str | None] = mapped_column(String(16))
+    """Why it is paused or being paused, a `PauseReason`; NULL: a person asked."""
     phase: Mapped[str | None] = mapped_column(String(16))
     step: Mapped[int] = mapped_column(Integer, default=0)
     total_steps: Mapped[int | None] = mapped_column(Integer)
@@ -158,7 +162,7 @@ class PastAttemptRecord(Record):
 
 
 class DispatchRecord(Record):
-    """The single row in which dispatchers record when they last ran a round."""
+    """Row 1, in which dispatchers record when they last ran a round, and row 0, which is written to see whether one can."""
 
     __tablename__ = "dispatch"
 
@@ -167,6 +171,23 @@ class DispatchRecord(Record):
     round_at: Mapped[float] = mapped_column(Float)
     reap_from: Mapped[float] = mapped_column(Float)
     """No lease is revoked before this instant: after a database outage its holders may renew first."""
+
+
+class SignRecord(Record):
+    """The last sign of life of a worker or a dispatcher, and what it has."""
+
+    __tablename__ = "signs_of_life"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    host: Mapped[str] = mapped_column(String(255), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(16))
+    """`dispatcher`, or the queue that a worker serves: `train`, `compare`, `checks`, `exports`."""
+    gpu_class: Mapped[str | None] = mapped_column(String(32))
+    device: Mapped[str | None] = mapped_column(String(100))
+    """The GPU on which a generation worker takes turns with runs."""
+    trackers: Mapped[list[str]] = mapped_column(JSON)
+    """The values of `report_to` whose packages a train worker has."""
+    seen_at: Mapped[float] = mapped_column(Float)
 
 
 class EventRecord(Record):
@@ -217,8 +238,30 @@ class DatasetRecord(Record):
     __table_args__ = (Index("datasets_tenant_number", "tenant", "number"),)
 
 
+class ReportRecord(Record):
+    """Which task computes, or has computed, the report about a dataset's rows; the task's answer is the report."""
+
+    __tablename__ = "dataset_reports"
+
+    number: Mapped[int] = mapped_column(BigId, primary_key=True, autoincrement=True)
+    tenant: Mapped[str] = mapped_column(String(64))
+    dataset_id: Mapped[str] = mapped_column(String(32))
+    sha256: Mapped[str] = mapped_column(String(64))
+    """Of the dataset's rows: equal rows have one report."""
+    version: Mapped[int] = mapped_column(Integer)
+    """Of the report."""
+    model_name: Mapped[str] = mapped_column(String(200))
+    """The model whose tokens it counts; empty: none."""
+    task_id: Mapped[str] = mapped_column(String(32))
+
+    __table_args__ = (
+        UniqueConstraint("tenant", "sha256", "version", "model_name"),
+        Index("dataset_reports_dataset", "dataset_id"),
+    )
+
+
 class TaskRecord(Record):
-    """Work other than training, and its answer: a comparison, a dry run, a preview, a merge, a push."""
+    """Work other than training, and its answer: a comparison, a dry run, a preview, a merge, a push, a report."""
 
     __tablename__ = "tasks"
 
@@ -230,7 +273,14 @@ class TaskRecord(Record):
     job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
     request: Mapped[dict[str, Any]] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(16))
+    turn: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    """As a job's, among the tasks of one worker."""
+    request_sha256: Mapped[str | None] = mapped_column(String(64))
+    """Hash of everything that its answer depends on; an equal request joins it. NULL: it is joined by none."""
+    requested: Mapped[str | None] = mapped_column(String(16))
+    """`cancel`, if a user asked for it while it was running."""
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    losses: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     lease_token: Mapped[str | None] = mapped_column(String(32))
     lease_expires_at: Mapped[float | None] = mapped_column(Float)
     partial: Mapped[dict[str, Any] | None] = mapped_column(JSON)
@@ -239,6 +289,8 @@ class TaskRecord(Record):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Float)
     published_at: Mapped[float | None] = mapped_column(Float)
+    not_before: Mapped[float | None] = mapped_column(Float)
+    """When a lost task may be claimed again; NULL: immediately."""
     finished_at: Mapped[float | None] = mapped_column(Float)
     traceparent: Mapped[str | None] = mapped_column(String(55))
     """The span of the request that created it."""
@@ -246,7 +298,23 @@ class TaskRecord(Record):
     __table_args__ = (
         Index("tasks_state_number", "state", "number"),
         Index("tasks_job", "job_id", "kind", "number"),
+        Index("tasks_queue", "state", "turn", "number", "kind", "tenant"),
+        Index("tasks_turn", "kind", "turn"),
+        Index("tasks_tenant_turn", "tenant", "kind", "turn"),
+        Index("tasks_tenant_state", "tenant", "state", "request_sha256"),
     )
+
+
+class TaskEndRecord(Record):
+    """How many attempts of a kind of task ended in one way. Counters may not fall when a job is deleted with its tasks."""
+
+    __tablename__ = "task_ends"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """A `TaskKind`."""
+    outcome: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """A `TaskEnd`."""
+    count: Mapped[int] = mapped_column(BigInteger)
 
 
 class ArtifactRecord(Record):

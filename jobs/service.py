@@ -1,4 +1,4 @@
-"""Operations on jobs and comparisons: check, store in one transaction, then wake a worker."""
+"""Operations on jobs: check, store in one transaction, then wake a worker."""
 
 import hashlib
 import json
@@ -6,47 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
 
-from pydantic import ConfigDict, Field
 from sqlalchemy.orm import Session
 
 from jobs import quotas, tracing
+from jobs.comparisons import Comparisons
 from jobs.curves import CurvePoint, downsample
 from jobs.errors import DuplicateKey, Forbidden, IdempotencyConflict, NotFound, StateConflict
 from jobs.estimates import seconds_until_starts
-from jobs.places import data_file, data_places, dataset_file, model_places
+from jobs.places import data_file, data_places, dataset_file, model_places, versions_of
+from jobs.recipes import DataFacts, changed, expanded
 from jobs.records import AttemptRecord, JobRecord, TaskRecord
-from jobs.repository import attempts, datasets, jobs, kept_jobs, metrics, tasks
-from jobs.spec import AnyJobSpec, MixedDataset, PlainText, Sent, changed_spec, dataset_ids, read_spec
+from jobs.repository import attempts, datasets, jobs, kept_jobs, metrics, signs, watch
+from jobs.spec import AnyJobSpec, MixedDataset, dataset_ids, read_spec
 from jobs.states import JobState, Request, TaskKind
 from jobs.storage import Storage
-from jobs.tenancy import TenantService, WaitingFor, found
+from jobs.tenancy import WaitingFor
+from trainer_core import trackers
 from trainer_core.config import SETTINGS_OF
+from trainer_core.errors import SpecInvalid
 from trainer_core.row_names import naming
 from trainer_core.rows import Kind, check_file, peek_kind, require_kind
 from trainer_core.wording import Message, say
 
 # Files up to this size are checked completely on submission. Of larger ones the worker checks all but the first rows.
 _CHECKED_AT_SUBMIT_BYTES = 16 * 2**20
-
-
-class ComparisonRequest(Sent):
-    """A prompt for both models, and how to generate the answers."""
-
-    model_config = ConfigDict(
-        allow_inf_nan=False,
-        json_schema_extra={"examples": [{"prompt": "هل تعرف اسم عاصمة المغرب؟", "max_length": 64}]},
-    )
-
-    prompt: PlainText = Field(min_length=1, max_length=20_000, description="The user's text.")
-    max_length: int | None = Field(
-        None,
-        ge=1,
-        le=4096,
-        description="Maximum new tokens per answer; `null`: 256, or as many as the model has room for after the prompt.",
-    )
-    temperature: float = Field(0.0, ge=0, le=5, description="0 is greedy; above 0 samples.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Share of probability to sample from.")
-    seed: int | None = Field(None, ge=0, le=2**31 - 1, description="Sampling seed. If absent, one is drawn and returned.")
+_MOST_SPEC_BYTES = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -59,7 +43,7 @@ class QueuePlace:
 
 
 @dataclass(frozen=True)
-class JobService(TenantService):
+class JobService(Comparisons):
     """Operations on jobs and their models."""
 
     # -- jobs
@@ -79,7 +63,8 @@ class JobService(TenantService):
     def clone(self, job_id: str, overrides: dict[str, Any], idempotency_key: str | None = None) -> JobRecord:
         """A new job with another job's original spec and some changed fields.
 
-        A dataset among the overrides replaces the old one, whichever field named either.
+        A dataset among the overrides replaces the old one, whichever field named either. What a recipe set is kept, unless
+        the overrides change something that it was worked out from.
 
         Raises:
             SpecInvalid: the changed spec is invalid.
@@ -89,23 +74,37 @@ class JobService(TenantService):
         if known := self._known(key):
             return known
         old = self.job(job_id)
-        sent = changed_spec(old.spec, overrides)
-        return self._store({**self._checked(read_spec(sent), sent), "rerun_of": old.id}, key, {"clone_of": old.id})
+        sent, recipe = changed(old.spec, old.recipe, overrides)
+        return self._store({**self._checked(read_spec(sent), sent, recipe), "rerun_of": old.id}, key, {"clone_of": old.id})
 
-    def _checked(self, spec: AnyJobSpec, sent: dict[str, Any]) -> dict[str, Any]:
-        """The columns of a job, after every check that needs no tokenizer."""
+    def _checked(self, spec: AnyJobSpec, sent: dict[str, Any], recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The columns of a job, after every check that needs no tokenizer.
+
+        Args:
+            recipe: the record of a recipe whose values are kept; by default the spec's recipe is expanded.
+        """
         self._check_priority(spec.priority)
-        resolved = spec.model_dump(mode="json")
-        model_places(self.settings, resolved)
+        quotas.check_max_hours(self.settings, spec.max_hours)
+        model_places(self.settings, spec.model_dump(mode="json"))
         with self.database.reading() as session:
-            self._check_data(session, spec, spec.dataset_id, spec.dataset_path, "dataset_path")
-            self._check_data(session, spec, spec.eval_dataset_id, spec.eval_dataset_path, "eval_dataset_path")
+            self._check_trackers(session, spec)
+            data = [self._check_data(session, spec, spec.dataset_id, spec.dataset_path, "dataset_path")]
+            evaluation = self._check_data(session, spec, spec.eval_dataset_id, spec.eval_dataset_path, "eval_dataset_path")
             for place, each in enumerate(spec.datasets or []):
                 field = f"datasets.{place}.dataset_path"
-                name = self._check_data(session, spec, each.dataset_id, each.dataset_path, field, mixed=each)
-                resolved["datasets"][place]["name"] = name
+                data.append(self._check_data(session, spec, each.dataset_id, each.dataset_path, field, mixed=each))
+        known = [each for each in data if each]
+        if recipe:
+            spec = read_spec({**sent, **{field["name"]: field["value"] for field in recipe["fields"]}})
+        else:
+            spec, recipe = expanded(self.settings, spec, sent, known, is_evaluated=evaluation is not None)
+        resolved = spec.model_dump(mode="json")
+        resolved["max_hours"] = spec.max_hours or self.settings.max_hours
+        for place in range(len(spec.datasets or [])):
+            resolved["datasets"][place]["name"] = known[place].name
         if spec.datasets:
             data_places(self.settings, resolved)
+        _check_size(resolved)
         return {
             "name": spec.name,
             "method": spec.method,
@@ -115,6 +114,7 @@ class JobService(TenantService):
             "gpu_class": spec.gpu_class,
             "spec": sent,
             "resolved_spec": resolved,
+            "recipe": recipe,
         }
 
     def rerun(self, job_id: str, from_checkpoint: bool = False, idempotency_key: str | None = None) -> JobRecord:
@@ -137,7 +137,7 @@ class JobService(TenantService):
         start_from = (old.id if old.checkpoint_step else old.start_from) if from_checkpoint else None
         if from_checkpoint and start_from is None:
             raise StateConflict(say("job_no_checkpoint", id=job_id))
-        same = ("name", "method", "model_name", "dataset_id", "priority", "gpu_class", "spec", "resolved_spec")
+        same = ("name", "method", "model_name", "dataset_id", "priority", "gpu_class", "spec", "resolved_spec", "recipe")
         fields = {name: getattr(old, name) for name in same}
         new = {"rerun_of": old.id, "start_from": start_from}
         return self._store({**fields, **new}, key, {"rerun_of": old.id, "from_checkpoint": from_checkpoint})
@@ -146,6 +146,16 @@ class JobService(TenantService):
         most = self.caller.max_priority
         if priority > most:
             raise Forbidden.at("priority", say("priority_too_high", most=most, priority=priority))
+
+    def _check_trackers(self, session: Session, spec: AnyJobSpec) -> None:
+        """Raises `SpecInvalid` if no worker could send metrics where the spec asks."""
+        if not spec.report_to:
+            return
+        known = signs.trackers(session, spec.gpu_class)
+        # Before the first worker has started, this machine is the best guess.
+        if lacking := sorted(set(spec.report_to) - (set(trackers.installed()) if known is None else known)):
+            packages = [trackers.PACKAGES[name][1] for name in lacking]
+            raise SpecInvalid.at("report_to", say("tracker_on_no_worker", names=lacking, packages=packages))
 
     def _known(self, key: "_Key") -> JobRecord | None:
         """The job stored with the key. Raises `IdempotencyConflict`."""
@@ -198,7 +208,7 @@ class JobService(TenantService):
         field: str,
         *,
         mixed: MixedDataset | None = None,
-    ) -> str | None:
+    ) -> DataFacts | None:
         """Checks that the caller may use the data and, as far as a quick look shows, that it fits the method.
 
         Args:
@@ -206,7 +216,7 @@ class JobService(TenantService):
             mixed: the dataset in a mix. Errors then name it.
 
         Returns:
-            The name of the data; None if there is none.
+            What is known of the data; None if there is none.
         """
         own_name = mixed.name if mixed else None
         if dataset_id:
@@ -217,15 +227,18 @@ class JobService(TenantService):
             with naming(name if mixed else None):
                 require_kind(spec.method, cast("Kind", record.kind), field.replace("_path", "_id"))
             dataset_file(self.settings, dataset_id)
-            return name
+            counts = (record.train_rows, record.validation_rows, record.desirable_rows)
+            return DataFacts(name, cast("Kind", record.kind), *counts)
         if path:
             file = data_file(self.settings, path, field)
             whole = file.stat().st_size <= _CHECKED_AT_SUBMIT_BYTES
             name = own_name or path
             with naming(name if mixed else None):
-                kind: Kind | None = check_file(file).kind if whole else peek_kind(file)
+                report = check_file(file) if whole else None
+                kind = report.kind if report else peek_kind(file)
                 require_kind(spec.method, kind, field)
-            return name
+            counts = (report.train_rows, report.validation_rows, report.desirable_rows) if report else ()
+            return DataFacts(name, kind, *counts)
         return None
 
     def job(self, job_id: str) -> JobRecord:
@@ -246,12 +259,15 @@ class JobService(TenantService):
             positions = jobs.queue_positions(session, found)
             pausing = jobs.pausing(session, found)
             durations = attempts.last_durations_s(session) if positions else []
+            waiting_for = "quota" if positions and quotas.is_spent(session, self.settings, self.tenant) else None
             places: dict[str, QueuePlace] = {}
             for gpu_class, of_class in positions.items():
                 running = attempts.busy_seconds_left(session, gpu_class)
                 starts = seconds_until_starts(max(of_class.values()), running, durations)
                 places |= {
-                    job_id: QueuePlace(place, starts[place - 1], "pause" if job_id in pausing else self.waiting_for)
+                    job_id: QueuePlace(
+                        place, starts[place - 1], "pause" if job_id in pausing else waiting_for or self.waiting_for
+                    )
                     for job_id, place in of_class.items()
                 }
             return places
@@ -307,6 +323,7 @@ class JobService(TenantService):
             "job_id": job.id,
             "sent_spec": job.spec,
             "resolved_spec": spec,
+            "recipe": job.recipe,
         }
 
     def logs(self, job_id: str, attempt: int | None = None) -> list[int]:
@@ -328,7 +345,7 @@ class JobService(TenantService):
 
     def oldest_expired_lease_s(self) -> float:
         with self.database.reading() as session:
-            return jobs.oldest_expired_lease_s(session)
+            return watch.oldest_expired_lease_s(session)
 
     def cancel(self, job_id: str, save_checkpoint: bool = False) -> JobRecord:
         """Cancels an idle job immediately, or asks the worker of a running one. Raises `StateConflict` otherwise.
@@ -349,18 +366,34 @@ class JobService(TenantService):
             lambda session: jobs.pause_queued(session, job_id) or jobs.request(session, job_id, Request.PAUSE),
         )
 
-    def resume(self, job_id: str) -> JobRecord:
+    def resume(self, job_id: str, max_hours: float | None = None) -> JobRecord:
         """Requeues a paused job, which resumes from its checkpoint.
 
+        Args:
+            max_hours: the job's new limit; None keeps the old one.
+
         Raises:
-            StateConflict: the job is not paused.
+            StateConflict: the job is not paused, or has run for as long as it may.
+            RateLimited: the tenant's training hours are used up.
+            SpecInvalid: the service allows no job as many hours.
             ModelNotFound: one of its models is gone. The job stays paused, because its run would fail permanently.
         """
+        quotas.check_max_hours(self.settings, max_hours)
         with self.database.reading() as session:
             job = self.own_job(session, job_id)
             if job.state == JobState.PAUSED:
                 model_places(self.settings, job.resolved_spec)
-        job = self._change(job_id, "resumed", lambda session: jobs.resume(session, job_id))
+
+        def change(session: Session) -> bool:
+            job = self.own_job(session, job_id)
+            if job.state != JobState.PAUSED:
+                return False
+            spec = job.resolved_spec if max_hours is None else {**job.resolved_spec, "max_hours": max_hours}
+            quotas.check_time(session, self.settings, job, spec)
+            quotas.check_hours(session, self.settings, self.tenant)
+            return jobs.resume(session, job_id, {"resolved_spec": spec})
+
+        job = self._change(job_id, "resumed", change)
         self.queue.publish_training(job_id, job.gpu_class)
         return job
 
@@ -375,40 +408,13 @@ class JobService(TenantService):
         self.queue.nudge(job_id)
         return job
 
-    # -- comparisons
-
-    def compare(self, job_id: str, request: ComparisonRequest) -> TaskRecord:
-        """Stores a comparison and wakes a generation worker. Raises `StateConflict` unless the job succeeded."""
-        with self.database.reading() as session:
-            job = self.own_job(session, job_id)
-            if job.state != JobState.SUCCEEDED:
-                raise StateConflict(say("job_not_comparable", id=job_id, state=say(f"job_state.{job.state}")))
-            if job.artifact_path is None:
-                raise StateConflict(say("model_deleted", id=job_id))
-        return self.ask(TaskKind.COMPARE, request.model_dump(), job_id)
-
-    def comparisons(self, job_id: str, limit: int, cursor: str | None = None) -> list[TaskRecord]:
-        """A page of a job's comparisons, newest first, after the comparison `cursor`."""
-        with self.database.reading() as session:
-            self.own_job(session, job_id)
-            before = self._comparison(session, job_id, cursor).number if cursor else None
-            return list(tasks.of_job(session, job_id, TaskKind.COMPARE, limit, before))
-
-    def comparison(self, job_id: str, comparison_id: str) -> TaskRecord:
-        with self.database.reading() as session:
-            return self._comparison(session, job_id, comparison_id)
-
-    def _comparison(self, session: Session, job_id: str, comparison_id: str) -> TaskRecord:
-        record = tasks.owned(session, self.tenant, comparison_id)
-        is_it = record is not None and (record.kind, record.job_id) == (TaskKind.COMPARE, job_id)
-        return found(record if is_it else None, "comparison", comparison_id)
-
     # -- dry runs
 
     def validate(self, spec: AnyJobSpec, sent: dict[str, Any]) -> TaskRecord:
         """Checks a spec as `submit` does, and asks a worker for a dry run. Raises what `submit` raises."""
         fields = self._checked(spec, sent)
-        return self.ask(TaskKind.VALIDATE, {"spec": fields["resolved_spec"]})
+        asked = {"spec": fields["resolved_spec"], "recipe": fields["recipe"]}
+        return self.ask(TaskKind.VALIDATE, asked, depends_on=[versions_of(self.settings, fields["resolved_spec"])])
 
 
 @dataclass(frozen=True)
@@ -424,6 +430,15 @@ class _Key:
             return cls(None, None)
         canonical = json.dumps([action, request], ensure_ascii=False, sort_keys=True)
         return cls(text, hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _check_size(spec: dict[str, Any]) -> None:
+    """Raises `SpecInvalid` for a spec too large to store, at its largest field: lists of jobs include specs."""
+    sizes = {name: len(json.dumps(value, ensure_ascii=False).encode()) for name, value in spec.items()}
+    if sum(sizes.values()) > _MOST_SPEC_BYTES:
+        largest = max(sizes, key=lambda name: sizes[name])
+        found = {"size": sum(sizes.values()), "most": _MOST_SPEC_BYTES, "largest": sizes[largest]}
+        raise SpecInvalid.at(largest, say("spec_too_large", **found))
 
 
 def _log_name(attempt: int) -> str:

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 # The small model that ships, searched after the user's own. A path, not an import: `jobs` imports no other package.
 SHIPPED_MODELS_DIR = Path(__file__).resolve().parent.parent / "tafdil" / "shipped" / "models"
 GPU_CLASS = r"^[a-z0-9][a-z0-9._-]{0,31}$"
+GpuSharing = Literal["training_first", "share", "own"]
+_SHARING_OF: dict[str, GpuSharing | None] = {"cpu": None, "own_gpu": "own", "shared_gpu": "share"}
 GpuClass = Annotated[str, Field(pattern=GPU_CLASS)]
 
 
@@ -30,6 +32,9 @@ class Settings(BaseSettings):
     )
     redis_url: SecretStr = Field(SecretStr("redis://127.0.0.1:6379/0"), description="Broker and wake-ups.")
     redis_prefix: str = Field("tafdil:", description="Prefix of every key and channel.")
+    report_at_upload: bool = Field(
+        True, description="Compute the report about each uploaded dataset at once, rather than when somebody asks for it."
+    )
     allow_hub: bool = Field(False, description="Load models that are not on disk from the Hugging Face hub.")
     hub_token: SecretStr | None = Field(
         None, description="Lets the exports worker push models to the Hugging Face hub; give it only to that worker."
@@ -52,12 +57,26 @@ class Settings(BaseSettings):
         "stops web pages from reaching it through DNS rebinding.",
     )
     requests_per_minute: int = Field(1200, ge=1, description="Requests per minute that a key may send to each API process.")
-    max_streams: int = Field(64, ge=1, description="Event streams that a key may hold open on each API process.")
+    max_streams: int = Field(
+        64,
+        ge=1,
+        description="Event streams and waiting requests (`wait_s`) that a key may hold open on each API process.",
+    )
     quota_open_jobs: int | None = Field(None, ge=1, description="Unfinished jobs per tenant; default no limit.")
     quota_training_hours: float | None = Field(
         None, gt=0, description="Training hours per tenant in 30 days; default no limit."
     )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        description="Hours that a job may run before it is paused; default no limit. A job may set a lower limit itself.",
+    )
     quota_dataset_bytes: int | None = Field(None, ge=1, description="Bytes of datasets per tenant; default no limit.")
+    quota_open_tasks: int | None = Field(
+        None,
+        ge=1,
+        description="Comparisons, dry runs, merges and other tasks per tenant that are not done; default no limit.",
+    )
 
     max_body_bytes: int = Field(2**20, ge=1024, description="Largest JSON body.")
     max_upload_bytes: int = Field(4 * 2**30, ge=1024, description="Largest dataset.")
@@ -84,12 +103,32 @@ class Settings(BaseSettings):
     quiet_limit_s: float = Field(
         1800, gt=0, description="The same for preparing, loading and saving, which report no progress."
     )
+    part_limit_s: float = Field(
+        120,
+        gt=0,
+        description="Time without a sign of life after which `/readyz` reports a worker or the dispatcher as away, and "
+        "`tafdil serve` restarts it.",
+    )
+    part: str | None = Field(
+        None, max_length=100, description="This process's name in `/readyz`; default its kind, such as `train`."
+    )
     max_losses: int = Field(3, ge=1, description="Attempts lost without a new checkpoint, after which a job is poisoned.")
     memory_pause_s: float = Field(
         30,
         ge=0,
         description="Pause before the retry of a run that was killed because other processes filled the memory. It doubles "
         "with each loss.",
+    )
+    task_limit_s: float = Field(
+        900, gt=0, description="Time limit of a comparison, a dry run or a preview; past it, the task ends as `timeout`."
+    )
+    export_limit_s: float = Field(14_400, gt=0, description="The same for a merge or a push.")
+    task_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="Memory limit of a task, in GiB, beyond what its process held before; past it, the task ends as "
+        "`oom_host`. Default half of the machine's or control group's memory for dry runs and previews, three quarters for "
+        "the others.",
     )
     warm_start: bool | Literal["gpu"] = Field(
         True,
@@ -100,10 +139,14 @@ class Settings(BaseSettings):
     lock_dir: Path | None = Field(
         None, description="Directory of GPU locks, shared by all workers of a host; default the temporary directory."
     )
-    generation_device: Literal["cpu", "own_gpu", "shared_gpu"] = Field(
-        "cpu",
-        description="Where comparisons are answered: `cpu`; `own_gpu`, a GPU for them alone; or `shared_gpu`, one shared "
-        "with training.",
+    gpu_sharing: GpuSharing | None = Field(
+        None,
+        description="How comparisons use a GPU; default not at all, on the CPU. `training_first`: they wait while a run "
+        "holds it, and leave no model on it; `share`: they use it beside runs; `own`: it is theirs alone.",
+    )
+    generation_device: Literal["cpu", "own_gpu", "shared_gpu"] | None = Field(
+        None,
+        description="The older name of `TAFDIL_GPU_SHARING`: `own_gpu` means `own`, `shared_gpu` means `share`.",
     )
     warm_models_gib: float | None = Field(
         None,
@@ -134,6 +177,17 @@ class Settings(BaseSettings):
     def _lease_outlasts_heartbeats(self) -> Self:
         if self.heartbeat_s * 4 > self.lease_s:
             raise ValueError("TAFDIL_HEARTBEAT_S must be at most a quarter of TAFDIL_LEASE_S, so that one may be missed")
+        if self.heartbeat_s * 4 > self.part_limit_s:
+            raise ValueError("TAFDIL_HEARTBEAT_S must be at most a quarter of TAFDIL_PART_LIMIT_S")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_share(self) -> Self:
+        if self.generation_device is not None:
+            meant = _SHARING_OF[self.generation_device]
+            if self.gpu_sharing not in (None, meant):
+                raise ValueError("TAFDIL_GENERATION_DEVICE is the older name of TAFDIL_GPU_SHARING; set only the latter")
+            self.gpu_sharing = meant
         return self
 
     @property

@@ -26,12 +26,13 @@ from trainer_core import validation
 from trainer_core.config import CONFIG_OF, METHODS, SETTINGS, Method, PreferenceConfig, TrainingSettings
 from trainer_core.errors import SpecInvalid
 from trainer_core.mix_options import MOST_DATASETS, Take, check_mix
+from trainer_core.recipes import RecipeName
 from trainer_core.validation import FieldError
 from trainer_core.wording import Message, say
 
 ID = r"^[0-9a-f]{32}$"
 # One or two names of letters, digits, dots, dashes and underscores, none of which starts with a dot: never a path.
-_MODEL = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
+MODEL_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)?$"
 TENANT = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 REPOSITORY = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,95}$"
 IDEMPOTENCY_KEY = r"^[\x21-\x7e]+$"
@@ -40,7 +41,7 @@ COLUMN_MAP = r"^[^:]{1,200}:[\s\S]{1,200}$"
 # Valid values in words: the codes of their sentences.
 PATTERNS = {
     ID: "pattern.id",
-    _MODEL: "pattern.model_name",
+    MODEL_PATTERN: "pattern.model_name",
     TENANT: "pattern.tenant",
     REPOSITORY: "pattern.repository",
     GPU_CLASS: "pattern.gpu_class",
@@ -73,7 +74,7 @@ PlainText = Annotated[str, AfterValidator(_storable)]
 MODEL_NAME: Any = Field(
     min_length=1,
     max_length=200,
-    pattern=_MODEL,
+    pattern=MODEL_PATTERN,
     description="A model in the models directory, e.g. `Qwen/Qwen2.5-0.5B-Instruct` or `tafdil/tiny-arabic-qwen-2`.",
 )
 
@@ -114,17 +115,22 @@ class MixedDataset(Sent, Take):
 
 class _JobFields(Sent):
     name: PlainText | None = Field(None, min_length=1, max_length=200, description="A name for the job.")
+    recipe: RecipeName | None = Field(
+        None,
+        description="Sets the fields that the spec leaves out: `try`, a short run that shows an effect; `careful`, the "
+        "smallest change that shows; `thorough`, several passes, stopped when they no longer help. `null`: the defaults.",
+    )
     model_name: str = MODEL_NAME
     ref_model_name: str | None = Field(
         None,
         max_length=200,
-        pattern=_MODEL,
+        pattern=MODEL_PATTERN,
         description="The reference model; `null` uses the model itself, as it was before training.",
     )
     adapter_name: str | None = Field(
         None,
         max_length=200,
-        pattern=_MODEL,
+        pattern=MODEL_PATTERN,
         description="A LoRA adapter in the models directory to continue training. Its own rank, alpha and target "
         "modules apply.",
     )
@@ -132,6 +138,13 @@ class _JobFields(Sent):
     gpu_class: GpuClass | None = Field(
         None,
         description="Only workers of this class (`TAFDIL_GPU_CLASS`) run the job, e.g. `a100`; `null` allows any worker.",
+    )
+    max_hours: float | None = Field(
+        None,
+        gt=0,
+        le=100_000,
+        description="Hours that the job may run, over all its attempts; then it is paused with a checkpoint. `null` sets no "
+        "limit besides the service's own.",
     )
     dataset_id: str | None = Field(None, pattern=ID, description="Training data: an uploaded dataset.")
     dataset_path: str | None = Field(
@@ -279,7 +292,8 @@ def _placed(item: dict[str, Any]) -> dict[str, Any]:
     """An error with its place in the body, query, path or headers, in the wording for requests."""
     places, method = list(item["loc"]), None
     if places and places[0] in _PLACES:
-        places.pop(0)
+        # A parameter that is repeated, as in `kind=model&kind=log`, has one name.
+        places = places[1:2] if places[0] == "query" else places[1:]
     # The location in a job spec starts with the method's name. A (wrong) field may have the same name.
     if places and places[0] in METHODS:
         method = places.pop(0)

@@ -36,14 +36,58 @@ class Request(StrEnum):
     CANCEL = "cancel"
 
 
+class PauseReason(StrEnum):
+    """Why a job is paused, or is being paused."""
+
+    REQUEST = "request"
+    TIME_LIMIT = "time_limit"
+    """It has run for `max_hours`."""
+    QUOTA = "quota"
+    """Its tenant's training hours are used up."""
+
+
 class TaskKind(StrEnum):
-    """Work other than training, each piece claimed, leased and answered as a `TaskRecord`."""
+    """Work other than training, each piece claimed, leased and answered as a `TaskRecord`.
+
+    A new kind also needs a line in `ANSWERED_BY`, and its function in `ANSWERS` of that worker's module.
+    """
 
     COMPARE = "compare"
+    HELD_OUT = "held_out"
+    """A comparison over many held-out prompts."""
     VALIDATE = "validate"
     PREVIEW = "preview"
+    REPORT = "report"
     MERGE = "merge"
     PUSH = "push"
+
+
+class TaskWorker(StrEnum):
+    """Who answers tasks; also the names of their queues."""
+
+    COMPARE = "compare"
+    CHECKS = "checks"
+    EXPORTS = "exports"
+
+    @property
+    def kinds(self) -> tuple[TaskKind, ...]:
+        """The kinds that wait in its queue."""
+        return tuple(kind for kind, worker in ANSWERED_BY.items() if worker is self)
+
+
+ANSWERED_BY: dict[TaskKind, TaskWorker] = {
+    TaskKind.COMPARE: TaskWorker.COMPARE,
+    TaskKind.HELD_OUT: TaskWorker.COMPARE,
+    TaskKind.VALIDATE: TaskWorker.CHECKS,
+    TaskKind.PREVIEW: TaskWorker.CHECKS,
+    TaskKind.REPORT: TaskWorker.CHECKS,
+    TaskKind.MERGE: TaskWorker.EXPORTS,
+    TaskKind.PUSH: TaskWorker.EXPORTS,
+}
+
+
+BACKGROUND = frozenset({TaskKind.REPORT})
+"""Nobody waits for these at a screen: other tasks go first, also while one of the same tenant runs."""
 
 
 class TaskState(StrEnum):
@@ -51,6 +95,29 @@ class TaskState(StrEnum):
     RUNNING = "running"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (TaskState.QUEUED, TaskState.RUNNING)
+
+
+class TaskEnd(StrEnum):
+    """How an attempt of a task ended, for the metrics."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    """Killed at its time limit."""
+    OOM = "oom_host"
+    """Killed at its memory limit, or by the kernel while it held most of the memory."""
+    LOST = "lost"
+    """Its process died, hung or lost its lease; it was queued again."""
+    POISONED = "poisoned"
+    """Lost once too often."""
+    RELEASED = "released"
+    """Its worker was shut down; it was queued again."""
 
 
 class Cause(StrEnum):

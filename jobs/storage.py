@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec  # pyright: ignore[reportMissingTypeStubs]
 
-from jobs.artifacts import ArtifactFile, ArtifactKind, leads_inside
+from jobs.artifacts import MERGED_PREFIX, ArtifactFile, ArtifactKind, leads_inside
 from jobs.errors import NotFound
 from jobs.places import run_dir
 from jobs.records import ArtifactRecord
@@ -77,6 +77,16 @@ class Storage:
             except FileNotFoundError as error:
                 raise NotFound(self._gone(job_id, file.name)) from error
             part.replace(path)
+
+    def merged(self, job_id: str) -> set[str]:
+        """Names of the files that merges wrote, here and in the store, listed or not."""
+        root = run_dir(self._settings, job_id)
+        found = {path.relative_to(root).as_posix() for path in root.glob(f"{MERGED_PREFIX}*/**/*") if path.is_file()}
+        if self._store is not None:
+            self._store.invalidate_cache()
+            stored = (str(path).partition(f"/{job_id}/")[2] for path in self._store.find(self._place(job_id, "")))
+            found |= {name for name in stored if name.startswith(MERGED_PREFIX)}
+        return found
 
     def delete(self, job_id: str, names: Collection[str]) -> None:
         """Deletes files, here and in the store. Missing ones are ignored."""

@@ -35,9 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Room:
-    """Counts an upload's bytes as they arrive, with those of the tenant's other uploads, against its quota.
+    """Counts an upload's bytes as they are written, with those of the tenant's other uploads, against its quota.
 
-    The count is per process: each API process adds the bytes it receives to what is stored.
+    The count is per process: each API process adds the bytes it receives to what is stored. Rows that are written anew take
+    the place of what arrived, so the larger of the two counts.
 
     Args:
         check: raises `TooLarge` if the tenant may not store this many more bytes.
@@ -48,11 +49,23 @@ class Room:
 
     def __init__(self, tenant: str = "", check: Callable[[int], None] = lambda _: None) -> None:
         self._tenant, self._check = tenant, check
-        self._taken = 0
+        self._arrived = self._rewritten = self._taken = 0
         self._unchecked = _CHECKED_EVERY_BYTES
 
     def take(self, size: int) -> None:
-        """Counts bytes before they are written. Raises what `check` raises."""
+        """Counts arriving bytes before they are written. Raises what `check` raises."""
+        self._arrived += size
+        self._hold()
+
+    def rewrite(self, size: int) -> None:
+        """Counts bytes of rows that are written anew, before they are. Raises what `check` raises."""
+        self._rewritten += size
+        self._hold()
+
+    def _hold(self) -> None:
+        size = max(self._arrived, self._rewritten) - self._taken
+        if not size:
+            return
         with self._lock:
             self._taken += size
             self._arriving[self._tenant] += size
@@ -179,7 +192,7 @@ class DatasetUpload(_Arriving):
             self._part(what).unlink(missing_ok=True)
 
     def _leave_out(self, *row: Any) -> None:
-        self._broken = self._broken or BrokenRows(self._part("broken"), self._settings.max_upload_bytes)
+        self._broken = self._broken or BrokenRows(self._part("broken"), self._settings.max_upload_bytes, self._room.rewrite)
         self._broken.add(*row)
 
     def _stored(self, report: RowReport) -> "_Stored":
@@ -189,7 +202,7 @@ class DatasetUpload(_Arriving):
         path = self._part("rows")
         most = self._settings.max_upload_bytes
         try:
-            convert(self._path, path, self._options, most)
+            convert(self._path, path, self._options, most, self._room.rewrite)
             size_bytes = path.stat().st_size
         except RowsTooLarge:
             size_bytes = most + 1

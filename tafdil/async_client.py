@@ -23,9 +23,10 @@ import httpx
 from pydantic import PrivateAttr
 
 from tafdil import calls
-from tafdil.calls import Call, EventReader, Retries, raise_for, read_json
+from tafdil.calls import Call, EventReader, Retries, authorization, raise_for, read_json, unreachable
 from tafdil.downloads import Download
 from tafdil.errors import ApiError, JobFailed, Unreachable, WaitTimeout, status_of
+from tafdil.held_out import AsyncHeldOutCalls, AsyncHeldOutOfJob
 from tafdil.models import (
     Artifact,
     Attempt,
@@ -50,7 +51,7 @@ _DOWNLOAD_CHUNK_BYTES = 2**20
 _UPLOAD_CHUNK_BYTES = 2**16
 
 
-class AsyncJob(JobFields):
+class AsyncJob(AsyncHeldOutOfJob, JobFields):
     """A snapshot of a job, with the actions on it. It never changes; `refresh` returns a new one."""
 
     _client: "AsyncClient" = PrivateAttr()
@@ -96,8 +97,8 @@ class AsyncJob(JobFields):
     async def pause(self) -> "AsyncJob":
         return await self._client.pause(self.id)
 
-    async def resume(self) -> "AsyncJob":
-        return await self._client.resume(self.id)
+    async def resume(self, max_hours: float | None = None) -> "AsyncJob":
+        return await self._client.resume(self.id, max_hours)
 
     async def rerun(self, from_checkpoint: bool = False) -> "AsyncJob":
         return await self._client.rerun(self.id, from_checkpoint)
@@ -109,7 +110,7 @@ class AsyncJob(JobFields):
         return await self._client.delete_job(self.id)
 
 
-class AsyncClient:
+class AsyncClient(AsyncHeldOutCalls):
     """A client of one Tafdil service. Methods raise `ApiError` if the service refuses, `Unreachable` if it does not answer.
 
     Args:
@@ -188,8 +189,8 @@ class AsyncClient:
         """Requests a pause. The job is `paused` once its checkpoint is saved and its process has ended."""
         return await self._job(calls.pause(job_id))
 
-    async def resume(self, job_id: str) -> AsyncJob:
-        return await self._job(calls.resume(job_id))
+    async def resume(self, job_id: str, max_hours: float | None = None) -> AsyncJob:
+        return await self._job(calls.resume(job_id, max_hours))
 
     async def attempts(self, job_id: str) -> list[Attempt]:
         """Every attempt of a job, oldest first."""
@@ -273,8 +274,7 @@ class AsyncClient:
     async def logs(self, job_id: str, attempt: int | None = None, last_bytes: int | None = None) -> str:
         """What the run has printed so far; with `last_bytes`, only that much from the end of each attempt."""
         params = {"attempt": attempt, "last_bytes": last_bytes}
-        response = await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, params))
-        return response.text
+        return (await self._send(Call("GET", f"/v1/jobs/{job_id}/logs", str, params))).text
 
     # -- answers
 
@@ -295,8 +295,12 @@ class AsyncClient:
         return await self._do(calls.comparisons(job_id, limit))
 
     async def task(self, task_id: str) -> Task:
-        """A dry run, merge, push or preview, with its result once it is done."""
+        """A dry run, merge, push, preview or report, with its result once it is done."""
         return await self._do(calls.task(task_id))
+
+    async def cancel_task(self, task_id: str) -> Task:
+        """Cancels a comparison, dry run, merge, push or preview. A running one is `cancelled` within seconds."""
+        return await self._do(calls.cancel_task(task_id))
 
     async def wait_task(self, task_id: str, timeout_s: float | None = None, every_s: float = 1.0) -> Task:
         """Waits until the task is done. Raises its error as an `ApiError`, or `WaitTimeout`."""
@@ -345,8 +349,7 @@ class AsyncClient:
         Raises `InvalidRequest`. If a file can be read in several ways, its `question` says which option to set.
         """
         call = calls.upload(name or Path(path).name, reading)
-        response = await self._send(call, content=lambda: _chunks(Path(path)))
-        return call.read(read_json(response))
+        return call.read(read_json(await self._send(call, content=lambda: _chunks(Path(path)))))
 
     async def check_dataset(self, path: str | Path, **reading: Unpack[Reading]) -> DatasetCheck:
         """What an upload of the file would report. The service stores nothing."""
@@ -373,12 +376,15 @@ class AsyncClient:
 
     async def broken_rows(self, dataset_id: str) -> bytes:
         """The rows that an upload with `on_invalid="skip"` skipped, as a CSV file for a spreadsheet."""
-        response = await self._send(Call("GET", f"/v1/datasets/{dataset_id}/broken", bytes))
-        return response.content
+        return (await self._send(Call("GET", f"/v1/datasets/{dataset_id}/broken", bytes))).content
 
     async def preview(self, dataset_id: str, model_name: str, wait_s: float = 60.0, **options: Any) -> Task:
         """Rows as a model sees them, in `result`. `options`: method, first_row, rows, max_length and others."""
         return await self._do(calls.preview(dataset_id, model_name, wait_s, options))
+
+    async def report(self, dataset_id: str, model: str | None = None, wait_s: float = 60.0) -> Task:
+        """What a dataset contains and which shortcuts it offers, in `result`. With a model's name, also in its tokens."""
+        return await self._do(calls.report(dataset_id, model, wait_s))
 
     async def delete_dataset(self, dataset_id: str) -> dict[str, Any]:
         return await self._do(calls.delete_dataset(dataset_id))
@@ -486,14 +492,3 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
         while data := file.read(_UPLOAD_CHUNK_BYTES):
             yield data
-
-
-def authorization(key: str | None) -> dict[str, str]:
-    """The header for a key; empty without one."""
-    found = key or os.environ.get("TAFDIL_API_KEY")
-    return {"Authorization": f"Bearer {found}"} if found else {}
-
-
-def unreachable(base_url: str, error: Exception) -> Unreachable:
-    reason = str(error) or type(error).__name__
-    return Unreachable(f"no answer from {base_url}: {reason}", base_url, reason)

@@ -4,6 +4,7 @@ No network here: `tafdil.client` and `tafdil.async_client` send the `Call`s.
 """
 
 import json
+import os
 import random
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tafdil.models import (
     Dataset,
     DatasetCheck,
     Event,
+    HeldOut,
     Key,
     Method,
     MetricPoint,
@@ -116,6 +118,17 @@ def read_json(response: httpx.Response) -> Any:
     raise Unreachable(f"{response.url} answered HTTP {response.status_code}{to}, and no JSON: is that a Tafdil service?")
 
 
+def authorization(key: str | None) -> dict[str, str]:
+    """The header for a key; empty without one."""
+    found = key or os.environ.get("TAFDIL_API_KEY")
+    return {"Authorization": f"Bearer {found}"} if found else {}
+
+
+def unreachable(base_url: str, error: Exception) -> Unreachable:
+    reason = str(error) or type(error).__name__
+    return Unreachable(f"no response from {base_url}: {reason}", base_url, reason)
+
+
 class EventReader:
     """Parses server-sent events from the lines of a stream."""
 
@@ -185,8 +198,9 @@ def pause(job_id: str) -> Call[Any]:
     return Call("POST", f"/v1/jobs/{job_id}/pause", _same, is_repeatable=False)
 
 
-def resume(job_id: str) -> Call[Any]:
-    return Call("POST", f"/v1/jobs/{job_id}/resume", _same, is_repeatable=False)
+def resume(job_id: str, max_hours: float | None) -> Call[Any]:
+    body = {"max_hours": max_hours}
+    return Call("POST", f"/v1/jobs/{job_id}/resume", _same, body=body, is_repeatable=False)
 
 
 def attempts(job_id: str) -> Call[list[Attempt]]:
@@ -223,8 +237,26 @@ def comparisons(job_id: str, limit: int) -> Call[list[Comparison]]:
     return Call("GET", f"/v1/jobs/{job_id}/comparisons", read, {"limit": limit})
 
 
+def compare_held_out(job_id: str, wait_s: float, options: Mapping[str, Any]) -> Call[HeldOut]:
+    path = f"/v1/jobs/{job_id}/compare/held_out"
+    return Call("POST", path, HeldOut.model_validate, {"wait_s": wait_s}, dict(options), wait_s=wait_s, is_repeatable=False)
+
+
+def held_out(job_id: str, comparison_id: str) -> Call[HeldOut]:
+    return Call("GET", f"/v1/jobs/{job_id}/compare/held_out/{comparison_id}", HeldOut.model_validate)
+
+
+def held_outs(job_id: str, limit: int) -> Call[list[HeldOut]]:
+    read = _listed("comparisons", HeldOut.model_validate)
+    return Call("GET", f"/v1/jobs/{job_id}/compare/held_out", read, {"limit": limit})
+
+
 def task(task_id: str) -> Call[Task]:
     return Call("GET", f"/v1/tasks/{task_id}", Task.model_validate)
+
+
+def cancel_task(task_id: str) -> Call[Task]:
+    return Call("POST", f"/v1/tasks/{task_id}/cancel", Task.model_validate, is_repeatable=False)
 
 
 # -- files
@@ -284,6 +316,11 @@ def rows(dataset_id: str, first: int, count: int) -> Call[list[dict[str, Any]]]:
 def preview(dataset_id: str, model_name: str, wait_s: float, options: Mapping[str, Any]) -> Call[Task]:
     path, body = f"/v1/datasets/{dataset_id}/preview", {"model_name": model_name, **options}
     return Call("POST", path, Task.model_validate, {"wait_s": wait_s}, body, wait_s=wait_s)
+
+
+def report(dataset_id: str, model: str | None, wait_s: float) -> Call[Task]:
+    params = {"model": model, "wait_s": wait_s}
+    return Call("GET", f"/v1/datasets/{dataset_id}/report", Task.model_validate, params, wait_s=wait_s)
 
 
 def delete_dataset(dataset_id: str) -> Call[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Describes a run's effect on its model in words."""
+"""Describes in words what a run did to its model and what it learned."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +15,8 @@ FORECASTS = {
     "hardly_changed": "it will hardly change the model",
     "collapsed": "it will probably break the model",
 }
+
+_HARDEST_SHOWN = 5
 
 
 def evidence_lines(evidence: Mapping[str, Any]) -> list[Message]:
@@ -40,4 +42,16 @@ def evidence_lines(evidence: Mapping[str, Any]) -> list[Message]:
                 **{name: round(100 * samples[key]) for name, key in shares.items()},
             )
         )
+    return lines
+
+
+def review_lines(review: Mapping[str, Any]) -> list[Message]:
+    """What the run learned, one fact per line. `review` is the metadata's."""
+    lines = [
+        say("learned.shortcut", trait=say(f"trait.{each['trait']}"), left=round(100 * each["margin_left"]), n=each["rows"])
+        for each in review["shortcuts"] or ()
+        if each["margin_left"] is not None
+    ]
+    if hardest := [str(each["row"]) for each in review["hardest_rows"][:_HARDEST_SHOWN]]:
+        lines.append(say("learned.hardest", rows=", ".join(hardest)))
     return lines

@@ -21,12 +21,15 @@ from typing import IO, Any, Self
 
 from tafdil.client import Client
 from tafdil.errors import StackError
+from tafdil.life_watch import LifeWatch, look_at
 
 SHIPPED_DIR = Path(__file__).resolve().parent / "shipped"
 _PR_SET_PDEATHSIG = 1
 _START_TIMEOUT_S = 60.0
 _STOP_GRACE_S = 75.0
 _RESTART_AFTER_S = 2.0
+# The default of TAFDIL_PART_LIMIT_S.
+_PART_LIMIT_S = 120.0
 # An open event stream must not delay shutdown.
 _API_OPTIONS = ["--log-level", "warning", "--timeout-graceful-shutdown", "3", "--limit-concurrency", "2000"]
 _CELERY = ["-m", "celery", "-A"]
@@ -41,6 +44,7 @@ class Service:
     command: list[str]
     process: "subprocess.Popen[bytes] | None" = None
     restart_at: float = 0.0
+    launched_at: float = 0.0
     environment: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -74,6 +78,8 @@ class LocalStack:
         self._services: list[Service] = []
         self._lock: IO[str] | None = None
         self._stopping = False
+        limit = {**os.environ, **self._variables}.get("TAFDIL_PART_LIMIT_S")
+        self._life = LifeWatch(lambda: look_at(self.url), float(limit) if limit else _PART_LIMIT_S)
 
     def __enter__(self) -> Self:
         self.start()
@@ -95,7 +101,9 @@ class LocalStack:
             raise
 
     def watch(self) -> None:
-        """Restarts processes that have ended. Call it about once a second."""
+        """Restarts processes that have ended, and those that hang. Call it about once a second."""
+        if not self._stopping:
+            self._end_what_hangs()
         for service in self._services:
             process = service.process
             if self._stopping or process is None or process.poll() is None:
@@ -106,6 +114,13 @@ class LocalStack:
             elif time.monotonic() >= service.restart_at:
                 service.restart_at = 0.0
                 self._launch(service)
+
+    def _end_what_hangs(self) -> None:
+        running = {each.name: each for each in self._services if each.process and each.process.poll() is None}
+        for name in self._life.hung({name: each.launched_at for name, each in running.items()}):
+            self._say(f"{name} gives no sign of life; ending it")
+            # It cannot do anything for a gentler signal.
+            _signal(running[name], signal.SIGKILL)
 
     def stop(self) -> None:
         """Stops every process: first gently, so that a running job saves a checkpoint, then by force."""
@@ -185,9 +200,9 @@ class LocalStack:
             for i in range(2, self._train_workers + 1)
             for named in [[part.replace("train@", f"train-{i}@") for part in train]]
         ]
-        compare = ["worker.generation", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
-        check = ["worker.checks", "worker", "-Q", "checks", "-n", "checks@%h", *_QUIET]
-        export = ["worker.exports", "worker", "-Q", "exports", "-n", "exports@%h", "--max-tasks-per-child", "1", *_QUIET]
+        compare = ["worker.generation_worker", "worker", "-Q", "compare", "-n", "compare@%h", *_QUIET]
+        check = ["worker.check_worker", "worker", "-Q", "checks", "-n", "checks@%h", *_QUIET]
+        export = ["worker.export_worker", "worker", "-Q", "exports", "-n", "exports@%h", *_QUIET]
         return [
             Service("valkey", self._valkey(broker_port, password)),
             Service("api", [sys.executable, *serve, *_API_OPTIONS], environment=environment | admin_key),
@@ -217,6 +232,7 @@ class LocalStack:
         return [str(get_binary_path()), str(config)]
 
     def _launch(self, service: Service) -> None:
+        service.launched_at = time.monotonic()
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{service.name}.log").open("ab") as output:
@@ -225,7 +241,8 @@ class LocalStack:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=service.environment or None,
+                # Its name among the parts that /readyz lists.
+                env={**service.environment, "TAFDIL_PART": service.name} if service.environment else None,
                 # Its own session: Ctrl-C reaches only this process, which then stops the parts in order.
                 start_new_session=True,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  # no thread runs here

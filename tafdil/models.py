@@ -55,6 +55,7 @@ class JobFields(Model):
     seconds_until_start: float | None = None
     waiting_for: str | None = None
     requested: str | None = None
+    pause_reason: str | None = None
     attempt: int = 0
     checkpoint_step: int = 0
     rerun_of: str | None = None
@@ -63,6 +64,7 @@ class JobFields(Model):
     effect: str | None = None
     error: dict[str, Any] | None = None
     spec: dict[str, Any] = {}
+    recipe: dict[str, Any] | None = None
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
@@ -184,11 +186,8 @@ class DatasetCheck(FileReading):
     cells: dict[str, list[str]] = {}
 
 
-class Comparison(Model):
-    """A question to a trained model and its reference.
-
-    Once done, `result` has the answers, the proof, and the `dtype` in which both were computed, such as `bfloat16`.
-    """
+class Asked(Model):
+    """What was asked of a job's models."""
 
     id: str
     job_id: str
@@ -199,8 +198,22 @@ class Comparison(Model):
     error: dict[str, Any] | None = None
     created_at: datetime
 
+
+class Comparison(Asked):
+    """A question to a trained model and its reference.
+
+    Once done, `result` has the answers, the proof, and the `dtype` in which both were computed, such as `bfloat16`.
+    """
+
     def _repr_html_(self) -> str:
         return notebook.comparison_html(self.as_dict())
+
+
+class HeldOut(Asked):
+    """A comparison over prompts that the run did not train on.
+
+    Once done, `result` has the counts `better`, `ties`, `worse` and `broken`, the `share` with its interval, and `answers`.
+    """
 
 
 class Task(Model):
@@ -211,6 +224,7 @@ class Task(Model):
     job_id: str | None = None
     state: str
     waiting_for: str | None = None
+    requested: str | None = None
     result: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     created_at: datetime

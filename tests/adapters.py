@@ -78,11 +78,11 @@ def with_more(name: str, *shape: int) -> Callable[[Weights], Weights]:
 MISFITS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "nested names": (
         renamed("base_model.model.", "base_model.model.base_model.model."),
-        r"does not fit .* \(8 tensors are missing, .*lora_A.weight, 8 tensors belong to layers that it does not adapt",
+        r"does not match .* \(8 tensors are missing \(.*lora_A.weight\), 8 tensors belong to layers that it does not adapt",
     ),
     "half of the names": (
         renamed("v_proj", "w_proj"),
-        "4 tensors belong to layers that it does not adapt, .*w_proj.lora_A.weight",
+        r"4 tensors belong to layers that it does not adapt \(the first is .*w_proj.lora_A.weight",
     ),
     "one is missing": (
         without(f"{Q_PROJ}.lora_B.weight"),

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from jobs.database import Database
 from jobs.places import SHIPPED_DATA_DIR
 from jobs.settings import SHIPPED_MODELS_DIR, Settings
+from tests import migrated
 from tests.servers import postgres_schema
 
 # Small trainings gain nothing from a second thread, and where all cores are busy its waiting costs many times as much. Torch
@@ -22,29 +23,45 @@ from tests.servers import postgres_schema
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tables are as wide as this says, and the runner's processes have it of the terminal that they were started from.
 os.environ.pop("COLUMNS", None)
+# Tests that want the report about a dataset ask for it; one after each upload would take time from all others.
+os.environ["TAFDIL_REPORT_AT_UPLOAD"] = "false"
 
 # How long an example takes says nothing where the machine is busy with other work.
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
 
+migrated.install()
+
 TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"
 DATA = SHIPPED_DATA_DIR
 
 
-def pytest_collection_finish() -> None:
-    """What is imported by now stays; walking over all of it took the collector a third of the time of a test that trains."""
+def keep_what_is_there() -> None:
+    """Spares the collector what is imported by now: walking over it took a third of the time of a test that trains."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    keep_what_is_there()
     # Accelerate looks into the metadata of installed packages dozens of times in each run.
     if accelerate := sys.modules.get("accelerate.utils.imports"):
         accelerate._is_package_available = cache(accelerate._is_package_available)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    yield
+    if nextitem is not None and nextitem.path != item.path:
+        # Its fixtures are gone, and what its tests imported is there.
+        keep_what_is_there()
 
 
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's own TAFDIL_ and OTEL_ variables must not reach a test."""
     for name in list(os.environ):
-        if name.startswith(("TAFDIL_", "OTEL_")) and not name.startswith("TAFDIL_TEST_"):
+        if name.startswith(("TAFDIL_", "OTEL_")) and not name.startswith(("TAFDIL_TEST_", "TAFDIL_REPORT_")):
             monkeypatch.delenv(name)
 
 

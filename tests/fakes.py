@@ -12,14 +12,14 @@ class FakeQueue:
     """Keeps what was published. `is_broken` makes it behave like an unreachable broker."""
 
     def __init__(self) -> None:
-        self.trainings: list[str] = []
+        self.runs: list[str] = []
         self.tasks: list[tuple[str, TaskKind]] = []
         self.nudges: list[str] = []
         self.is_broken = False
 
     def publish_training(self, job_id: str, gpu_class: str | None = None) -> bool:
         if not self.is_broken:
-            self.trainings.append(job_id)
+            self.runs.append(job_id)
         return not self.is_broken
 
     def publish_task(self, task_id: str, kind: TaskKind) -> bool:
@@ -49,6 +49,7 @@ class RecordingObserver(Observer):
         self.answers: list[tuple[int, list[dict[str, Any]]]] = []
         self.checkpoints: list[int] = []
         self.effects: list[tuple[str, dict[str, Any]]] = []
+        self.reviews: list[dict[str, Any]] = []
         self._stop_after = stop_after
 
     def phase(self, phase: Phase) -> None:
@@ -71,6 +72,9 @@ class RecordingObserver(Observer):
 
     def effect(self, verdict: Verdict, evidence: dict[str, Any]) -> None:
         self.effects.append((verdict, evidence))
+
+    def review(self, found: dict[str, Any]) -> None:
+        self.reviews.append(found)
 
     def checkpoint(self, step: int, path: Path) -> None:
         self.checkpoints.append(step)

@@ -21,6 +21,7 @@ SCRIPTS = (
     "docs/quick_start.md",
     "docs/curl.md",
     "docs/methods.md",
+    "docs/recipes.md",
     "docs/arabic_data.md",
     "docs/deploying.md",
     "docs/artifacts.md",

@@ -39,10 +39,25 @@ class Seeds:
     waiting_jobs: list[str]
     artifacts: list[str]
     comparisons: list[str]
+    held_outs: list[str]
+    """Comparisons over held-out prompts, answered and waiting."""
     tasks: list[str]
+    waiting_tasks: list[str]
+    """For what cancels them."""
     dataset: str
     doomed_datasets: list[str]
     api_keys: list[str]
+
+
+_COUNTS = {"asked": 1, "prompts": 1, "better": 1, "ties": 0, "worse": 0, "broken": 0}
+_SIDES = {"trained_model_response": "الرباط", "reference_model_response": "فاس"}
+COUNTED = {
+    **_COUNTS,
+    "share": 1.0,
+    "low": 0.2,
+    "high": 1.0,
+    "answers": [{"row": 1, "prompt": "سؤال", **_SIDES, "margin": 1.0, "flags": [], "outcome": "better"}],
+}
 
 
 def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
@@ -63,13 +78,21 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         datasets = [
             client.post("/v1/datasets?on_invalid=skip", content=rows + b'{"prompt": 1}\n').json()["id"] for _ in range(6)
         ]
-        comparisons = [_asked(client, trained) for _ in range(3)]
+        comparisons = [_asked(client, trained, number) for number in range(3)]
         with database.transaction() as session:
             for result, error in (({"trained_model_response": "الرباط"}, None), (None, error_dict("internal", "broken"))):
                 claimed = tasks.claim_next(session, [TaskKind.COMPARE], 60)
                 assert claimed
                 tasks.finish(session, claimed, result, error)
+        asked = f"/v1/jobs/{trained}/compare/held_out?wait_s=0"
+        held_outs = [client.post(asked, json={"prompts": n}).json()["id"] for n in (4, 8)]
+        with database.transaction() as session:
+            claimed = tasks.claim_next(session, [TaskKind.HELD_OUT], 60)
+            assert claimed
+            tasks.finish(session, claimed, COUNTED)
         preview = client.post(f"/v1/datasets/{datasets[0]}/preview?wait_s=0", json={"model_name": spec["model_name"]})
+        where, model = f"/v1/datasets/{datasets[0]}/preview?wait_s=0", spec["model_name"]
+        waiting_tasks = [client.post(where, json={"model_name": model, "rows": n}).json()["id"] for n in range(6, 14)]
         api_keys = [client.post("/v1/keys", json={}).json()["id"] for _ in range(4)]
         files = client.get(f"/v1/jobs/{trained}/artifacts").json()["artifacts"]
     return Seeds(
@@ -80,15 +103,18 @@ def sow(settings: Settings, spec: dict[str, Any], key: str) -> Seeds:
         waiting,
         [file["id"] for file in files],
         comparisons,
-        [*comparisons, preview.json()["id"]],
+        held_outs,
+        [*comparisons, *held_outs, preview.json()["id"]],
+        waiting_tasks,
         datasets[0],
         datasets[1:],
         api_keys,
     )
 
 
-def _asked(client: TestClient, job_id: str) -> str:
-    return client.post(f"/v1/jobs/{job_id}/compare?wait_s=0", json={"prompt": "ما عاصمة المغرب؟"}).json()["id"]
+def _asked(client: TestClient, job_id: str, number: int) -> str:
+    asked = {"prompt": f"ما عاصمة المغرب؟ {number}"}
+    return client.post(f"/v1/jobs/{job_id}/compare?wait_s=0", json=asked).json()["id"]
 
 
 def _trained(settings: Settings, database: Database, client: TestClient, spec: dict[str, Any]) -> str:

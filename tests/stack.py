@@ -14,6 +14,8 @@ from tests import forking
 
 # How long a test waits for what must happen but has no set time: the machine may be busy with other work.
 ENOUGH_S = 240.0
+# Workers whose answering processes need the training libraries.
+_ANSWERING = ("generation-worker", "checks-worker", "exports-worker")
 
 
 class StackUnderTest(LocalStack):
@@ -40,13 +42,17 @@ class StackUnderTest(LocalStack):
         if not (self._forks and forking.may_fork(service.command, service.environment)):
             super()._launch(service)
             return
+        service.launched_at = time.monotonic()
         logs = self.data_dir / "logs"
         logs.mkdir(exist_ok=True)
         with (logs / f"{service.name}.log").open("ab") as output:
-            # A rig's worker trains without the libraries.
-            trains = service.name == "generation-worker" or "worker.tasks" in service.command
-            forked: Any = forking.fork(service.command, service.environment, output, trains=trains)
+            environment = {**service.environment, "TAFDIL_PART": service.name}
+            forked: Any = forking.fork(service.command, environment, output, trains=self._trains(service))
         service.process = forked
+
+    def _trains(self, service: Service) -> bool:
+        """Whether it is forked with the training libraries. A rig's worker trains without them."""
+        return service.name in _ANSWERING or "worker.tasks" in service.command
 
     def pid(self, name: str) -> int:
         process = next(service.process for service in self._services if service.name == name)
@@ -81,6 +87,14 @@ class StackUnderTest(LocalStack):
         """Every process of the stack, with all descendants."""
         roots = [psutil.Process(s.process.pid) for s in self._services if s.process and s.process.poll() is None]
         return {p.pid for root in roots for p in [root, *root.children(recursive=True)]}
+
+
+class ForkedStack(StackUnderTest):
+    """A stack with the arguments of `LocalStack`, for programs that start one themselves."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        LocalStack.__init__(self, *arguments, **options)
+        self._external, self._forks = None, True
 
 
 class OnlyTheAPI(StackUnderTest):

@@ -3,10 +3,13 @@
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import pytest
 
 from tests.conftest import DATA, TINY_MODEL
 from trainer_core.config import CONFIG_OF, SETTINGS_OF, default_for
@@ -49,6 +52,40 @@ def on_labels(method: str) -> bool:
 def train_file(method: str) -> str:
     """The name of the shipped training data."""
     return "kto_train.jsonl" if on_labels(method) else "pairs_train.jsonl"
+
+
+@cache
+def first_of_each_trainer() -> tuple[str, ...]:
+    """One method for each of TRL's trainers: what happens around the loss is the same for the other methods of a trainer."""
+    from trainer_core.methods import METHOD_OF
+
+    firsts: dict[type, str] = {}
+    for method in METHODS:
+        trainer: Any = METHOD_OF[method].trainer_class
+        firsts.setdefault(next(each for each in trainer.__mro__ if each.__module__.startswith("trl.")), method)
+    return tuple(firsts.values())
+
+
+def crossed(options: Sequence[Any], ids: Sequence[str] | None = None) -> list[Any]:
+    """Parameters `method` and an option: each method with the first option, and each option with a method of each trainer.
+
+    `make long` runs the other combinations, in which neither is new.
+    """
+    return [
+        pytest.param(
+            method,
+            option,
+            marks=() if not place or method in first_of_each_trainer() else pytest.mark.long,
+            id=f"{name}-{method}",
+        )
+        for place, (option, name) in enumerate(zip(options, ids or [str(option) for option in options], strict=True))
+        for method in METHODS
+    ]
+
+
+def soon(methods: Sequence[str]) -> list[Any]:
+    """All methods as parameters, of which `make long` runs those that are not given."""
+    return [pytest.param(method, marks=() if method in methods else pytest.mark.long) for method in METHODS]
 
 
 @cache
@@ -116,6 +153,12 @@ def make_model(folder: Path, architecture: str = "qwen2", hidden_size: int = 32)
     AutoModelForCausalLM.from_config(settings).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@cache
+def small_model() -> str:
+    """A model of `make_model` that tests share, for runs whose numbers need no trained model. A run takes half the time."""
+    return make_model(Path(_SHORTENED.name) / "model")
 
 
 def copy_model(folder: Path, template: str | None = None, **files: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ _WORDS = (
     (r"\basynccontextmanager\b", "contextmanager"),
     (r"(?<!async_client\.)\bAsyncClient\b", "Client"),
     (r"\bAsyncJob\b", "Job"),
+    (r"\bAsync(HeldOut\w+)\b", r"\1"),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\ba(iter_lines|iter_bytes|read|close)\(", r"\1("),
 )

@@ -7,6 +7,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ from trainer_core.wording import say
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in LIBRARIES}
+
+
 class BaseTrainer(ABC):
     """Loads a model and data, trains, and saves. Subclasses choose the TRL trainer and its arguments.
 
@@ -43,6 +49,7 @@ class BaseTrainer(ABC):
         tokenizer, data_loader: likewise.
         trainer: the TRL trainer, None until `train` or the first evaluation.
         effect: what the run did to the model, None until training ends.
+        review: what the run learned, None until training ends.
     """
 
     nullable_metrics: tuple[str, ...] = ()
@@ -58,6 +65,7 @@ class BaseTrainer(ABC):
         self.precision: Any = None
         self.places: Any = None
         self.effect: Effect | None = None
+        self.review: dict[str, Any] | None = None
         self._remembered = Remembered()
         self._is_loaded = self._has_trained = False
         self._completed_at: str | None = None
@@ -93,6 +101,10 @@ class BaseTrainer(ABC):
     @abstractmethod
     def measure_effect(self) -> Effect:
         """Measures what the run did to the model."""
+
+    @abstractmethod
+    def review_run(self) -> dict[str, Any]:
+        """Measures what the run learned; see `docs/metrics.md`."""
 
     @abstractmethod
     def method_metadata(self) -> dict[str, Any]:
@@ -205,6 +217,20 @@ class BaseTrainer(ABC):
             self.observer.warning("effect_not_measured", say("effect_not_measured", problem=reason_of(error)))
             return
         self.observer.effect(self.effect.verdict, self.effect.as_dict())
+        try:
+            self.review = self.review_run()
+        except TafdilError:
+            raise
+        except Exception as error:
+            self.observer.warning("run_not_reviewed", say("run_not_reviewed", problem=reason_of(error)))
+            return
+        self.observer.review(self.review)
+
+    @property
+    def _has_earlier_weights(self) -> bool:
+        """Whether early stopping loaded the weights of an earlier step."""
+        stopped = self._stopped_early
+        return stopped is not None and stopped["best_step"] != stopped["last_step"]
 
     def _run(self, checkpoint: Path | None) -> dict[str, float]:
         trainer = self.trainer
@@ -386,6 +412,7 @@ class BaseTrainer(ABC):
             "proof": {**function_of(trained, renderer, config.beta), "reference": self.reference_proof()},
             "effect": self.effect.verdict if self.effect else None,
             "effect_evidence": self.effect.as_dict() if self.effect else None,
+            "review": self.review,
             "speed": self._speed(),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "versions": dict(_versions()),
         }

@@ -4,7 +4,8 @@ Knows two models and one rendering; knows nothing of training, replies or jobs.
 """
 
 import json
-from collections.abc import Callable, Generator
+import math
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from trainer_core import adapters, generation_options
+from trainer_core import adapters, effect, generation_options
 from trainer_core.acceleration import causal_of
 from trainer_core.config import SETTINGS_OF, Reward
 from trainer_core.errors import DataInvalid, ModelNotFound, ReferenceMismatch, SpecInvalid
@@ -24,7 +25,8 @@ from trainer_core.models import Locate, answering_dtype, dtype_name, load_model,
 from trainer_core.proof import Claim, Covers, Found, Sources, Witness
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter, model_of, side_of
 from trainer_core.renderers import load_saved_renderer
-from trainer_core.row_rules import comparable
+from trainer_core.row_rules import comparable, text_of
+from trainer_core.samples import repetition, said
 from trainer_core.scoring import score
 from trainer_core.small_batches import SmallBatches
 from trainer_core.streaming import TextStreamer
@@ -78,6 +80,12 @@ class Comparison:
     proof: Proof
     dtype: str | None = None
     """The dtype in which both answers were computed, as configurations write it: `bfloat16`."""
+    margin: float = 0.0
+    """β · [r(trained answer) − r(reference answer)], of which `preference_score` is the sigmoid. Above 0, the trained model
+    prefers its own answer."""
+    flags: tuple[str, ...] = ()
+    """What is wrong with the trained answer whatever its reward: `repetition`, `foreign_script`, `length_ratio`; see
+    `effect.signs`."""
 
     @property
     def texts_differ(self) -> bool:
@@ -92,6 +100,8 @@ class Comparison:
             "seed": self.seed,
             "dtype": self.dtype,
             "proof": self.proof.as_dict(),
+            "margin": self.margin if math.isfinite(self.margin) else None,
+            "flags": list(self.flags),
         }
 
 
@@ -144,11 +154,14 @@ class ModelPair:
         temperature: float | None = None,
         seed: int | None = None,
         tell: Callable[[str, str], None] | None = None,
+        *,
+        wanted: Sequence[str] = (),
         **generation: Any,
     ) -> Comparison:
         """Answers from both sides. A temperature above 0 samples; without a seed, one is drawn and returned.
 
         Args:
+            wanted: good answers to the prompt, if there are any; what is like them is not flagged.
             max_new_tokens: the default is lowered to what fits in the model's context.
             tell: called with the trained model's text so far and the reference's, several times a second.
 
@@ -182,11 +195,19 @@ class ModelPair:
                 with _hooks_as_they_were(self.policy), _computed_in(self.policy) as dtypes:
                     answers = self._generate(ids, {"max_new_tokens": max_new_tokens, **sampling, **generation}, tell)
                 proof = self._prove(ids, answers, found)
-                preference = self._preference_score(ids, answers)
+                margin = self._margin(ids, answers)
         finally:
             self.policy.train(was_training)
         texts = self.renderer.response(answers.trained), self.renderer.response(answers.reference)
-        return Comparison(prompt, *texts, preference, seed, proof, dtype_name(dtypes[0]))
+        flags = self._flags(prompt, texts, answers, wanted)
+        return Comparison(
+            prompt, *texts, _sigmoid(margin), seed, proof, dtype_name(dtypes[0]), margin=margin, flags=tuple(flags)
+        )
+
+    def has_room(self, prompt: str | Messages, max_new_tokens: int) -> bool:
+        """Whether the model's context holds a prompt and an answer of this length."""
+        longest = getattr(self.policy.config, "max_position_embeddings", None)
+        return longest is None or len(self._prompt_ids(prompt)) + max_new_tokens <= longest
 
     def _prompt_ids(self, prompt: str | Messages) -> list[int]:
         ids = self.renderer.prompt_ids(prompt)
@@ -240,11 +261,24 @@ class ModelPair:
         ids = torch.tensor(rows, device=self.policy.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
-    def _preference_score(self, ids: list[int], answers: _Answers) -> float:
+    def _flags(self, prompt: str | Messages, texts: tuple[str, str], answers: _Answers, wanted: Sequence[str]) -> list[str]:
+        """Signs of a broken answer that the reference's does not have."""
+        trained, reference = (
+            effect.Answers([text], [len(ids) if text else 0], [repetition(ids)])
+            for text, ids in (
+                (said(text, self.renderer.thoughts_tag), ids)
+                for text, ids in zip(texts, (answers.trained, answers.reference), strict=True)
+            )
+        )
+        lengths = [len(self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in wanted]
+        found = effect.compared([text_of(prompt)], reference, trained, effect.Answers(wanted, lengths, []))
+        return effect.signs(found)
+
+    def _margin(self, ids: list[int], answers: _Answers) -> float:
         own = {"trained": [answers.trained], "reference": [answers.reference]}
         scores = score(self.policy, self.reference, [ids], own)
         trained, reference = (scores[side].rewards(self.beta, self.reward) for side in ("trained", "reference"))
-        return torch.sigmoid(trained - reference).item()
+        return (trained - reference).item()
 
     def _prove(self, ids: list[int], answers: _Answers, found: Found) -> Proof:
         model = model_of(self.reference)
@@ -272,6 +306,10 @@ class ModelPair:
         if error > rounding and error_of_other < error:
             differences = {"own": rounded(error), "other": rounded(error_of_other)}
             raise ReferenceMismatch(say("answer_not_of_weights", kind=say(f"kind.{side}"), **differences))
+
+
+def _sigmoid(value: float) -> float:
+    return torch.sigmoid(torch.tensor(value, dtype=torch.float64)).item()
 
 
 @contextmanager

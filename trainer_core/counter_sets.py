@@ -162,6 +162,11 @@ def without(trait: Trait, answer: str) -> str:
     return _WITHOUT[trait.name](answer)
 
 
+def marks_of(trait: Trait) -> re.Pattern[str] | None:
+    """The marks of a trait whose counter-set is `exchanged`."""
+    return _MOVED.get(trait.name)
+
+
 def _translated(table: dict[str, str]) -> Callable[[str], str]:
     mapping = str.maketrans(table)
     return lambda answer: answer.translate(mapping)

@@ -76,6 +76,11 @@ class PreferenceData:
         return self._read.names
 
     @property
+    def read_rows(self) -> list[Row]:
+        """The training rows as they were read, before any cut."""
+        return self._read.train
+
+    @property
     def plan_sha256(self) -> str:
         """The hash of the rows in training order, and of the mix if there are several datasets."""
         return fingerprint(self.train, [taken.rows_taken for taken in self._read.taken])

@@ -6,10 +6,11 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from trainer_core import estimates, forecast, lora_options, preflight
+from trainer_core import data_report, estimates, forecast, lora_options, preflight
 from trainer_core.config import PreferenceConfig
 from trainer_core.data_loader import PreferenceData
-from trainer_core.estimates import Load, Precision, Size
+from trainer_core.data_report import Vocabulary
+from trainer_core.estimates import Load, Precision, Size, Work
 from trainer_core.loading import loading
 from trainer_core.memory import decide
 from trainer_core.models import Locate, same_name
@@ -32,7 +33,8 @@ class Machine:
     """Where the run will take place, as far as is known.
 
     `flops_per_s` is its speed in practice; if it is None, no time is estimated. `is_measured`: the speed comes from earlier
-    runs of the model. `free_bytes`: free memory for training; None if unknown.
+    runs of the model. `free_bytes`: free memory for training; None if unknown. `startup_seconds`: from the claim to
+    training, as measured in earlier runs of the model; None if there are none.
     """
 
     on_gpu: bool
@@ -40,6 +42,7 @@ class Machine:
     flops_per_s: float | None = None
     is_measured: bool = False
     free_bytes: int | None = None
+    startup_seconds: float | None = None
 
 
 class _Notes(Observer):
@@ -63,8 +66,8 @@ def dry_run(
 
     Returns:
         `data` (as in the metadata file, but names up to 1000 rows that are cut or dropped), `lengths` (rows by number of
-        tokens), `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends)
-        and `samples`.
+        tokens), `plan` (steps), `forecast` (of the effect), `memory`, `time`, `warnings`, `stop_tokens` (where a turn ends),
+        `samples`, and `report` (shortcuts and findings, as `data_report.summary_of_rows`).
 
     Raises:
         DataInvalid, DataOverlong, ModelNotFound, ModelRefused, SpecInvalid: as the run itself would.
@@ -79,6 +82,9 @@ def dry_run(
     preflight.check_validation(config, data.validation, notes)
     preflight.warn_of_clamp(config, notes)
     lora_options.warn(config, places.adapter, notes)
+    if not machine.on_gpu:
+        for refusal in preflight.refusals_without_gpu(config, places):
+            notes.warning("needs_gpu", say("needs_gpu", machine=machine.name, reason=refusal.details[0].reason))
     load = Load.of(data.train, data.validation, config)
     steps = estimates.planned_steps(config, load.batches)
     is_half = _precision(config, machine) != "fp32"
@@ -98,6 +104,7 @@ def dry_run(
         "warnings": notes.warnings,
         "stop_tokens": renderer.stop.as_dicts(renderer.tokenizer),
         "samples": rendered(data.train[:samples], renderer, data.names),
+        "report": data_report.summary_of_rows(data.read_rows, _vocabulary(config, renderer)),
     }
     try:
         with loading(places.model):
@@ -107,6 +114,13 @@ def dry_run(
         notes.warning("no_estimate", say("no_estimate", field=str(error.args[0])))
         return {**result, "memory": None, "time": None}
     return {**result, **_estimated(config, size, load, machine)}
+
+
+def _vocabulary(config: PreferenceConfig, renderer: Renderer) -> Vocabulary:
+    def count(texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in renderer.tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+
+    return Vocabulary(config.model_name, count, config.max_prompt_length, config.max_length)
 
 
 def _estimated(config: PreferenceConfig, size: Size, load: Load, machine: Machine) -> dict[str, Any]:
@@ -130,14 +144,22 @@ def _estimated(config: PreferenceConfig, size: Size, load: Load, machine: Machin
         "weights": size.weights,
     }
     work = estimates.work(config, size, load, checkpointing=checkpointing)
-    time: dict[str, Any] = {"flops": work.flops + work.evaluation_flops, "machine": machine.name}
+    startup, value_bytes = machine.startup_seconds, 4 if precision == "fp32" else 2
+    return {"memory": memory, "time": _time(work, machine, startup or estimates.startup_seconds(size, value_bytes))}
+
+
+def _time(work: Work, machine: Machine, startup: float) -> dict[str, Any]:
+    """The seconds of the steps and evaluations, and in total with those to start."""
+    found = {"flops": work.flops + work.evaluation_flops, "machine": machine.name, "startup_seconds": startup}
     if machine.flops_per_s is None:
-        return {"memory": memory, "time": {**time, "seconds": None, "basis": "none"}}
+        return {**found, "seconds": None, "total_seconds": None, "basis": "none"}
     seconds = work.seconds(machine.flops_per_s, is_measured=machine.is_measured)
     low, high = estimates.TIME_BAND_OF_RUNS if machine.is_measured else estimates.TIME_BAND_OF_DEVICE
     basis = "earlier runs of this model" if machine.is_measured else "the speed of the device"
-    told = {"seconds": seconds, "low_seconds": seconds * low, "high_seconds": seconds * high, "basis": basis}
-    return {"memory": memory, "time": {**time, **told}}
+    band = {"seconds": seconds, "low_seconds": seconds * low, "high_seconds": seconds * high}
+    whole = seconds + startup
+    total = {"total_seconds": whole, "total_low_seconds": whole * low, "total_high_seconds": whole * high}
+    return {**found, **band, **total, "basis": basis}
 
 
 def _precision(config: PreferenceConfig, machine: Machine) -> Precision:

@@ -204,11 +204,11 @@ def judge(evidence: Evidence, bounds: Bounds = BOUNDS) -> Effect:
         return Effect("hardly_changed", (name,), evidence)
     passed = [name] if moved > most else []
     if evidence.samples:
-        passed += _signs(evidence.samples, bounds)
+        passed += signs(evidence.samples, bounds)
     return Effect("collapsed" if passed else "changed", tuple(passed), evidence)
 
 
-def _signs(samples: Samples, bounds: Bounds) -> list[str]:
+def signs(samples: Samples, bounds: Bounds = BOUNDS) -> list[str]:
     """Names of the signs in the answers that passed their bounds."""
     found = {
         "repetition": samples.repetition - samples.repetition_before > bounds.repetition,

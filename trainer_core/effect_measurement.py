@@ -54,6 +54,8 @@ class EffectMeasurement:
         self.rows_from: RowsFrom
         self.rows, self.rows_from = measured_rows(data, config.seed)
         self.prompts = self._measured_prompts()
+        self.scores: dict[str, Scores] = {}
+        """Those of the rows after the run, once measured."""
         self._scores_before: dict[str, Scores] = {}
         self._answers_before: list[Sample] = []
 
@@ -70,6 +72,7 @@ class EffectMeasurement:
         scores = self._scores(model, before)
         if before is None:
             scores = {name: replace(found, ref_logps=self._scores_before[name].logps) for name, found in scores.items()}
+        self.scores = scores
         tokens = sum(found.tokens.sum().item() for found in scores.values())
         kl = sum(found.kl.sum().item() for found in scores.values()) / tokens
         evidence = Evidence(
@@ -89,8 +92,7 @@ class EffectMeasurement:
             with side_of(before):
                 earlier = self._answers(model_of(before))
         prompts = [text_of(prompt) for prompt in self.prompts]
-        template = self._data.renderer.template
-        tag = template.shape.thoughts if template else "think"
+        tag = self._data.renderer.thoughts_tag
         return effect.compared(prompts, _answers(earlier, tag), _answers(after, tag), self._wanted())
 
     def _wanted(self) -> Answers:
@@ -126,16 +128,21 @@ class EffectMeasurement:
 
 
 def measured_rows(data: PreferenceData, seed: int) -> tuple[list[Row], RowsFrom]:
-    """At most `MAX_ROWS` rows, drawn by seed, that training never saw; training rows if there are no others."""
+    """At most `MAX_ROWS` of the `unseen_rows`, drawn by seed."""
+    rows, rows_from = unseen_rows(data)
+    chosen = random.Random(seed).sample(range(len(rows)), min(MAX_ROWS, len(rows)))
+    return [rows[place] for place in sorted(chosen)], rows_from
+
+
+def unseen_rows(data: PreferenceData) -> tuple[Sequence[Row], RowsFrom]:
+    """All rows that training never saw; training rows if there are no others."""
     sources: dict[RowsFrom, Sequence[Row]] = {
         "validation": data.validation,
         "held_back": data.held_back,
         "training": data.train,
     }
     rows_from: RowsFrom = next(name for name, rows in sources.items() if rows)
-    rows = sources[rows_from]
-    chosen = random.Random(seed).sample(range(len(rows)), min(MAX_ROWS, len(rows)))
-    return [rows[place] for place in sorted(chosen)], rows_from
+    return sources[rows_from], rows_from
 
 
 def _answers(samples: Sequence[Sample], tag: str) -> Answers:

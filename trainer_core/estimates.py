@@ -41,6 +41,10 @@ _LOGITS_AT_ONCE = {True: 2**29, False: 2**27}
 _COPIES_OF_LOGITS = 2.5
 # Per step, besides arithmetic: Python, kernel launches, the optimizer's bookkeeping.
 _SECONDS_A_LAYER = 0.002
+# docs/performance.md, "From a submit to the first step": a cold start without its model.
+_IMPORT_SECONDS = 6.2
+# Of an ordinary disk; weights are read twice, to load them and to check them.
+_READ_BYTES_PER_S = 2.5e8
 # Forward and backward passes through a trained output layer, in TRL's slices of the vocabulary; measured.
 _TRAINED_HEAD_PASSES = 9
 _LAYERS_OF: dict[str, tuple[str, str]] = {
@@ -196,6 +200,11 @@ def memory_parts(
         "logits": _COPIES_OF_LOGITS * logits,
     }
     return {name: int(size) for name, size in parts.items()}
+
+
+def startup_seconds(size: Size, value_bytes: int) -> float:
+    """Seconds from the claim to training, for a run that must import the libraries and read the weights from a disk."""
+    return _IMPORT_SECONDS + size.weights * value_bytes / _READ_BYTES_PER_S
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,10 @@ _MAX_REPETITION = 0.5
 _MAX_LENGTH_RATIO = 2.0
 _MIN_TOKENS = 4.0
 _STILL_ENTRIES = 3
+# One answer of two or three, two of four to seven: never a single answer of many. docs/metrics.md has what these rest on.
+_MAX_LANGUAGE_FALL = 0.25
+# Half of what makes the effect `collapsed`. A name in Latin letters stays below it.
+_MAX_LEAK_RISE = 0.1
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ def signs(history: History) -> Iterator[Sign]:
     yield from _chosen_collapse(history)
     yield from _repetition(history)
     yield from _length_drift(history)
+    yield from _language_drift(history)
+    yield from _script_leak(history)
     yield from _no_gradient(history)
 
 
@@ -81,6 +87,22 @@ def _length_drift(history: History) -> Iterator[Sign]:
             "length_drift",
             say("length_drift", step=step, last=round(last), first=round(first)),
         )
+
+
+def _language_drift(history: History) -> Iterator[Sign]:
+    """Fewer answers in their prompt's language than at the first evaluation."""
+    series = _series(history, "eval_sample_in_language")
+    if series and series[0][1] - series[-1][1] > _MAX_LANGUAGE_FALL:
+        (_, first), (step, last) = series[0], series[-1]
+        yield Sign("language_drift", say("language_drift", step=step, last=round(100 * last), first=round(100 * first)))
+
+
+def _script_leak(history: History) -> Iterator[Sign]:
+    """More letters in scripts that the prompts do not use than at the first evaluation."""
+    series = _series(history, "eval_sample_script_leak")
+    if series and series[-1][1] - series[0][1] > _MAX_LEAK_RISE:
+        (_, first), (step, last) = series[0], series[-1]
+        yield Sign("script_leak", say("script_leak", step=step, last=round(100 * last), first=round(100 * first)))
 
 
 def _no_gradient(history: History) -> Iterator[Sign]:

@@ -43,6 +43,9 @@ class Observer:
         if verdict != "changed":
             warnings.warn(describe(verdict, evidence), stacklevel=2)
 
+    def review(self, found: dict[str, Any]) -> None:
+        """Reports, after training, what the run learned: the same as `review` in the metadata file."""
+
     def checkpoint(self, step: int, path: Path) -> None:
         """A complete checkpoint was published."""
 

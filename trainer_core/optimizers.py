@@ -16,11 +16,9 @@ def check(settings: TrainingSettings) -> None:
     optimizer = settings.optim
     if optimizer not in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
         return
-    is_paged = optimizer != "adamw_8bit"
     has_gpu = torch.cuda.is_available()
-    if is_paged and not has_gpu:
-        instead = ["adamw_8bit", "adamw_torch_fused"] if "8bit" in optimizer else ["adamw_torch_fused"]
-        raise SpecInvalid.at("optim", say("optim_needs_gpu", optim=optimizer, instead=instead))
+    if not has_gpu:
+        check_paged(settings)
     try:
         works = _try(optimizer, "cuda" if has_gpu else "cpu")
     except Exception as error:  # a missing package, library or kernel can raise anything
@@ -28,6 +26,14 @@ def check(settings: TrainingSettings) -> None:
         raise SpecInvalid.at("optim", say("optim_broken", optim=optimizer, problem=problem)) from error
     if not works:
         raise SpecInvalid.at("optim", say("optim_does_nothing", optim=optimizer))
+
+
+def check_paged(settings: TrainingSettings) -> None:
+    """Raises `SpecInvalid` if the optimizer needs a GPU."""
+    optimizer = settings.optim
+    if optimizer in ("paged_adamw_8bit", "paged_adamw_32bit"):
+        instead = ["adamw_8bit", "adamw_torch_fused"] if "8bit" in optimizer else ["adamw_torch_fused"]
+        raise SpecInvalid.at("optim", say("optim_needs_gpu", optim=optimizer, instead=instead))
 
 
 def _try(optimizer: Optimizer, device: str) -> bool:

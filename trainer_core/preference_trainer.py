@@ -15,7 +15,7 @@ from trainer_core.callbacks import Completed
 from trainer_core.comparison import ModelPair
 from trainer_core.config import CONFIG_OF, METHODS, PreferenceConfig, joined
 from trainer_core.effect import Effect
-from trainer_core.effect_measurement import EffectMeasurement
+from trainer_core.effect_measurement import EffectMeasurement, unseen_rows
 from trainer_core.errors import ReferenceMismatch
 from trainer_core.fast_path import FastPath
 from trainer_core.fingerprints import check_covered
@@ -29,6 +29,7 @@ from trainer_core.proof import Claim, Sources, base_fingerprint, fingerprint_of,
 from trainer_core.reference import REFERENCE_ADAPTER, TRAINED_ADAPTER, FrozenView, check_adapter_files, settings_of
 from trainer_core.row_rules import Row, comparable
 from trainer_core.run_identity import identity
+from trainer_core.run_review import RunReview
 from trainer_core.samples import answer, sample_metrics
 from trainer_core.schedule import WARM_UP
 from trainer_core.scoring import Scores, score
@@ -68,6 +69,8 @@ class PreferenceTrainer(BaseTrainer):
         self._scoring_reference: Any = None
         self._start: dict[str, Scores] = {}
         self._effect_measurement: EffectMeasurement | None = None
+        self._run_review: RunReview | None = None
+        self._evaluated: tuple[int, dict[str, Scores]] | None = None
         self._reference_proof: dict[str, Any] | None = None
         self._method = method_of(config)
         self.nullable_metrics = self._method.nullable
@@ -287,24 +290,26 @@ class PreferenceTrainer(BaseTrainer):
     def _metrics(self, rows: list[Row]) -> dict[str, float | None]:
         return self._method.metrics(self._scores(rows, self._reference_for_scoring()), rows)
 
-    def _validation_metrics(self) -> dict[str, float | None]:
+    def _validation_metrics(self, step: int) -> dict[str, float | None]:
         """Metrics of the validation rows, without a second copy of the weights if the config forbids one."""
         rows = self.data_loader.validation
-        if not self._holds_no_copy:
-            return self._metrics(rows)
-        now = self._scores(rows, None)
-        scores = {name: replace(now[name], ref_logps=self._start[name].logps) for name in now}
+        if self._holds_no_copy:
+            now = self._scores(rows, None)
+            scores = {name: replace(now[name], ref_logps=self._start[name].logps) for name in now}
+        else:
+            scores = self._scores(rows, self._reference_for_scoring())
+        self._evaluated = step, scores
         return self._method.metrics(scores, rows)
 
     def _during_evaluation(self, trainer: Any) -> dict[str, float | None]:
         """The method's metrics of the validation rows and of the samples, which are reported to the observer."""
-        metrics = self._validation_metrics()
+        metrics = self._validation_metrics(trainer.state.global_step)
         prompts = self._sample_prompts()
         if not prompts:
             return metrics
         samples = answer(self.model, self.data_loader.renderer, prompts, self.config.sample_max_length)
         self.observer.samples(trainer.state.global_step, [sample.as_dict() for sample in samples])
-        return {**metrics, **sample_metrics(samples)}
+        return {**metrics, **sample_metrics(samples, self.data_loader.renderer.thoughts_tag)}
 
     def _sample_prompts(self) -> list[Any]:
         if self.config.sample_prompts:
@@ -376,17 +381,45 @@ class PreferenceTrainer(BaseTrainer):
             is_half=weights_dtype(self.config.use_lora, self.precision) != torch.float32,
             autocast=None if self.config.use_lora or dtype == torch.float32 else dtype,
         )
+        rows, rows_from = unseen_rows(self.data_loader)
+        trained = self._steps()[0] * self.config.per_device_train_batch_size * self.config.gradient_accumulation_steps
+        self._run_review = RunReview(
+            self.config, self._method, self.data_loader, self.observer, rows=rows, rows_from=rows_from, trained=trained
+        )
         if not self._keeps_start:
             self._effect_measurement.note_start(self.model)
+            self._run_review.note_start(self.model)
 
     def measure_effect(self) -> Effect:
         assert self._effect_measurement is not None, "note_start comes first"
-        before = None
-        if self._keeps_start and self.config.use_lora:
-            before = FrozenView(self.model, REFERENCE_ADAPTER if self.config.adapter_name else None)
-        elif self._keeps_start:
-            before = self._reference_for_scoring()
-        return self._effect_measurement.measure(self.model, before)
+        return self._effect_measurement.measure(self.model, self._model_before())
+
+    def _model_before(self) -> Any:
+        """The model before the run, as `reference.model_of` takes it; None if it was not kept."""
+        if not self._keeps_start:
+            return None
+        if self.config.use_lora:
+            return FrozenView(self.model, REFERENCE_ADAPTER if self.config.adapter_name else None)
+        return self._reference_for_scoring()
+
+    def review_run(self) -> dict[str, Any]:
+        assert self._run_review is not None, "note_start comes first"
+        assert self._effect_measurement is not None
+        rows, scores = self._effect_measurement.rows, self._effect_measurement.scores
+        if self.data_loader.validation:
+            rows, scores = self.data_loader.validation, self._last_scores()
+        return self._run_review.measure(self.model, self._model_before(), rows, scores)
+
+    def _last_scores(self) -> dict[str, Scores]:
+        """The validation rows' scores under the final weights: those of the last evaluation, where they still hold.
+
+        They do not if the weights of a better step were loaded since, or if another process evaluated before it died.
+        """
+        step = self.trainer.state.global_step
+        if self._evaluated is None or self._evaluated[0] != step or self._has_earlier_weights:
+            self._validation_metrics(step)
+        assert self._evaluated is not None
+        return self._evaluated[1]
 
     # -- comparison and saving
 

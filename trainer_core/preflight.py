@@ -6,9 +6,8 @@ Each raises one of the product's errors, which names the field and the fix. Noth
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from peft import PeftConfig
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from trainer_core import adapters, lora_options, model_files, optimizers, weight_headers
+from trainer_core import adapters, lora_options, model_files, optimizers, trackers, weight_headers
 from trainer_core.config import PreferenceConfig, TrainingSettings
 from trainer_core.errors import Detail, ModelRefused, NotInstalled, SpecInvalid
 from trainer_core.loading import loading
@@ -27,12 +26,6 @@ from trainer_core.row_rules import Row
 from trainer_core.rows import pair_places
 from trainer_core.wording import say
 
-# The packages that each value of `report_to` can use, and what installs one of them.
-_REPORTERS = {
-    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
-    "wandb": (("wandb",), "wandb"),
-    "mlflow": (("mlflow",), "mlflow-skinny"),
-}
 # Where accelerate reads the number of processes.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 _BLOCK = 64
@@ -96,6 +89,24 @@ def check_models(config: PreferenceConfig, locate: Locate) -> Places:
     return places
 
 
+def refusals_without_gpu(config: PreferenceConfig, places: Places) -> Iterator[SpecInvalid]:
+    """What a run would be refused for on a machine without a GPU, as far as it can be known on any machine."""
+
+    def check_fp16(_: TrainingSettings) -> None:
+        if config.effective_precision == "fp16":
+            raise SpecInvalid.at("precision", say("fp16_needs_gpu"))
+
+    def check_widths(_: TrainingSettings) -> None:
+        if config.load_in_4bit or config.reference_in_4bit:
+            _check_widths(places.model)
+
+    for check in (check_fp16, optimizers.check_paged, check_widths):
+        try:
+            check(config)
+        except SpecInvalid as refusal:
+            yield refusal
+
+
 def check_validation(config: TrainingSettings, rows: Sequence[Row], observer: Observer) -> None:
     """Raises `SpecInvalid` if an option needs validation data, or pairs in it, and there are none."""
     if rows:
@@ -145,9 +156,10 @@ def _check_devices() -> None:
 
 
 def _check_reporters(config: TrainingSettings) -> None:
+    known = trackers.installed() if config.report_to else []
     for name in config.report_to:
-        packages, advice = _REPORTERS[name]
-        if not any(find_spec(package) for package in packages):
+        if name not in known:
+            _, advice = trackers.PACKAGES[name]
             raise NotInstalled.at("report_to", say("reporter_not_installed", name=name, package=advice))
 
 

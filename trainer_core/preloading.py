@@ -4,10 +4,11 @@ Libraries import much of this on first use; `tests/integration/test_warm_start.p
 """
 
 import gc
+from contextlib import suppress
 from importlib import import_module
 
-_MODULES = (
-    "trainer_core.preference_trainer",
+# Other versions of a library may lack some of them, and then need them not.
+_OF_LIBRARIES = (
     "encodings.idna",
     "numpy.ctypeslib",
     "peft.utils.transformers_weight_conversion",
@@ -24,8 +25,10 @@ def preload() -> None:
     # Imports stay in memory, and collecting garbage in them would take a tenth of the time.
     gc.disable()
     try:
-        for name in _MODULES:
-            import_module(name)
+        import_module("trainer_core.preference_trainer")
+        for name in _OF_LIBRARIES:
+            with suppress(ModuleNotFoundError):
+                import_module(name)
     finally:
         gc.enable()
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping

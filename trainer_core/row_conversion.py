@@ -1,6 +1,7 @@
 """Files of any supported kind and layout, converted to Tafdil's own format. Torch-free."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,19 @@ class RowsTooLarge(Exception):
     """A converted file would be larger than allowed."""
 
 
-def convert(source: Path, target: Path, options: ReadingOptions = AS_IT_IS, most_bytes: int | None = None) -> RowReport:
+def convert(
+    source: Path,
+    target: Path,
+    options: ReadingOptions = AS_IT_IS,
+    most_bytes: int | None = None,
+    on_bytes: Callable[[int], None] = lambda _: None,
+) -> RowReport:
     """Writes the rows of a file in Tafdil's own format: JSONL in which each row keeps its line number or, if the file has a
     `validation` part, a JSON object with both lists.
 
     Args:
         most_bytes: the largest size of the result. A packed file holds far more than its own size.
+        on_bytes: called with the number of bytes of a row before they are written. What it raises ends the conversion.
 
     Raises like `check_file`, and `RowsTooLarge`; then there is no `target`.
     """
@@ -39,12 +47,15 @@ def convert(source: Path, target: Path, options: ReadingOptions = AS_IT_IS, most
             def write(part: Part, row: Row, line: int) -> None:
                 nonlocal size_bytes
                 text = _json_line(row)
-                if len(text) > MAX_LINE_BYTES // 4 and len(text.encode()) > MAX_LINE_BYTES:
+                line_bytes = len(text.encode())
+                if line_bytes > MAX_LINE_BYTES:
                     detail = Detail("", say("row_too_long", most=MAX_LINE_BYTES), line)
                     raise DataInvalid(sentence(detail), [detail])
-                size_bytes += max(0, line - at[part]) + len(text.encode()) + 1
+                added_bytes = max(0, line - at[part]) + line_bytes + 1
+                size_bytes += added_bytes
                 if most_bytes is not None and size_bytes > most_bytes:
                     raise RowsTooLarge(f"the rows are larger than {most_bytes:,} bytes")
+                on_bytes(added_bytes)
                 files[part].write("\n" * max(0, line - at[part]) + text + "\n")
                 at[part] = max(at[part], line) + 1
 

@@ -10,6 +10,7 @@ import torch
 from transformers import GenerationConfig
 
 from trainer_core.acceleration import causal_of
+from trainer_core.sample_signs import Said, sign_metrics
 from trainer_core.tokens import Messages, Renderer
 
 _REPEATED_TOKENS = 4
@@ -86,9 +87,14 @@ def said(response: str, tag: str) -> str:
     return response.replace(f"<{tag}>", "").replace(f"</{tag}>", "").strip()
 
 
-def sample_metrics(samples: list[Sample]) -> dict[str, float | None]:
-    """`sample_tokens`: mean length in tokens; `sample_repetition`: mean of `repetition`."""
+def sample_metrics(samples: list[Sample], tag: str = "think") -> dict[str, float | None]:
+    """`sample_tokens`: mean length in tokens; `sample_repetition`: mean of `repetition`; and those of `sign_metrics`.
+
+    Args:
+        tag: the template's tag around thoughts, which says nothing about an answer's language.
+    """
     return {
         "sample_tokens": sum(len(sample.response_ids) for sample in samples) / len(samples),
         "sample_repetition": sum(repetition(sample.response_ids) for sample in samples) / len(samples),
+        **sign_metrics([Said.to(sample.prompt, said(sample.response, tag)) for sample in samples]),
     }

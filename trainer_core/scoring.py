@@ -38,6 +38,11 @@ class Scores:
     tokens: Tensor
     kl: Tensor
 
+    def at(self, places: Sequence[int]) -> "Scores":
+        """The scores of the rows at these places."""
+        chosen = torch.tensor(places, dtype=torch.long)
+        return Scores(self.logps[chosen], self.ref_logps[chosen], self.tokens[chosen], self.kl[chosen])
+
     @property
     def avg_logps(self) -> Tensor:
         """Mean log-probability per token."""

@@ -102,6 +102,11 @@ class Renderer:
         )
 
     @property
+    def thoughts_tag(self) -> str:
+        """The tag of the block that holds the model's thoughts."""
+        return self.template.shape.thoughts if self.template else "think"
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the template in use and of its options, hex."""
         template = str(self.tokenizer.chat_template) if self.uses_template else _PLAIN

@@ -57,7 +57,8 @@ WORD = re.compile(
     rf"\w[\w{MARKS}{INVISIBLE}]*(?:[.,\u060c\u066b\u066c](?<=[{_DIGITS}].)(?=[{_DIGITS}])[\w{MARKS}{INVISIBLE}]*)*"
 )
 IN_NUMBER = re.compile(rf"[^\w\s](?<=[{_DIGITS}].)(?=[{_DIGITS}])")
-SENTENCE_END = re.compile("[.!?\u061f\u06d4\u2026]+(?=[\\s\"'\u00bb\u201d)\\]]|$)|\n")
+_ENDS = ".!?\u061f\u06d4\u2026"
+SENTENCE_END = re.compile(f"(?<![{_ENDS}])[{_ENDS}]++(?=[\\s\"'\u00bb\u201d)\\]]|$)|\n")
 WORD_START = re.compile(r"\w")
 
 _CLASSES = {
@@ -153,8 +154,8 @@ _NOT_COMPARED = re.compile(f"[{DIACRITICS}\u0640{INVISIBLE}]")
 
 
 @lru_cache(maxsize=32)
-def _seen(text: str) -> Text:
-    """Caches the last few texts: every trait of a row uses the same ones."""
+def seen(text: str) -> Text:
+    """What the traits need from a text. Caches the last few: every trait of a row uses the same ones."""
     return Text(text)
 
 
@@ -177,14 +178,14 @@ class Trait:
 
 
 def _count(kind: str) -> Measure:
-    return lambda _, answer: float(_seen(answer).kinds[kind])
+    return lambda _, answer: float(seen(answer).kinds[kind])
 
 
 def _matches(pattern: re.Pattern[str], kind: str, *, exact_without_digits: bool = False) -> Measure:
     """Matches of a pattern that needs a character of `kind`; texts without one are not searched."""
 
     def measure(prompt: str, answer: str) -> float:
-        text = _seen(answer)
+        text = seen(answer)
         found = text.kinds[kind]
         if not found or (exact_without_digits and not text.has_digits):
             return float(found)
@@ -194,19 +195,19 @@ def _matches(pattern: re.Pattern[str], kind: str, *, exact_without_digits: bool 
 
 
 def _mean_word_length(prompt: str, answer: str) -> float:
-    words = _seen(answer).words
+    words = seen(answer).words
     return sum(map(len, words)) / len(words) if words else 0.0
 
 
 def _mixed_script_words(prompt: str, answer: str) -> float:
-    text = _seen(answer)
+    text = seen(answer)
     if not (text.kinds["latin_letters"] and text.kinds["arabic_letters"]):
         return 0.0
     return float(sum(1 for word in text.words if IS_LATIN.search(word) and IS_ARABIC.search(word)))
 
 
 def _invisible(prompt: str, answer: str) -> float:
-    text = _seen(answer)
+    text = seen(answer)
     found = text.kinds["invisible"]
     if found and text.kinds["emoji"]:
         found -= sum(sequence.count("\u200d") for sequence in EMOJI_SEQUENCE.findall(answer))
@@ -214,7 +215,7 @@ def _invisible(prompt: str, answer: str) -> float:
 
 
 def _other_punctuation(prompt: str, answer: str) -> float:
-    text = _seen(answer)
+    text = seen(answer)
     found = text.kinds["other_punctuation"]
     if found and text.has_digits:
         found -= sum(1 for mark in IN_NUMBER.findall(answer) if is_other_punctuation(mark))
@@ -222,33 +223,33 @@ def _other_punctuation(prompt: str, answer: str) -> float:
 
 
 def _repeated_prompt_words(prompt: str, answer: str) -> float:
-    asked = _seen(prompt).distinct
-    return len(asked & _seen(answer).distinct) / len(asked) if asked else 0.0
+    asked = seen(prompt).distinct
+    return len(asked & seen(answer).distinct) / len(asked) if asked else 0.0
 
 
 def _first_prompt_word_at(prompt: str, answer: str) -> float:
-    asked = _seen(prompt).distinct
-    for index, key in enumerate(_seen(answer).keys):
+    asked = seen(prompt).distinct
+    for index, key in enumerate(seen(answer).keys):
         if key in asked:
             return float(next(islice(WORD.finditer(answer), index, None)).start())
     return float(len(answer))
 
 
 def _repeated_words(prompt: str, answer: str) -> float:
-    text = _seen(answer)
+    text = seen(answer)
     return float(len(text.keys) - len(text.distinct))
 
 
 TRAITS: tuple[Trait, ...] = (
     Trait("characters", "characters", lambda _, answer: float(len(answer))),
-    Trait("words", "words", lambda _, answer: float(len(_seen(answer).words))),
+    Trait("words", "words", lambda _, answer: float(len(seen(answer).words))),
     Trait("mean_word_length", "characters per word", _mean_word_length),
     Trait(
         "longest_word",
         "characters of the longest word",
-        lambda _, answer: float(max(map(len, _seen(answer).words), default=0)),
+        lambda _, answer: float(max(map(len, seen(answer).words), default=0)),
     ),
-    Trait("sentences", "sentences", lambda _, answer: float(_seen(answer).sentences)),
+    Trait("sentences", "sentences", lambda _, answer: float(seen(answer).sentences)),
     Trait("commas", "commas, \u060c and ,", _matches(COMMA, "commas", exact_without_digits=True)),
     Trait("full_stops", "full stops", _matches(FULL_STOP, "full_stops", exact_without_digits=True)),
     Trait("question_marks", "question marks, \u061f and ?", _count("question_marks")),

@@ -43,6 +43,8 @@ _GPU_LOST = (
     "unspecified launch failure",
     "devices unavailable",
 )
+# What CUDA and its libraries say themselves, where PyTorch's allocator was not asked.
+_GPU_FULL = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED")
 
 
 class Reports:
@@ -181,6 +183,9 @@ class Reporter(Observer):
         print(f"effect: {effect.describe(verdict, evidence)}", flush=True)
         self._reports.send("effect", effect=verdict, evidence=evidence)
 
+    def review(self, found: dict[str, Any]) -> None:
+        self._reports.send("review", review=found)
+
     def checkpoint(self, step: int, path: Path) -> None:
         self._reports.send("checkpoint", step=step)
 
@@ -281,7 +286,7 @@ def describe(error: Exception) -> dict[str, Any]:
 
     if isinstance(error, TafdilError):
         return error.as_dict()
-    if type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError" or any(text in str(error) for text in _GPU_FULL):
         code, sentence = ("gpu_busy", "gpu_taken") if _is_gpu_taken() else ("oom_gpu", "gpu_out_of_memory")
         return error_dict(code, say(sentence, problem=_first_line(error)))
     if isinstance(error, MemoryError):
@@ -300,7 +305,11 @@ def _is_gpu_taken() -> bool:
 
     if not torch.cuda.is_available():
         return False
-    free, total = torch.cuda.mem_get_info()
+    try:
+        free, total = torch.cuda.mem_get_info()
+    except RuntimeError:
+        # There was not even room to begin, so this process holds nothing.
+        return True
     return total - free - torch.cuda.memory_reserved() > total / 2
 
 

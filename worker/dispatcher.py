@@ -11,12 +11,13 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import logs, retention
+from jobs import logs, quotas, retention
 from jobs.database import Database, this_host
 from jobs.errors import DatabaseError
 from jobs.queue import CeleryQueue, JobQueue
-from jobs.repository import dispatch, jobs, tasks
+from jobs.repository import dispatch, jobs, signs, tasks
 from jobs.settings import Settings, get_settings
+from worker.signs import Signs
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def warn_of_other_host(session: Session, database: Database, settings: Settings)
 
 
 def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
-    """One round: reap, then publish. Raises the database's errors."""
+    """One round: reap, pause what has reached a limit, then publish. Raises the database's errors."""
     with database.transaction() as session:
         warn_of_other_host(session, database, settings)
         gap_s = settings.dispatch_s + settings.heartbeat_s
@@ -41,10 +42,21 @@ def run_round(database: Database, queue: JobQueue, settings: Settings) -> None:
     reaped: list[str] = []
     if may_reap:
         with database.transaction() as session:
-            reaped = [*jobs.reap(session, settings.max_losses), *tasks.poison(session, settings.max_losses)]
+            reaped = [*jobs.reap(session, settings.max_losses), *tasks.reap(session, settings.max_losses)]
     for job_id in reaped:
         log.warning("%s: its worker's lease expired", job_id)
         queue.nudge(job_id)
+    with database.transaction() as session:
+        paused = quotas.enforce(session, settings)
+    for job_id in paused:
+        log.info("job %s has reached its limit of hours; it is being paused", job_id)
+        queue.nudge(job_id)
+    _publish_waiting(database, queue, settings)
+    with database.transaction() as session:
+        dispatch.end_round(session, settings.lease_s / 2)
+
+
+def _publish_waiting(database: Database, queue: JobQueue, settings: Settings) -> None:
     with database.reading() as session:
         waiting_jobs = list(jobs.unclaimed(session, settings.republish_s))
         queued = jobs.queued_by_class(session)
@@ -82,18 +94,26 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     log.info("dispatching every %g s", settings.dispatch_s)
+    own = Signs(database, settings, "dispatcher")
+    told_at = -settings.heartbeat_s
     cleaned_at = -_CLEAN_EVERY_S
     while not ended.wait(settings.dispatch_s):
         try:
             run_round(database, queue, settings)
+            if time.monotonic() - told_at >= settings.heartbeat_s:
+                told_at = time.monotonic()
+                own.give()
             if time.monotonic() - cleaned_at >= _CLEAN_EVERY_S:
                 cleaned_at = time.monotonic()
+                with database.transaction() as session:
+                    signs.forget(session)
                 retention.apply(database, queue, settings)
         except DatabaseError as error:
             log.warning("the database is away: %s", str(error).splitlines()[0])
         except Exception:
             # Keep running: without a dispatcher no lease is ever revoked, and the next round may succeed.
             log.exception("this round failed")
+    own.end()
 
 
 if __name__ == "__main__":

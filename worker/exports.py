@@ -1,49 +1,31 @@
-"""The exports worker: `celery -A worker.exports worker -Q exports`. Merges adapters and pushes to a hub, on the CPU.
-
-Each task runs in its own pool process (`--max-tasks-per-child 1`), which frees the memory of a merge afterwards.
-"""
+"""Answers of the exports worker (`worker.export_worker`): merges of adapters, and pushes to a hub. On the CPU."""
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from celery.signals import worker_init
-
 from jobs.access import DEFAULT_TENANT
 from jobs.artifacts import ArtifactFile, ArtifactKind, hashed
 from jobs.errors import Forbidden, NotFound, StateConflict
 from jobs.places import find_model, run_dir
-from jobs.queue import EXPORT_TASK
 from jobs.records import JobRecord
-from jobs.repository import artifacts, jobs, tasks
+from jobs.repository import artifacts, tasks
 from jobs.states import TaskKind
 from jobs.storage import Storage
 from trainer_core.checkpoints import link
 from trainer_core.errors import ModelNotFound
 from trainer_core.wording import say
-from worker.celery_app import app, trace_as
-from worker.task_runner import Desk, leave_gpus_alone, model_directory, run_next
-
-worker_init.connect(leave_gpus_alone)
-trace_as("tafdil-exports-worker")
-
-
-@app.task(name=EXPORT_TASK)
-def export(task_id: str) -> None:
-    """Runs the oldest waiting export; the message's id only wakes the worker."""
-    run_next(app, [TaskKind.MERGE, TaskKind.PUSH], _answer)
+from worker.desk import Answer, Desk, model_directory, trained_job
+from worker.leftovers import merged_folder, staging_prefix
 
 
 def _answer(desk: Desk) -> dict[str, Any]:
-    with desk.database.reading() as session:
-        job = jobs.get(session, str(desk.task.job_id))
-    if job is None or job.artifact_path is None:
-        raise ModelNotFound(say("job_not_trained", id=desk.task.job_id))
+    job = trained_job(desk)
     return _merge(desk, job) if desk.task.kind == TaskKind.MERGE else _push(desk, job)
 
 
@@ -52,7 +34,7 @@ def _merge(desk: Desk, job: JobRecord) -> dict[str, Any]:
 
     root, storage = run_dir(desk.settings, job.id), Storage(desk.settings)
     # A directory for this attempt alone, so that no other attempt interferes.
-    target = root / f"merged-{desk.task.id}-{desk.task.attempt}"
+    target = root / merged_folder(desk.task)
     files: list[ArtifactFile] = []
     try:
         told = merge(model_directory(desk, job), target, lambda name: find_model(desk.settings, name))
@@ -88,7 +70,7 @@ def _push(desk: Desk, job: JobRecord) -> dict[str, Any]:
     folder = root / os.path.commonpath([os.path.dirname(name) for name in files])
     names = [(root / name).relative_to(folder).as_posix() for name in files]
     if "README.md" not in names:
-        with TemporaryDirectory(dir=root, prefix=".push-") as staged:
+        with TemporaryDirectory(dir=root, prefix=staging_prefix(desk.task)) as staged:
             names = complete(folder, names, Path(staged), lambda name: find_model(settings, name))
             return _push_as(desk, job, Path(staged), names)
     return _push_as(desk, job, folder, names)
@@ -159,3 +141,6 @@ def push(
         status = error.response.status_code
         raise Forbidden(say("hub_refused", repository=repository, status=status)) from error
     return {"repository": repository, "url": commit.commit_url, "files": len(names)}
+
+
+ANSWERS: Mapping[TaskKind, Answer] = {TaskKind.MERGE: _answer, TaskKind.PUSH: _answer}

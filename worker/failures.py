@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 from trainer_core.wording import Message, say
 
@@ -98,10 +99,10 @@ class OomWatch:
         return self._count() > self._looks[0][1]
 
 
-def told_by_exit(exit_code: int) -> Message:
-    """An exit code in words."""
+def told_by_exit(exit_code: int, what: Literal["run", "task"] = "run") -> Message:
+    """The exit code of a process that trained or answered, in words."""
     if exit_code == EXIT_SUPERVISOR_SILENT:
         return say("supervisor_silent")
     if exit_code < 0:
-        return say("run_killed", signal=signal.Signals(-exit_code).name)
-    return say("run_exited", exit_code=exit_code)
+        return say("run_killed" if what == "run" else "task_killed", signal=signal.Signals(-exit_code).name)
+    return say("run_exited" if what == "run" else "task_exited", exit_code=exit_code)

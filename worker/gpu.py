@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 _DEVICES = Path("/dev")
 _ASK_TIMEOUT_S = 20
 _FREE_TIMEOUT_S = 10.0
+# Memory that has not dropped for as long as this belongs to others.
+_STILL_S = 2.0
 # By how much a driver's own memory use varies between readings.
 _TOLERANCE_BYTES = 64 * 2**20
 
@@ -107,12 +109,20 @@ def memory_used_bytes(gpu: Gpu) -> int | None:
 
 
 def memory_after_bytes(gpu: Gpu, before: int | None) -> int | None:
-    """Device memory in use once it has dropped to `before`, or after ten seconds: drivers free it with a delay."""
-    deadline = time.monotonic() + _FREE_TIMEOUT_S
+    """Device memory in use once it has dropped to `before`, or no longer drops: drivers free it with a delay.
+
+    The rest is other processes', such as comparisons that began meanwhile.
+    """
+    now = time.monotonic()
+    deadline, still_until, least = now + _FREE_TIMEOUT_S, now + _STILL_S, None
     while True:
         used = memory_used_bytes(gpu)
-        is_free = used is None or before is None or used <= before + _TOLERANCE_BYTES
-        if is_free or time.monotonic() > deadline:
+        if used is None or before is None or used <= before + _TOLERANCE_BYTES:
+            return used
+        now = time.monotonic()
+        if least is None or used < least:
+            least, still_until = used, now + _STILL_S
+        if now > min(still_until, deadline):
             return used
         time.sleep(0.2)
 

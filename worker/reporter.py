@@ -2,8 +2,8 @@
 
 It runs in its own thread, so a database that is slow or away stops neither the run nor its supervision. Meanwhile reports
 wait here, and each is stored once. A report is a JSON object with a `type`: `phase`, `data`, `progress`, `metrics`,
-`samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `effect`, `alive`, and at the end one of `finished`,
-`failed` and `stopped`.
+`samples`, `warning`, `checkpoint`, `checkpoint_loaded`, `first_step`, `effect`, `review`, `alive`, and at the end one of
+`finished`, `failed` and `stopped`.
 """
 
 import logging

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from jobs import logs, tracing
+from jobs import logs, quotas, tracing
 from jobs.artifacts import ArtifactFile, ArtifactKind, attempts_here, newest_checkpoint
 from jobs.database import Database
 from jobs.places import attempt_dir, data_places, model_places, run_dir, without_places
@@ -103,7 +103,12 @@ class Supervisor:
     def _claim(self, device: Gpu | None) -> JobRecord | None:
         with self.database.transaction() as session:
             job = jobs.claim_next(
-                session, self._worker, self.settings.lease_s, device.uuid if device else None, self.settings.gpu_class
+                session,
+                self._worker,
+                self.settings.lease_s,
+                device.uuid if device else None,
+                self.settings.gpu_class,
+                without=quotas.spent_tenants(session, self.settings),
             )
             queued_at = events.queued_at(session, job) if job is not None and tracing.is_on() else 0.0
         if job is not None:

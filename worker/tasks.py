@@ -15,6 +15,7 @@ from jobs.settings import get_settings
 from worker import gpu, supervisor
 from worker.celery_app import app, is_draining, trace_as
 from worker.dispatcher import warn_of_other_host
+from worker.signs import give_signs
 from worker.supervisor import Supervisor
 from worker.training_process import whole_environment
 from worker.warm_start import ForkServer
@@ -22,6 +23,7 @@ from worker.warm_start import ForkServer
 log = logging.getLogger(__name__)
 
 trace_as("tafdil-train-worker")
+give_signs("train")
 
 # One per pool process: the runs that it forks become children of this process.
 _fork_server: ForkServer | None = None

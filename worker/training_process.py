@@ -36,69 +36,19 @@ _UNKILLABLE_S = 10.0
 _PARENT_FIELD, _SESSION_FIELD = 1, 3
 
 
-class TrainingProcess:
-    """A training process in its own session. Reports arrive over a pipe; requests go to its standard input.
-
-    Args:
-        command: what to run; the attempt's directory, the reports' file descriptor and this process's id are appended.
-        folder: the attempt's directory; the process's output goes to `log.txt` there.
-        environment: variables to set in addition to this process's own.
-        lock: a file descriptor that the process inherits and keeps open.
-        server: the server that forks the process, or the reason for starting without one.
-        give_up: returns whether to stop waiting for the fork server.
+class SupervisedProcess:
+    """A process in its own session. Reports arrive over a pipe; lines for it go to its standard input.
 
     Attributes:
-        cold_reason: why it was not forked; None when it was.
         heard_at: when it last sent something, by `time.monotonic`.
         killed_at: when it was first killed, if it was.
         peak_memory_bytes: the highest observed memory use of it and its children.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        folder: Path,
-        environment: dict[str, str],
-        lock: int | None,
-        *,
-        server: ForkServer | ColdReason = ColdReason.SWITCHED_OFF,
-        give_up: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.cold_reason: ColdReason | None = None
-        whole = whole_environment(environment)
-        locks = [lock] if lock is not None else []
-        self._reports, write_end = os.pipe()
-        given, self._input = os.pipe()
-        # A process that does not read must not block its supervisor.
-        os.set_blocking(self._input, False)
-        try:
-            with (folder / "log.txt").open("ab") as output:
-                try:
-                    if isinstance(server, ColdReason):
-                        raise ColdStart(server)
-                    descriptors = [given, output.fileno(), write_end, *locks]
-                    self._process: subprocess.Popen[bytes] | ForkedProcess = server.fork(folder, whole, descriptors, give_up)
-                    os.write(self._input, _GO)
-                except ColdStart as error:
-                    log.info("the run starts cold: %s", error)
-                    self.cold_reason = error.reason
-                    self._process = subprocess.Popen(
-                        [*command, str(folder), str(write_end), str(os.getpid())],
-                        stdin=given,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=(write_end, *locks),
-                        start_new_session=True,
-                        env=whole,
-                    )
-        except BaseException:
-            os.close(self._reports)
-            os.close(self._input)
-            raise
-        finally:
-            os.close(given)
-            os.close(write_end)
-        self.pid = self._process.pid
+    def __init__(self, process: "subprocess.Popen[bytes] | ForkedProcess", reports: int, its_input: int) -> None:
+        """Takes over the ends of both pipes."""
+        self._process, self._reports, self._input = process, reports, its_input
+        self.pid = process.pid
         self.heard_at = time.monotonic()
         self.killed_at: float | None = None
         self._pinged_at = 0.0
@@ -139,18 +89,6 @@ class TrainingProcess:
                 return [json.loads(line) for line in lines]
         # The reports end a moment before the process does.
         return None if self._has_ended(seconds) else []
-
-    def ask_to_stop(self) -> None:
-        """Asks it to save a checkpoint at its next step boundary and exit."""
-        self._say(b"stop\n")
-
-    def interrupt(self) -> None:
-        """Ends it without waiting for a step, but lets it close its files."""
-        self._signal(signal.SIGINT)
-
-    def abort(self) -> None:
-        """Ends it and makes it write its stack traces to the log."""
-        self._signal(signal.SIGABRT)
 
     def kill(self) -> None:
         """Kills every process of its group."""
@@ -213,6 +151,86 @@ class TrainingProcess:
         except ProcessLookupError:
             # A process that was just forked has neither its own group nor children yet.
             _kill(self.pid, number)
+
+
+class TrainingProcess(SupervisedProcess):
+    """A training process. Requests go to its standard input.
+
+    Args:
+        command: what to run; the attempt's directory, the reports' file descriptor and this process's id are appended.
+        folder: the attempt's directory; the process's output goes to `log.txt` there.
+        environment: variables to set in addition to this process's own.
+        lock: a file descriptor that the process inherits and keeps open.
+        server: the server that forks the process, or the reason for starting without one.
+        give_up: returns whether to stop waiting for the fork server.
+
+    Attributes:
+        cold_reason: why it was not forked; None when it was.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: Path,
+        environment: dict[str, str],
+        lock: int | None,
+        *,
+        server: ForkServer | ColdReason = ColdReason.SWITCHED_OFF,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.cold_reason: ColdReason | None = None
+        whole = whole_environment(environment)
+        locks = [lock] if lock is not None else []
+        reports, write_end, given, its_input = pipes()
+        try:
+            with (folder / "log.txt").open("ab") as output:
+                try:
+                    if isinstance(server, ColdReason):
+                        raise ColdStart(server)
+                    descriptors = [given, output.fileno(), write_end, *locks]
+                    process: subprocess.Popen[bytes] | ForkedProcess = server.fork(folder, whole, descriptors, give_up)
+                    os.write(its_input, _GO)
+                except ColdStart as error:
+                    log.info("the run starts cold: %s", error)
+                    self.cold_reason = error.reason
+                    process = subprocess.Popen(
+                        [*command, str(folder), str(write_end), str(os.getpid())],
+                        stdin=given,
+                        stdout=output,
+                        stderr=subprocess.STDOUT,
+                        pass_fds=(write_end, *locks),
+                        start_new_session=True,
+                        env=whole,
+                    )
+        except BaseException:
+            os.close(reports)
+            os.close(its_input)
+            raise
+        finally:
+            os.close(given)
+            os.close(write_end)
+        super().__init__(process, reports, its_input)
+
+    def ask_to_stop(self) -> None:
+        """Asks it to save a checkpoint at its next step boundary and exit."""
+        self._say(b"stop\n")
+
+    def interrupt(self) -> None:
+        """Ends it without waiting for a step, but lets it close its files."""
+        self._signal(signal.SIGINT)
+
+    def abort(self) -> None:
+        """Ends it and makes it write its stack traces to the log."""
+        self._signal(signal.SIGABRT)
+
+
+def pipes() -> tuple[int, int, int, int]:
+    """Two pipes for a process: where to hear its reports, its end of that; its standard input, where to write to it."""
+    reports, write_end = os.pipe()
+    given, its_input = os.pipe()
+    # A process that does not read must not block its supervisor.
+    os.set_blocking(its_input, False)
+    return reports, write_end, given, its_input
 
 
 def session_processes(session: int) -> list[int]:

@@ -2,14 +2,14 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from api.dependencies import Artifacts, Id, Wake
+from api.dependencies import Artifacts, Id, Wake, hold_wait
 from api.errors import responses
 from api.files import file_response
 from api.schemas import Artifact, ArtifactList, Removal, Task
-from api.waiting import WaitS, answered, reply
+from api.waiting import WaitS, answered, reply, waits_for
 from jobs.artifact_service import PushRequest
 from jobs.artifacts import ArtifactKind
 
@@ -71,17 +71,29 @@ def remove_job(job_id: Id, artifacts: Artifacts) -> Removal:
     return Removal.of(artifacts.remove_job(job_id), job_id)
 
 
-@router.post("/jobs/{job_id}/merge", response_model=Task, responses={**responses(404, 408, 409, 422), 202: {"model": Task}})
+@router.post(
+    "/jobs/{job_id}/merge",
+    dependencies=[Depends(hold_wait(0))],
+    response_model=Task,
+    responses={**responses(404, 408, 409, 422), 202: {"model": Task}},
+)
 async def merge(job_id: Id, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
     """Merges base and adapter into full weights, as files of the kind `merged`. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.merge, job_id)
     record = await answered(artifacts, waker, record, wait_s)
-    return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")
+    waiting_for = await waits_for(record, lambda: artifacts.waiting_for)
+    return reply(record, Task.of(record, waiting_for=waiting_for), f"/v1/tasks/{record.id}")
 
 
-@router.post("/jobs/{job_id}/push", response_model=Task, responses={**responses(403, 404, 409), 202: {"model": Task}})
+@router.post(
+    "/jobs/{job_id}/push",
+    dependencies=[Depends(hold_wait(0))],
+    response_model=Task,
+    responses={**responses(403, 404, 409), 202: {"model": Task}},
+)
 async def push(job_id: Id, request: PushRequest, artifacts: Artifacts, waker: Wake, wait_s: WaitS = 0) -> Response:
     """Pushes the model to the Hugging Face hub, if the service has a token for it. 202 with a `Location` to poll."""
     record = await run_in_threadpool(artifacts.push, job_id, request)
     record = await answered(artifacts, waker, record, wait_s)
-    return reply(record, Task.of(record, waiting_for=artifacts.waiting_for), f"/v1/tasks/{record.id}")
+    waiting_for = await waits_for(record, lambda: artifacts.waiting_for)
+    return reply(record, Task.of(record, waiting_for=waiting_for), f"/v1/tasks/{record.id}")

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Body, Depends, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 
 from api.dependencies import MOST, Id, Service, Wake, hold_stream
 from api.errors import responses
-from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions
+from api.schemas import Attempt, AttemptList, CancelOptions, Job, JobPage, Metrics, RerunOptions, ResumeOptions
 from api.sse import event_stream, job_events
 from jobs.curves import as_csv
 from jobs.records import JobRecord
@@ -22,6 +22,8 @@ from trainer_core.config import SETTINGS, Method
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 EXAMPLES = {each.method_name: {"summary": f"{each.title} on the sample data", "value": example(each)} for each in SETTINGS}
+# More than any spec has; their values are checked as those of a spec.
+_MOST_FIELDS = 200
 EventType = Annotated[str, StringConstraints(pattern=EVENT_TYPE)]
 IdempotencyKey = Annotated[
     str | None,
@@ -93,9 +95,12 @@ def pause(job_id: Id, service: Service) -> Job:
 
 
 @router.post("/{job_id}/resume", status_code=202, responses=responses(404, 409))
-def resume(job_id: Id, service: Service, response: Response) -> Job:
-    """Requeues a paused job at its old place. It resumes from its checkpoint, exactly as if it had never stopped."""
-    return _shown(service, response, service.resume(job_id))
+def resume(job_id: Id, service: Service, response: Response, options: ResumeOptions | None = None) -> Job:
+    """Requeues a paused job at its old place. It resumes from its checkpoint, exactly as if it had never stopped.
+
+    A job that has run for its `max_hours` needs a higher limit.
+    """
+    return _shown(service, response, service.resume(job_id, options.max_hours if options else None))
 
 
 @router.post("/{job_id}/rerun", status_code=202, responses=responses(404, 409))
@@ -116,7 +121,7 @@ def clone(
     service: Service,
     response: Response,
     overrides: Annotated[
-        dict[str, Any] | None,
+        Annotated[dict[str, Any], Field(max_length=_MOST_FIELDS)] | None,
         Body(openapi_examples={"rate": {"summary": "Another learning rate", "value": {"learning_rate": 0.0005}}}),
     ] = None,
     idempotency_key: IdempotencyKey = None,

@@ -22,7 +22,7 @@ class Arm:
     """One question to a GPU.
 
     Attributes:
-        seconds: what it takes on an H100, about. An arm that has less left is not begun.
+        seconds: what it takes on an H200, about. An arm that has less left is not begun.
     """
 
     name: str
@@ -51,11 +51,12 @@ ARMS = (
     Arm("machine", "What is this machine?", 20),
     Arm("parity", "How far are the fast and the plain path from float64?", 40),
     Arm("kernels", "Which attention kernels run, and what does a step launch and wait for?", 40),
-    Arm("speed", "How fast is a step next to TRL's own trainers, and what memory does it take?", 200),
-    Arm("whole", "Does a whole training end, with each kind of weights and precision, and how long do its parts take?", 90),
-    Arm("resume", "Is a resumed training bit-equal to one that was never interrupted?", 80),
+    Arm("speed", "How fast is a step next to TRL's own trainers, and what memory does it take?", 240),
+    Arm("whole", "Does a whole training end, with each kind of weights and precision, and how long do its parts take?", 120),
+    Arm("resume", "Is a resumed training bit-equal to one that was never interrupted?", 100),
     Arm("service", "Does the whole service train, cancel and compare on the GPU, and with forked runs, too?", 150),
-    Arm("large", "The same as speed, with 7B in bf16 and long prompts.", 120),
+    Arm("busy", "Does a run that another process leaves no memory wait, and succeed?", 100),
+    Arm("large", "The same as speed, with 7B in bf16 and long prompts.", 170),
 )
 
 

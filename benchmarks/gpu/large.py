@@ -5,7 +5,7 @@ from dataclasses import replace
 from benchmarks.gpu.arm import Options, Row
 from benchmarks.gpu.speed import TINY, Load, measure
 
-LOADS = (Load("qwen2.5-7b", "1024/256", 16, 2, in_4bit=False, checkpointing=True, turns=1),)
+LOADS = (Load("qwen2.5-7b", "1024/256", 8, 2, in_4bit=False, checkpointing=True, turns=1),)
 
 
 def run(options: Options, row: Row) -> None:

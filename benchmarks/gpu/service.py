@@ -1,10 +1,10 @@
 """The whole service on this machine: a job with the model that ships, comparisons, and a job that is cancelled.
 
-On a GPU this is done twice: with runs that import everything by themselves, as the service starts them there, and with runs
-that are forked from a process that has everything imported (`TAFDIL_WARM_START=gpu`).
+On a GPU this is done twice: with runs that import everything by themselves and comparisons beside them, and with runs that
+are forked from a process that has everything imported (`TAFDIL_WARM_START=gpu`) and comparisons that take turns with them.
 
 The service runs as `tafdil serve` starts it: every part in a process of its own, with the embedded broker and a free port.
-Where `nvidia-smi` sees a GPU, comparisons share it with training; otherwise everything runs on the CPU.
+Without a GPU everything runs on the CPU.
 
 Cells that end in `gpu_mib` are the memory in use on the first GPU, by everybody, as `nvidia-smi` reports it, in MiB; None
 without a GPU.
@@ -20,10 +20,11 @@ from typing import Any
 
 from benchmarks.gpu.arm import Options, Row
 from benchmarks.gpu.shapes import SHIPPED
+from benchmarks.phases import spans
 from tafdil.client import Client, Job
 from tafdil.errors import TafdilClientError
 from tafdil.local_stack import LocalStack
-from tafdil.models import Attempt
+from tafdil.models import Attempt, Event
 
 PROMPT = "هل تعرف اسم عاصمة المغرب؟"
 # The README's job, with more points of its loss.
@@ -39,7 +40,7 @@ SPEC: dict[str, Any] = {
 }
 # So many steps take hours, so that nothing but the cancel ends the job.
 LONG = {"max_steps": 100_000, "save_steps": 100_000}
-_WARM_START = "TAFDIL_WARM_START"
+_WARM_START, _SHARING = "TAFDIL_WARM_START", "TAFDIL_GPU_SHARING"
 POLL_S = 0.02
 MEMORY_POLL_S = 0.5
 # After a cancel, memory is read once more after this time: a driver may free it late.
@@ -57,19 +58,19 @@ def run(options: Options, row: Row) -> None:
     ends_at = time.monotonic() + options.seconds
     is_tiny = options.shape == "tiny"
     before_mib = gpu_memory_mib()
-    if before_mib is not None:
-        os.environ["TAFDIL_GENERATION_DEVICE"] = "shared_gpu"
     if is_tiny:
         # A model this small takes ten times as long on several threads when other processes want the cores too.
         os.environ["OMP_NUM_THREADS"] = "1"
     errors: list[str] = []
 
     def record(what: str, cells: dict[str, Any]) -> None:
-        row(what=what, warm_start=os.environ[_WARM_START], **cells)
+        row(what=what, warm_start=os.environ[_WARM_START], sharing=os.environ.get(_SHARING), **cells)
         errors.extend([f"{what}: {cells['error']}"] if "error" in cells else [])
 
-    for setting in ("true",) if before_mib is None else ("true", "gpu"):
+    for setting, sharing in (("true", None),) if before_mib is None else (("true", "share"), ("gpu", "training_first")):
         os.environ[_WARM_START] = setting
+        if sharing:
+            os.environ[_SHARING] = sharing
         _serve(options.folder / setting, is_tiny, before_mib, ends_at, record)
     if errors:
         raise RuntimeError(f"the service failed in {len(errors)} cases; the first: {errors[0]}")
@@ -93,7 +94,7 @@ def _serve(
             record("compare", {"kind": kind} | cells | _service_logs(stack, cells))
         if job.state == "succeeded":
             accumulation = {"gradient_accumulation_steps": 4 if is_tiny else 32}
-            cells = cancelled(client, {**SPEC, **LONG, **accumulation, "dataset_id": train}, ends_at)
+            cells = cancelled(client, {**SPEC, **LONG, **accumulation, "dataset_id": train}, job, ends_at)
             record("cancel", cells | _service_logs(stack, cells))
         began = time.monotonic()
     record("stop", {"seconds": _since(began), "gpu_mib": gpu_memory_mib(), "said": said})
@@ -118,6 +119,8 @@ def trained(client: Client, spec: dict[str, Any], ends_at: float) -> tuple[Job, 
         "seconds_to_first_step": round((first_at - submitted_at).total_seconds(), 2),
         # Of the training process alone, by phase.
         "parts_of_it": {name: round(seconds, 2) for name, seconds in first.data["seconds"].items()},
+        # Of the whole job, by the phase that the service shows.
+        "phases": _phases(events),
         "seconds_from_first_step": round((over_at - first_at).total_seconds(), 2),
         "seconds": round((over_at - submitted_at).total_seconds(), 2),
         "precision": metadata["precision"],
@@ -130,13 +133,20 @@ def trained(client: Client, spec: dict[str, Any], ends_at: float) -> tuple[Job, 
     return job, cells | _device(client.attempts(job.id))
 
 
+def _phases(events: list[Event]) -> dict[str, float]:
+    """Seconds of each phase, until the job was over."""
+    began = [(event.data["phase"], _instant(event.data["at"]).timestamp()) for event in events if event.event == "phase"]
+    found = spans(began, _instant(events[-1].data["at"]).timestamp())
+    return {name: round(seconds, 2) for name, seconds in found.items()}
+
+
 def compared(client: Client, job: Job, ends_at: float) -> dict[str, Any]:
     """Asks a trained model and its reference once. Returns the cells.
 
     `weights_are_those_trained`: the fingerprints of the weights that answered are those of the job's metadata.
     """
     began = time.monotonic()
-    cells: dict[str, Any] = {"device": os.environ.get("TAFDIL_GENERATION_DEVICE", "cpu")}
+    cells: dict[str, Any] = {"device": "gpu" if os.environ.get(_SHARING) else "cpu"}
     try:
         answer = client.compare(job.id, PROMPT, wait_s=max(1.0, min(60.0, ends_at - began)), max_length=48)
     except TafdilClientError as error:
@@ -156,8 +166,12 @@ def compared(client: Client, job: Job, ends_at: float) -> dict[str, Any]:
     }
 
 
-def cancelled(client: Client, spec: dict[str, Any], ends_at: float) -> dict[str, Any]:
-    """Cancels a long job after its first step. Returns the cells: seconds until it is `cancelled`, and GPU memory."""
+def cancelled(client: Client, spec: dict[str, Any], trained_job: Job, ends_at: float) -> dict[str, Any]:
+    """Cancels a long job after its first step, having asked an older job's model meanwhile.
+
+    Returns:
+        The cells: seconds until it is `cancelled`, GPU memory, and what the comparison waited for and became.
+    """
     before_mib = gpu_memory_mib()
     began = time.monotonic()
     job, _ = wait(client, client.submit(spec), lambda job: job.step >= 1, ends_at)
@@ -165,12 +179,20 @@ def cancelled(client: Client, spec: dict[str, Any], ends_at: float) -> dict[str,
     if job.state != "running":
         return cells | {"state": job.state, "error": failure(client, job)}
     cells |= {"during_gpu_mib": gpu_memory_mib(), "step": job.step}
+    meanwhile = client.compare(trained_job.id, PROMPT, wait_s=5.0, max_length=8, seed=2)
+    cells |= {"asked_meanwhile": meanwhile.state, "waiting_for": meanwhile.waiting_for}
     began = time.monotonic()
     job, _ = wait(client, client.cancel(job.id), lambda job: job.is_over, ends_at, looks_at_memory=False)
     cells |= {"state": job.state, "seconds_to_cancelled": _since(began), "after_gpu_mib": gpu_memory_mib()}
     if before_mib is not None:
         time.sleep(LATER_S)
     cells |= {"later_gpu_mib": gpu_memory_mib(), **_device(client.attempts(job.id))}
+    while meanwhile.result is None and meanwhile.error is None and time.monotonic() < ends_at:
+        time.sleep(POLL_S)
+        meanwhile = client.comparison(trained_job.id, meanwhile.id)
+    cells |= {"asked_meanwhile_became": meanwhile.state, "answered_gpu_mib": gpu_memory_mib()}
+    if meanwhile.result is None:
+        return cells | {"error": f"the comparison that was asked meanwhile is {meanwhile.state}: {meanwhile.error}"}
     return cells if job.state == "cancelled" else cells | {"error": failure(client, job)}
 
 

@@ -64,6 +64,7 @@ class Workload:
     steps: int
     in_4bit: bool = False
     checkpointing: bool = False
+    precision: str = "auto"
 
     def config(self) -> Any:
         from trainer_core.config import CONFIG_OF
@@ -75,6 +76,7 @@ class Workload:
             dataset_path=str(self.folder / f"{self.method}.jsonl"),
             output_dir=str(self.folder / "out"),
             apply_chat_template=False,
+            precision=self.precision,
             load_in_4bit=self.in_4bit,
             gradient_checkpointing=self.checkpointing,
             max_prompt_length=2 * prompt_tokens,
@@ -129,11 +131,13 @@ class Base:
         self._load = models.load_model
         self._model: Any = None
         self._forward: Any = None
+        self._types: dict[str, Any] = {}
 
     def __call__(self, path: str, dtype: Any, in_4bit: bool = False) -> Any:
         if self._model is None:
             self._model = self._load(path, dtype, in_4bit)
             self._forward = self._model.__dict__.get("forward")
+            self._types = {name: weight.dtype for name, weight in self._model.named_parameters()}
         return self._model
 
     def restore(self) -> None:
@@ -143,6 +147,9 @@ class Base:
         if self._forward is not None:
             self._model.forward = self._forward
         self._model.requires_grad_(False)
+        for name, weight in self._model.named_parameters():
+            # TRL's CPO trainer turns what is not in 4 bit into float32.
+            weight.data = weight.data.to(self._types[name])
         for layer in self._model.base_model.layers:
             layer.self_attn.config = self._model.config
 

@@ -26,7 +26,7 @@ class Load:
 
 LOADS = (
     Load("qwen2.5-0.5b", "256/128", 16, 6, in_4bit=False, checkpointing=False),
-    Load("qwen2.5-7b", "256/128", 8, 4, in_4bit=True, checkpointing=True),
+    Load("qwen2.5-7b", "256/128", 8, 4, in_4bit=True, checkpointing=True, turns=1),
 )
 # What runs in a minute on any machine.
 TINY = (
@@ -47,7 +47,7 @@ def measure(loads: tuple[Load, ...] | list[Load], options: Options, row: Row) ->
         for method in HEADLINE:
             steps = WARM_UP_STEPS + load.steps
             workload = Workload(
-                model, options.folder, method, load.rows, load.batch, steps, load.in_4bit, load.checkpointing
+                model, options.folder, method, load.rows, load.batch, steps, load.in_4bit, load.checkpointing, "bf16"
             )
             workload.write_rows()
             runs: dict[str, list[Run]] = {side: [] for side in sides_here()}

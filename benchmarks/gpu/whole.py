@@ -1,4 +1,6 @@
-"""Complete runs, from loading to saving: LoRA on bf16, fp16, fp32 and 4-bit weights, and full fine-tuning."""
+"""Complete runs, from loading to saving: LoRA and DoRA on bf16, fp16, fp32 and 4-bit weights, each kind of optimizer, and
+full fine-tuning.
+"""
 
 import time
 from dataclasses import dataclass
@@ -7,6 +9,7 @@ from typing import Any
 
 from benchmarks.gpu.arm import Options, Row
 from benchmarks.gpu.shapes import make_rows, model_in
+from benchmarks.phases import spans
 
 _STEPS, _BATCH = 6, 4
 
@@ -20,6 +23,8 @@ class Training:
     precision: str
     use_lora: bool = True
     in_4bit: bool = False
+    use_dora: bool = False
+    optim: str = "adamw_torch_fused"
 
 
 KINDS = (
@@ -28,6 +33,9 @@ KINDS = (
     Training("small", "kto", "fp16"),
     Training("small", "cpo", "bf16", use_lora=False),
     Training("small", "ipo", "fp32"),
+    Training("small", "ipo", "bf16", use_dora=True, optim="adamw_8bit"),
+    Training("small", "cpo", "bf16", in_4bit=True, use_dora=True, optim="paged_adamw_8bit"),
+    Training("small", "kto", "bf16", optim="paged_adamw_32bit"),
     Training("qwen2.5-7b", "kto", "bf16", in_4bit=True),
 )
 TINY = (
@@ -54,7 +62,8 @@ def run(options: Options, row: Row) -> None:
 
 
 def _weights(kind: Training) -> str:
-    return f"{kind.precision}{', 4-bit' if kind.in_4bit else ''}, {'LoRA' if kind.use_lora else 'all weights train'}"
+    trained = "DoRA" if kind.use_dora else "LoRA" if kind.use_lora else "all weights train"
+    return f"{kind.precision}{', 4-bit' if kind.in_4bit else ''}, {trained}, {kind.optim}"
 
 
 def _trained(kind: Training, model: Path, folder: Path, prompt: int, answer: int) -> dict[str, Any]:
@@ -91,6 +100,8 @@ def _trained(kind: Training, model: Path, folder: Path, prompt: int, answer: int
         output_dir=str(folder / "out"),
         precision=kind.precision,
         use_lora=kind.use_lora,
+        use_dora=kind.use_dora,
+        optim=kind.optim,
         load_in_4bit=kind.in_4bit,
         max_prompt_length=2 * prompt,
         max_length=2 * (prompt + answer),
@@ -109,14 +120,11 @@ def _trained(kind: Training, model: Path, folder: Path, prompt: int, answer: int
     trainer = PreferenceTrainer(config, observer=watch)
     trainer.train()
     ended = time.perf_counter()
-    spans: dict[str, float] = {}
-    for (name, began), (_, over) in zip(watch.phases, [*watch.phases[1:], ("", ended)], strict=True):
-        spans[name] = spans.get(name, 0.0) + over - began
     reply = trainer.generate_with_comparison("هل تعرف اسم عاصمة المغرب؟", max_length=8, temperature=0)
     acceleration = trainer.acceleration_metadata()
     return {
         "precision": trainer.precision,
-        "seconds": {name: round(seconds, 1) for name, seconds in spans.items()},
+        "seconds": {name: round(seconds, 1) for name, seconds in spans(watch.phases, ended).items()},
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None,
         "first_loss": watch.losses[0],
         "last_loss": watch.losses[-1],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import case, func, insert, select, union_all, update
+from sqlalchemy import case, func, insert, select, update
 from sqlalchemy import delete as sql_delete
 from sqlalchemy.orm import Session
 
@@ -87,21 +87,6 @@ def busy_seconds_left(session: Session, gpu_class: str | None) -> list[tuple[flo
     if gpu_class is not None:
         query = query.where(AttemptRecord.gpu_class == gpu_class)
     return [(row[0], row[1]) for row in session.execute(query)]
-
-
-def trained_s(session: Session, tenant: str, within_s: float) -> float:
-    """Total seconds of a tenant's attempts that began in the last `within_s` seconds, including those of deleted jobs."""
-    began = db_now() - within_s
-    kept = (
-        select(AttemptRecord.started_at, AttemptRecord.ended_at)
-        .join(JobRecord, JobRecord.id == AttemptRecord.job_id)
-        .where(JobRecord.tenant == tenant, AttemptRecord.started_at > began)
-    )
-    past = select(PastAttemptRecord.started_at, PastAttemptRecord.ended_at).where(
-        PastAttemptRecord.tenant == tenant, PastAttemptRecord.started_at > began
-    )
-    each = union_all(kept, past).subquery().c
-    return session.scalar(select(func.sum(func.coalesce(each.ended_at, db_now()) - each.started_at))) or 0.0
 
 
 def delete(session: Session, job_id: str) -> None:

@@ -11,8 +11,11 @@ from jobs.database import db_now
 from jobs.records import DatasetRecord
 
 
-def insert(session: Session, fields: dict[str, Any]) -> None:
-    session.add(DatasetRecord(created_at=session.scalar(select(db_now())), **fields))
+def insert(session: Session, fields: dict[str, Any]) -> DatasetRecord:
+    record = DatasetRecord(created_at=session.scalar(select(db_now())), **fields)
+    session.add(record)
+    session.flush()
+    return record
 
 
 def owned(session: Session, tenant: str, dataset_id: str) -> DatasetRecord | None:

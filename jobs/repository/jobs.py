@@ -1,18 +1,18 @@
 """Jobs. Each state change is one compare-and-set, in `_transition`, together with its event and its attempt's row."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, func, not_, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
 from jobs.records import EventRecord, JobRecord
 from jobs.repository import attempts
-from jobs.states import REPLACES, TRANSITIONS, Cause, JobState, Request
+from jobs.states import REPLACES, TRANSITIONS, Cause, JobState, PauseReason, Request
 from trainer_core.errors import error_dict
 from trainer_core.wording import say
 
@@ -117,7 +117,7 @@ def queue_positions(session: Session, jobs: Sequence[JobRecord]) -> dict[str | N
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     # One pass over the queue per class, regardless of how many of its jobs are requested.
     for gpu_class in {job.gpu_class for job in queued}:
-        served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
+        served = _is_served_by(gpu_class)
         place = func.row_number().over(order_by=(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)).label("place")
         # Reads one index only: the job rows are scattered over the table.
         queue = select(JobRecord.number, place).where(JobRecord.state == JobState.QUEUED, served).subquery()
@@ -172,7 +172,13 @@ def _transition(
 
 
 def claim_next(
-    session: Session, worker: str, lease_s: float, device: str | None = None, gpu_class: str | None = None
+    session: Session,
+    worker: str,
+    lease_s: float,
+    device: str | None = None,
+    gpu_class: str | None = None,
+    *,
+    without: Collection[str] = (),
 ) -> JobRecord | None:
     """Claims the next queued job, with a new attempt and a lease of `lease_s` seconds.
 
@@ -181,18 +187,12 @@ def claim_next(
     Args:
         device: the GPU that the attempt will hold. Returns None while another live attempt holds it.
         gpu_class: the worker's class. It claims jobs of that class and jobs of none.
+        without: tenants whose jobs may not start.
     """
     if device is not None and not attempts.is_device_free(session, device):
         return None
-    served = JobRecord.gpu_class.is_(None) if gpu_class is None else _is_served_by(gpu_class)
     # Skips rows that another worker is claiming right now (PostgreSQL; SQLite has one writer at a time).
-    job_id = session.scalar(
-        select(JobRecord.id)
-        .where(JobRecord.state == JobState.QUEUED, served, _may_start())
-        .order_by(JobRecord.priority.desc(), JobRecord.turn, JobRecord.number)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
+    job_id = session.scalar(_next(gpu_class, without).with_for_update(skip_locked=True))
     values = {
         "attempt": JobRecord.attempt + 1,
         "lease_token": uuid.uuid4().hex,
@@ -201,6 +201,7 @@ def claim_next(
         "started_at": func.coalesce(JobRecord.started_at, db_now()),
         "seconds_left": None,
         "not_before": None,
+        "pause_reason": None,
         "reported": 0,
     }
     data = {"worker": worker, "device": device or "cpu"}
@@ -217,13 +218,26 @@ def claim_next(
     return job
 
 
+def next_claimable(session: Session, gpu_class: str | None, *, without: Collection[str]) -> JobRecord | None:
+    """The job that `claim_next` would claim for a worker of a class."""
+    job_id = session.scalar(_next(gpu_class, without))
+    return get(session, job_id) if job_id else None
+
+
+def _next(gpu_class: str | None, without: Collection[str]) -> Select[str]:
+    claimable = JobRecord.state == JobState.QUEUED, _is_served_by(gpu_class), _may_start(), JobRecord.tenant.not_in(without)
+    order = JobRecord.priority.desc(), JobRecord.turn, JobRecord.number
+    return select(JobRecord.id).where(*claimable).order_by(*order).limit(1)
+
+
 def _may_start() -> ColumnElement[bool]:
     """Whether the pause after a loss is over."""
     return or_(JobRecord.not_before.is_(None), JobRecord.not_before <= db_now())
 
 
-def _is_served_by(gpu_class: str) -> ColumnElement[bool]:
-    return or_(JobRecord.gpu_class.is_(None), JobRecord.gpu_class == gpu_class)
+def _is_served_by(gpu_class: str | None) -> ColumnElement[bool]:
+    has_none = JobRecord.gpu_class.is_(None)
+    return has_none if gpu_class is None else or_(has_none, JobRecord.gpu_class == gpu_class)
 
 
 def renew(session: Session, fence: Fence, lease_s: float) -> bool:
@@ -324,12 +338,16 @@ def finish(
     If the job would continue, a request that arrived after the worker's last check is still honoured.
     """
     if cause in (Cause.PREEMPT, Cause.PAUSE):
-        asked = session.scalar(select(JobRecord.requested).where(fence.condition()).with_for_update())
+        query = select(JobRecord.requested, JobRecord.pause_reason).where(fence.condition()).with_for_update()
+        asked, because = session.execute(query).one_or_none() or (None, None)
         if asked in (Request.CANCEL, Request.CANCEL_SAVING):
             cause, reason = Cause.CANCEL, say("cancelled_on_request")
             values = {**(values or {}), "error": error_dict("cancelled", say("cancelled_running"))}
         elif asked == Request.PAUSE:
             cause = Cause.PAUSE
+            if because:
+                reason = say("paused_because", reason=say(f"limit.{because}"))
+                data = {**(data or {}), "because": because}
     unpublished = {"published_at": None} if cause is Cause.PREEMPT else {}
     changed = {**_RELEASED, **unpublished, **(values or {})}
     return _transition(session, cause, fence.condition(), changed, data, reason=reason) is not None
@@ -345,22 +363,26 @@ def cancel_idle(session: Session, job_id: str) -> bool:
 def pause_queued(session: Session, job_id: str) -> bool:
     """Pauses a job that no worker holds."""
     where = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
-    return _transition(session, Cause.PAUSE, where, {}, {"checkpoint": False}) is not None
+    return _transition(session, Cause.PAUSE, where, {"pause_reason": None}, {"checkpoint": False}) is not None
 
 
-def resume(session: Session, job_id: str) -> bool:
-    """Requeues a paused job at its old place."""
-    values = {"published_at": db_now(), "losses": 0, "not_before": None}
+def resume(session: Session, job_id: str, changes: dict[str, Any] | None = None) -> bool:
+    """Requeues a paused job at its old place, with changes to its columns."""
+    values = {"published_at": db_now(), "losses": 0, "not_before": None, "pause_reason": None, **(changes or {})}
     return _transition(session, Cause.RESUME, JobRecord.id == job_id, values) is not None
 
 
-def request(session: Session, job_id: str, what: Request) -> bool:
-    """Sends a request to the worker of a running job. False: it is not running, or was already asked for as much."""
+def request(session: Session, job_id: str, what: Request, *, because: PauseReason | None = None) -> bool:
+    """Sends a request to the worker of a running job. False: it is not running, or was already asked for as much.
+
+    Args:
+        because: the limit that the job has reached; None: a person asks.
+    """
     replaced = or_(JobRecord.requested.is_(None), JobRecord.requested.in_([r.value for r in REPLACES[what]]))
     statement = (
         update(JobRecord)
         .where(JobRecord.id == job_id, JobRecord.state == JobState.RUNNING, replaced)
-        .values(requested=what.value, event_count=JobRecord.event_count + 1)
+        .values(requested=what.value, pause_reason=because, event_count=JobRecord.event_count + 1)
         .returning(JobRecord.event_count, db_now().label("now"))
         .execution_options(synchronize_session=False)
     )
@@ -368,7 +390,9 @@ def request(session: Session, job_id: str, what: Request) -> bool:
     if row is None:
         return False
     kind = "pause_requested" if what is Request.PAUSE else "cancel_requested"
-    data = {"save_checkpoint": True} if what is Request.CANCEL_SAVING else {}
+    data: dict[str, Any] = {"save_checkpoint": True} if what is Request.CANCEL_SAVING else {}
+    if because:
+        data["because"] = because.value
     session.add(EventRecord(job_id=job_id, sequence=row.event_count, type=kind, data=data, created_at=row.now))
     return True
 
@@ -437,6 +461,8 @@ def _lose(
         if pause_s:
             values |= {"not_before": db_now() + pause_s * 2 ** (losses - 1)}
     data = {"reason": reason, "reason_said": attempts.as_stored(reason)}
+    if cause is Cause.PAUSE and job.pause_reason:
+        data["because"] = job.pause_reason
     return _transition(session, cause, where, values, data, reason=reason) is not None
 
 
@@ -462,14 +488,6 @@ def mark_unpublished(session: Session, job_id: str) -> None:
     """Marks a queued job whose message the broker did not accept."""
     waits = and_(JobRecord.id == job_id, JobRecord.state == JobState.QUEUED)
     session.execute(update(JobRecord).where(waits).values(published_at=None))
-
-
-def oldest_expired_lease_s(session: Session) -> float:
-    """How long ago the most overdue lease expired, in seconds; 0 if none has."""
-    overdue = session.scalar(
-        select(func.max(db_now() - JobRecord.lease_expires_at)).where(JobRecord.state == JobState.RUNNING)
-    )
-    return max(0.0, overdue or 0.0)
 
 
 def _write(session: Session, fence: Fence, values: dict[str, Any]) -> bool:

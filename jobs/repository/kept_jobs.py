@@ -3,8 +3,8 @@
 from collections.abc import Collection
 from typing import Any
 
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy import delete as sql_delete
-from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from jobs.artifacts import ArtifactKind
@@ -46,6 +46,11 @@ def lock(session: Session, job_id: str) -> None:
     session.execute(select(JobRecord.number).where(JobRecord.id == job_id).with_for_update())
 
 
+def held(session: Session, job_id: str) -> JobRecord | None:
+    """A job whose files a running task is about to read. Locks it against their deletion until the transaction ends."""
+    return session.scalar(select(JobRecord).where(JobRecord.id == job_id).with_for_update(read=True))
+
+
 def has_checkpoint(session: Session, tenant: str, job_id: str) -> bool:
     """Whether one of the tenant's jobs has a checkpoint. Locks it against deletion until the transaction ends."""
     query = select(JobRecord.checkpoint_step).where(JobRecord.id == job_id, JobRecord.tenant == tenant)
@@ -80,11 +85,19 @@ def note(session: Session, job_id: str, event: str, data: dict[str, Any]) -> Non
 
 def last_speeds(session: Session, tenant: str, method: str, model_name: str, limit: int) -> list[dict[str, Any]]:
     """Speed reports of the tenant's latest runs of a model and method, newest first."""
-    query = select(JobRecord.metadata_).where(
-        JobRecord.tenant == tenant,
-        JobRecord.method == method,
-        JobRecord.state == JobState.SUCCEEDED,
-        JobRecord.model_name == model_name,
-    )
+    query = select(JobRecord.metadata_).where(*_runs_of(tenant, model_name), JobRecord.method == method)
     found = session.scalars(query.order_by(JobRecord.number.desc()).limit(limit))
     return [metadata["speed"] for metadata in found if metadata and metadata.get("speed")]
+
+
+def last_starts(session: Session, tenant: str, model_name: str, limit: int) -> list[dict[str, Any]]:
+    """The events `first_step` of the tenant's latest runs of a model, each with the seconds that its start took."""
+    runs = select(JobRecord.id).where(*_runs_of(tenant, model_name)).order_by(JobRecord.number.desc()).limit(limit)
+    ids = list(session.scalars(runs))
+    query = select(EventRecord.data).where(EventRecord.job_id.in_(ids), EventRecord.type == "first_step")
+    return list(session.scalars(query))
+
+
+def _runs_of(tenant: str, model_name: str) -> tuple[ColumnElement[bool], ...]:
+    succeeded = JobRecord.state == JobState.SUCCEEDED
+    return (JobRecord.tenant == tenant, succeeded, JobRecord.model_name == model_name)

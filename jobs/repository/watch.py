@@ -7,8 +7,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from jobs.database import db_now
-from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord, TaskRecord
-from jobs.states import Cause, JobState, TaskState
+from jobs.records import AttemptRecord, JobRecord, PastAttemptRecord, TaskEndRecord, TaskRecord
+from jobs.repository import signs
+from jobs.states import Cause, JobState, PauseReason, TaskState
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,14 @@ class Numbers:
     """The state of the service at an instant."""
 
     jobs: dict[str, int]
+    paused: dict[str, int]
+    """Paused jobs by `PauseReason`."""
+    silence_s: dict[str, float]
+    """Seconds since the last sign of life of each part; of several with one name, the longest."""
     queues: dict[str, Queue]
     tasks: dict[tuple[str, str], int]
+    task_ends: dict[tuple[str, str], int]
+    """Ended attempts of tasks by kind and `TaskEnd`."""
     running: list[Running]
     steps: int
     """Optimizer steps of all attempts. Here and below, deleted jobs count too."""
@@ -65,11 +72,16 @@ def numbers(session: Session, lease_s: float) -> Numbers:
     past = select(PastAttemptRecord.outcome, func.count(), *sums)
     gone = session.execute(past.group_by(PastAttemptRecord.outcome)).all()
     totals = session.execute(select(func.sum(steps), func.sum(AttemptRecord.tokens))).one()
+    why = func.coalesce(JobRecord.pause_reason, PauseReason.REQUEST.value)
+    paused = select(why, func.count()).where(JobRecord.state == JobState.PAUSED).group_by(JobRecord.pause_reason)
     outcomes = Counter({str(row[0]): row[1] for row in session.execute(ended.group_by(AttemptRecord.outcome))})
     return Numbers(
         jobs={state.value: 0 for state in JobState} | {row[0]: row[1] for row in states},
+        paused={reason.value: 0 for reason in PauseReason} | {row[0]: row[1] for row in session.execute(paused)},
+        silence_s={part.name: part.silent_s for part in sorted(signs.parts(session), key=lambda part: part.silent_s)},
         queues={row[0] or "any": Queue(row[1], max(0.0, row[2] or 0.0)) for row in queued},
         tasks={(row[0], row[1]): row[2] for row in session.execute(waiting.group_by(TaskRecord.kind, TaskRecord.state))},
+        task_ends={(row.kind, row.outcome): row.count for row in session.scalars(select(TaskEndRecord))},
         running=[
             Running(a.worker, a.device or "cpu", max(0.0, lease_s - ((expires_at or now) - now)), a.memory_bytes)
             for a, expires_at, now in session.execute(live.where(AttemptRecord.ended_at.is_(None)))
@@ -90,3 +102,11 @@ def effects(session: Session) -> dict[str | None, int]:
         for row in session.execute(query):
             found[row[0]] += row[1]
     return dict(found)
+
+
+def oldest_expired_lease_s(session: Session) -> float:
+    """How long ago the most overdue lease expired, in seconds; 0 if none has."""
+    overdue = session.scalar(
+        select(func.max(db_now() - JobRecord.lease_expires_at)).where(JobRecord.state == JobState.RUNNING)
+    )
+    return max(0.0, overdue or 0.0)

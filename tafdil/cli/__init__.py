@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from tafdil.cli import data, files, jobs, keys, methods, service, streams
+from tafdil.cli import answers, data, files, jobs, keys, methods, service, streams
 from tafdil.cli.context import Connection, connect_to
 
 
@@ -52,7 +52,7 @@ def main(
     connect_to(Connection(url, key))
 
 
-for module in (jobs, methods, files, service):
+for module in (jobs, answers, methods, files, service):
     for function in module.COMMANDS:
         app.command()(function)
 app.add_typer(data.app, name="data", help="Check, upload and look at datasets.")

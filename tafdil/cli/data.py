@@ -1,7 +1,5 @@
 """`tafdil data`: check, convert and upload files, and inspect datasets."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -9,6 +7,7 @@ import typer
 from rich.text import Text
 
 from tafdil.cli.context import Json, command, complain, connection, console, emit, show_json, told, usage
+from tafdil.cli.data_report import report
 from tafdil.cli.listing import Column, show_listing
 from tafdil.cli.names import DatasetName, find_dataset
 from tafdil.cli.reading import (
@@ -18,24 +17,22 @@ from tafdil.cli.reading import (
     Sheet,
     Threshold,
     ask,
-    complain_of_data,
     options_of,
     tell_reading,
+    told_of_data,
 )
 from tafdil.cli.words import sentence
 from tafdil.errors import InvalidRequest
 from tafdil.models import Reading
 from tafdil.text import visible
 from trainer_core.config import SETTINGS
-from trainer_core.errors import DataInvalid, DataUnclear
-from trainer_core.reading_options import ReadingOptions
 from trainer_core.row_conversion import convert as convert_file
 from trainer_core.row_rules import LABELLED
 from trainer_core.rows import RowReport, check_file
 from trainer_core.wording import say
 
 app = typer.Typer(no_args_is_help=True)
-_SHOWN_ERRORS = 20
+app.command()(report)
 _REPORTED = (
     *("format", "kind", "train_rows", "validation_rows", "desirable_rows"),
     *("file_kind", "encoding", "layout", "mapping", "unused", "skipped_rows"),
@@ -56,7 +53,7 @@ def check(
 ) -> None:
     """Checks every row of a file on this machine; nothing is sent. Exits with 3 if a row is invalid."""
     options = options_of(maps, encoding, sheet, threshold, on_invalid)
-    with _told_of_data("check", path, options, as_json):
+    with told_of_data("check", path, options, as_json):
         report = check_file(path, options=options)
     found = _reported(report)
     if as_json:
@@ -123,7 +120,7 @@ def convert(
         usage(say("cli.file_exists", path=str(out)))
     part = out.with_name(f".{out.name}.part")
     try:
-        with _told_of_data("convert", path, options, as_json, str(out)):
+        with told_of_data("convert", path, options, as_json, str(out)):
             report = convert_file(path, part, options)
         part.rename(out)
     except OSError as error:
@@ -163,23 +160,6 @@ def _reported(report: RowReport) -> dict[str, Any]:
     return {name: getattr(report, name) for name in _REPORTED} | {
         "warnings": [warning.as_dict() for warning in report.warnings]
     }
-
-
-@contextmanager
-def _told_of_data(command: str, path: Path, options: ReadingOptions, as_json: bool, *more: str) -> Generator[None]:
-    """Exits with 3 and the reason if a local command cannot read its file."""
-    try:
-        yield
-    except DataInvalid as error:
-        said = error.as_dict()
-        if as_json:
-            show_json({"valid": False, **said})
-        elif isinstance(error, DataUnclear) and error.question:
-            complain(sentence(said))
-            ask(said["question"], command, path, options, *more)
-        else:
-            complain_of_data(said, _SHOWN_ERRORS)
-        raise typer.Exit(3) from error
 
 
 @app.command("list")

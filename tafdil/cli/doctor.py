@@ -89,6 +89,11 @@ def _service(client: Client) -> Iterator[Finding]:
     yield Finding("broker", health["broker"] == "up", str(health["broker"]), advice)
     overdue = float(health["oldest_expired_lease_s"])
     yield Finding("dispatcher", overdue == 0, say("cli.doctor.overdue", seconds=overdue), say("cli.doctor.dispatcher"))
+    parts = health.get("parts", [])
+    away = [str(part["name"]) for part in parts if part["is_away"]]
+    told = say("cli.doctor.parts_away", names=away) if away else say("cli.doctor.parts", n=len(parts))
+    # None are known while only the API runs.
+    yield Finding("parts", not away if parts else None, told, say("cli.doctor.parts_advice") if away else "")
     try:
         session = client.session()
     except TafdilClientError as error:

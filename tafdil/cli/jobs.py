@@ -1,4 +1,4 @@
-"""Commands for jobs: submit, show, watch, control, compare."""
+"""Commands for jobs: submit, show, watch, control."""
 
 import sys
 import time
@@ -13,19 +13,34 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tafdil.cli.context import Json, command, connection, console, emit, hint_of, remark, show_json, standing, told, warn
+from tafdil.cli.context import (
+    Json,
+    command,
+    connection,
+    console,
+    emit,
+    hint_of,
+    remark,
+    show_json,
+    standing,
+    told,
+    usage,
+    warn,
+)
 from tafdil.cli.listing import Column, show_listing
-from tafdil.cli.names import JobName, find_job
+from tafdil.cli.names import JobName, cancelled_task, find_job
+from tafdil.cli.recipes import chosen_for_rows, is_rows, show_recipe
 from tafdil.cli.specs import changes, data_fields, named_datasets, read_spec
 from tafdil.cli.streams import is_unicode
 from tafdil.cli.words import in_words, sentence
 from tafdil.client import Client, Job
-from tafdil.effects import evidence_lines
-from tafdil.errors import JobFailed, NotFound, WaitTimeout
-from tafdil.models import Comparison
+from tafdil.effects import evidence_lines, review_lines
+from tafdil.errors import JobFailed, NotFound
+from tafdil.models import Task
 from tafdil.text import visible
 from trainer_core.config import METHODS, joined
-from trainer_core.wording import Message, say
+from trainer_core.recipes import RECIPES
+from trainer_core.wording import Message, is_known, say
 
 Changes = Annotated[list[str], typer.Option("--set", metavar="NAME=VALUE", help="A field of the spec. Repeat for more.")]
 FromCheckpoint = Annotated[bool, typer.Option("--from-checkpoint", help="Start from the old job's newest checkpoint.")]
@@ -48,7 +63,15 @@ _PATIENCE_S = 300.0
 
 @command
 def submit(
-    spec_file: Annotated[str | None, typer.Argument(metavar="[SPEC]", help="A JSON or TOML file; `-` reads JSON.")] = None,
+    spec_file: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[SPEC]", help="A JSON or TOML file, or a file of rows (which is uploaded); `-` reads a JSON spec."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help=f"Sets the numbers that you do not set: {joined(RECIPES)}.", show_default=False)
+    ] = None,
     method: Annotated[str | None, typer.Option(help=f"The method: {joined(METHODS)}.")] = None,
     model: Annotated[str | None, typer.Option(help="The model to train.")] = None,
     data: Annotated[
@@ -69,13 +92,21 @@ def submit(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Queues a job from a file, options, or both."""
+    """Queues a job from a file, options, or both. A recipe needs only rows: `tafdil submit rows.xlsx --recipe try`."""
+    if is_rows(spec_file):
+        if data:
+            usage(say("cli.rows_twice", path=spec_file, other=data))
+        spec_file, data = None, spec_file
     spec = read_spec(spec_file)
-    given = {"method": method, "model_name": model, "name": name}
+    given = {"recipe": recipe, "method": method, "model_name": model, "name": name}
     spec |= {field: value for field, value in given.items() if value is not None} | changes(fields)
     with connection() as client:
         spec |= data_fields(client, data, "dataset") | data_fields(client, validation, "eval_dataset")
         spec |= named_datasets(client, spec)
+        if spec.get("recipe") and (chosen := chosen_for_rows(client, spec)):
+            spec |= chosen
+            if not as_json:
+                emit(say("cli.chosen", method=str(spec.get("method")), model=str(spec["model_name"])), "dim")
         if dry_run:
             task = client.validate(spec)
             _show_dry_run((task if task.result else client.wait_task(task.id, _PATIENCE_S)).result or {}, as_json)
@@ -95,6 +126,8 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
         show_json(result)
         return
     plan, data = result["plan"], result["data"]
+    if result.get("recipe"):
+        show_recipe(result["recipe"])
     train = data["train"]
     rows = {"train": data["rows_trained_on"], "validate": data["rows_validated_on"]}
     emit(say("cli.dry_rows", **rows, steps=plan["optimizer_steps"]))
@@ -112,13 +145,16 @@ def _show_dry_run(result: dict[str, Any], as_json: bool) -> None:
         sizes = {name: round(memory[field] / 2**30, 1) for name, field in _bounds("bytes")}
         fits = {True: "cli.dry_memory_fits", False: "cli.dry_memory_too_much", None: "cli.dry_memory"}[memory["fits"]]
         emit(say(fits, **sizes))
-    if result["time"] and result["time"]["seconds"] is not None:
-        spans = {name: _said_span(result["time"][field]) for name, field in _bounds("seconds")}
-        emit(say("cli.dry_time", **spans, basis=result["time"]["basis"]))
+    if result["time"] and result["time"].get("total_seconds") is not None:
+        spans = {name: _said_span(result["time"][f"total_{field}"]) for name, field in _bounds("seconds")}
+        start = _said_span(result["time"]["startup_seconds"])
+        emit(say("cli.dry_time", **spans, start=start, basis=result["time"]["basis"]))
     if (forecast := result.get("forecast")) and forecast["effect"]:
         emit(say("cli.dry_forecast", forecast=say(f"cli.forecast.{forecast['effect']}"), basis=forecast["basis"]))
     for warning in result["warnings"]:
         warn(warning)
+    for finding in (result.get("report") or {}).get("findings", []):
+        emit(sentence(finding))
     emit(say("cli.nothing_queued"), "dim")
 
 
@@ -165,18 +201,21 @@ def show(
     with connection() as client:
         found = find_job(client, job)
         tries = client.attempts(found.id)
-        evidence = client.metadata(found.id).get("effect_evidence") if found.effect else None
+        metadata = client.metadata(found.id) if found.effect else {}
     if spec or as_json:
         show_json(found.spec if spec else {**found.as_dict(), "attempts": [one.as_dict() for one in tries]})
         return
-    waiting = say(f"cli.waiting.{found.waiting_for}") if found.waiting_for in ("broker", "pause") else None
+    waiting = say(f"cli.waiting.{found.waiting_for}") if found.waiting_for in ("broker", "pause", "quota") else None
+    limit = say(f"limit.{found.pause_reason}") if found.pause_reason in ("time_limit", "quota") else None
     rows = [
         ("id", found.id),
         ("name", told(found.name) if found.name else None),
         ("method", found.method),
         ("model", told(found.model_name)),
+        ("recipe", f"{found.recipe['name']}, version {found.recipe['version']}" if found.recipe else None),
         ("state", in_words(standing(found), sys.stdout)),
         ("waits for", in_words(waiting, sys.stdout) if waiting else None),
+        ("paused", in_words(limit, sys.stdout) if limit else None),
         ("starts in", _span(found.seconds_until_start) if found.seconds_until_start is not None else None),
         ("ends in", _span(found.seconds_left) if found.seconds_left is not None else None),
         ("created", _ago(found.created_at)),
@@ -187,8 +226,10 @@ def show(
     for label, value in rows:
         if value is not None:
             emit(f"{label:>10}  {value}")
-    for line in evidence_lines(evidence) if evidence else ():
+    for line in evidence_lines(evidence) if (evidence := metadata.get("effect_evidence")) else ():
         emit(f"{'effect':>10}  {in_words(line, sys.stdout)}")
+    for line in review_lines(review) if (review := metadata.get("review")) else ():
+        emit(f"{'review':>10}  {in_words(line, sys.stdout)}")
     for one in tries:
         said = {"message": one.reason, "message_code": one.reason_code, "params": one.reason_params}
         reason = f": {in_words(sentence(said), sys.stdout)}" if one.reason else ""
@@ -340,9 +381,24 @@ def cancel(
     save_checkpoint: Annotated[bool, typer.Option("--save-checkpoint", help="Save one at the next step first.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Cancels a job."""
+    """Cancels a job, or a comparison, dry run, preview, merge or push by its full id."""
     with connection() as client:
-        _changed(find_job(client, job).cancel(save_checkpoint), as_json)
+        try:
+            found = find_job(client, job)
+        except NotFound:
+            task = cancelled_task(client, job)
+            if task is None:
+                raise
+            show_json(task) if as_json else emit(f"{task.id}  {in_words(_standing_of(task), sys.stdout)}")
+            return
+        _changed(found.cancel(save_checkpoint), as_json)
+
+
+def _standing_of(task: Task) -> Message:
+    kind = f"task.{task.kind}"
+    # A newer service may have kinds that this client does not know.
+    what = say(kind) if is_known(kind) else task.kind
+    return say("cli.task_cancelled" if task.state == "cancelled" else "cli.task_ends", what=what)
 
 
 @command
@@ -353,10 +409,14 @@ def pause(job: JobName, as_json: Json = False) -> None:
 
 
 @command
-def resume(job: JobName, as_json: Json = False) -> None:
+def resume(
+    job: JobName,
+    max_hours: Annotated[float | None, typer.Option("--max-hours", help="A new limit of hours, over all attempts.")] = None,
+    as_json: Json = False,
+) -> None:
     """Resumes a paused job exactly where it stopped."""
     with connection() as client:
-        _changed(find_job(client, job).resume(), as_json)
+        _changed(find_job(client, job).resume(max_hours), as_json)
 
 
 @command
@@ -372,55 +432,6 @@ def clone(job: JobName, fields: Changes = [], as_json: Json = False) -> None:  #
     with connection() as client:
         changed = changes(fields)
         _changed(find_job(client, job).clone(**changed | named_datasets(client, changed)), as_json)
-
-
-@command
-def compare(
-    job: JobName,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="What to ask both models.")],
-    max_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Maximum new tokens per answer; by default 256, or what the prompt leaves room for."),
-    ] = None,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy; above 0 samples.")] = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of sampling.")] = None,
-    wait_s: Annotated[float, typer.Option(min=0, help="How long to wait for an answer, in seconds.")] = 100.0,
-    as_json: Json = False,
-) -> None:
-    """Asks the trained model and its reference, and shows both answers with proof of which weights gave them."""
-    with connection() as client:
-        found = find_job(client, job)
-        options = {"max_length": max_length, "temperature": temperature, "seed": seed}
-        answers = [found.compare(prompt, wait_s, **options) for prompt in prompts]
-    if as_json:
-        show_json(list(answers))
-        _all_answered(answers, wait_s)
-        return
-    for answer in answers:
-        if answer.result is None:
-            continue
-        result, proof = answer.result, answer.result["proof"]
-        emit(f"\n{told(answer.request['prompt'])}", "bold")
-        emit(f"  reference  {told(result['reference_model_response'])}")
-        emit(f"  trained    {told(result['trained_model_response'])}")
-        emit(f"  {_proof_line(proof, result.get('dtype'))}", "dim")
-    _all_answered(answers, wait_s)
-
-
-def _all_answered(answers: Sequence[Comparison], wait_s: float) -> None:
-    late = [answer.id for answer in answers if answer.result is None]
-    if late:
-        raise WaitTimeout(say("cli.not_answered", late=len(late), asked=len(answers), seconds=wait_s, ids=late))
-
-
-def _proof_line(proof: dict[str, Any], dtype: str | None) -> str:
-    """`dtype`: the dtype of both sides; None in answers of earlier versions."""
-    told = f", in {dtype}" if dtype else ""
-    if proof.get("adapter_has_no_effect"):
-        return f"The adapter has no effect{told}: both sides are the same model."
-    sides = (str(proof.get(name, ""))[:12] for name in ("trained_fingerprint", "reference_fingerprint"))
-    line = "weights {} and {}; largest logit difference {:.3g}".format(*sides, proof["max_logit_difference"])
-    return f"{line}{told}; proof: {proof.get('covers', 'tensors only')}"
 
 
 def _said_span(seconds: float) -> Message:
@@ -448,4 +459,4 @@ def _took(job: Job) -> str | None:
     return _span((job.finished_at - job.started_at).total_seconds())
 
 
-COMMANDS: Sequence[Any] = (submit, list_, show, watch, logs, metrics, cancel, pause, resume, rerun, clone, compare)
+COMMANDS: Sequence[Any] = (submit, list_, show, watch, logs, metrics, cancel, pause, resume, rerun, clone)

@@ -13,7 +13,7 @@ import typer
 from tafdil.cli.context import usage
 from tafdil.client import Client, Job
 from tafdil.errors import NotFound
-from tafdil.models import Dataset
+from tafdil.models import Dataset, Task
 from trainer_core.wording import Message, say
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="An id or its beginning, a name, or `last` for the newest job.")]
@@ -72,6 +72,16 @@ def find_dataset(client: Client, name: str) -> Dataset:
     """The dataset that a person means. Raises `NotFound`, and `Usage` if several match."""
     datasets = _datasets(client)
     return _found(datasets, name, _search(datasets, name))
+
+
+def cancelled_task(client: Client, name: str) -> Task | None:
+    """Cancels the task with this id. None if there is none."""
+    if not is_id(name):
+        return None
+    try:
+        return client.cancel_task(name)
+    except NotFound:
+        return None
 
 
 def search_dataset(client: Client, name: str) -> Dataset | None:

@@ -3,7 +3,8 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,9 +13,21 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
-from tafdil.cli.context import complain, complain_more, complaints, connection_url, emit, remark, spoken, told, usage
+from tafdil.cli.context import (
+    complain,
+    complain_more,
+    complaints,
+    connection_url,
+    emit,
+    remark,
+    show_json,
+    spoken,
+    told,
+    usage,
+)
 from tafdil.cli.words import in_words, sentence
 from tafdil.text import visible
+from trainer_core.errors import DataInvalid, DataUnclear
 from trainer_core.reading_options import ReadingOptions
 from trainer_core.wording import say
 
@@ -30,6 +43,7 @@ Threshold = Annotated[float | None, typer.Option(help="The lowest score of a goo
 OnInvalid = Annotated[Literal["refuse", "skip"], typer.Option(help="Refuse a file with invalid rows, or skip these rows.")]
 # Layouts whose names say no more than the columns do.
 _UNPUBLISHED = (None, "own", "map", "names")
+_SHOWN_ERRORS = 20
 _SAMPLE_WIDTH, _SAMPLE_FIELDS = 60, 8
 # The fields of each kind of table. A field without a guess gets a placeholder.
 _FIELDS = (
@@ -148,3 +162,20 @@ def complain_of_data(error: Mapping[str, Any], shown: int) -> None:
         complain_more(spoken(detail))
     if len(details) > shown:
         complain_more(say("cli.and_more", n=len(details) - shown))
+
+
+@contextmanager
+def told_of_data(command: str, path: Path, options: ReadingOptions, as_json: bool, *more: str) -> Generator[None]:
+    """Exits with 3 and the reason if a local command cannot read its file."""
+    try:
+        yield
+    except DataInvalid as error:
+        said = error.as_dict()
+        if as_json:
+            show_json({"valid": False, **said})
+        elif isinstance(error, DataUnclear) and error.question:
+            complain(sentence(said))
+            ask(said["question"], command, path, options, *more)
+        else:
+            complain_of_data(said, _SHOWN_ERRORS)
+        raise typer.Exit(3) from error

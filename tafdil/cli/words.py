@@ -22,12 +22,12 @@ _MARKS = {0x200E: None, 0x2068: None, 0x2069: None}
 def unknown_language() -> str | None:
     """The value of `TAFDIL_LANG` if the command line does not speak that language."""
     chosen = os.environ.get(VARIABLE, "")
-    return chosen if chosen and chosen not in LANGUAGES else None
+    return chosen if chosen and chosen.lower() not in LANGUAGES else None
 
 
 def language() -> Language:
     """The language that the environment asks for."""
-    chosen = os.environ.get(VARIABLE)
+    chosen = os.environ.get(VARIABLE, "").lower()
     if chosen in LANGUAGES:
         return chosen
     locale = next(filter(None, map(os.environ.get, _LOCALE)), "")

@@ -4,15 +4,15 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from benchmarks import demo_proof, gpu_check
 from benchmarks.gpu.arm import ARMS
-from tests.forking import fork
+from tests.forking import Forked, fork
 from tests.training import ON_LABELS, ON_PAIRS, train_file
 from trainer_core.config import HEADLINE
 
@@ -32,9 +32,12 @@ def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path, m
     page = tmp_path / "gpu.md"
     page.write_text("# GPUs\n\n<!-- the last run -->\n\nan earlier run\n", encoding="utf-8")
     monkeypatch.chdir(ROOT)
-    # Forked, as each arm would import the training libraries anew.
-    arguments = ["--shape", "tiny", "--out", str(tmp_path / "out"), "--write", str(page)]
-    gpu_check.main(arguments, partial(fork, trains=True))
+
+    def start(command: list[str], environment: dict[str, str], output: IO[bytes]) -> Forked:
+        """Forked, as each arm would import the training libraries anew."""
+        return fork([*command[:2], "tests.rig.arm", *command[3:]], environment, output, trains=True)
+
+    gpu_check.main(["--shape", "tiny", "--out", str(tmp_path / "out"), "--write", str(page)], start)
     found = json.loads((tmp_path / "out" / "gpu_check.json").read_text(encoding="utf-8"))
     rows = {arm["arm"]: arm["rows"] for arm in found["arms"]}
     assert {arm["state"] for arm in found["arms"]} == {"ended"}

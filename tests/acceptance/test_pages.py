@@ -127,7 +127,7 @@ def test_the_errors_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
 # -- every route is on the page of curl
 
 _PARTS = {"jobs": "job_id", "datasets": "dataset_id", "tasks": "task_id", "keys": "key_id"}
-_PARTS |= {"artifacts": "artifact_id", "comparisons": "comparison_id"}
+_PARTS |= {"artifacts": "artifact_id", "comparisons": "comparison_id", "held_out": "comparison_id"}
 
 
 def asked(found: list[Block]) -> set[tuple[str, str]]:

@@ -16,7 +16,9 @@ import pytest
 from tafdil import Client
 from tafdil.demo import MODEL
 from tests.conftest import DATA
+from tests.pages import make_clone
 from tests.stack import OnlyTheAPI, StackUnderTest, until
+from tests.training import some_rows, write_rows
 from trainer_core.config import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,8 +74,14 @@ def test_the_client_page(stack: StackUnderTest, tmp_path: Path) -> None:
 
 
 def test_the_library_example(tmp_path: Path) -> None:
+    """On the first rows of the file: the example trains on all of it, and what it prints has no number of the page."""
     code = block("library").replace("./checkpoints/kto_arabic", str(tmp_path / "model"))
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    clone = make_clone(tmp_path / "clone")
+    rows = clone / "tafdil" / "shipped" / "data" / "kto_train.jsonl"
+    rows.unlink()
+    write_rows(rows, some_rows("kto", 160))
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=clone, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
     assert re.search(r"KTO Loss: \d\.\d{4}\nDesirable Accuracy: \d", result.stdout)
     assert (tmp_path / "model" / "kto_metadata.json").is_file()

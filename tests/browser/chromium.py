@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
+from playwright.sync_api import TimeoutError as TookTooLong
 
 from tests.servers import absent
 from tests.wording import LATIN
@@ -92,6 +93,9 @@ class Screen:
         self.dialogs: list[str] = []
         self.page: Page = context.new_page()
         self.page.set_default_timeout(PATIENCE_MS)
+        self._unanswered: list[str] = []
+        self.page.on("request", lambda request: self._unanswered.append(request.url))
+        self.page.on("requestfinished", lambda request: self._unanswered.remove(request.url))
         self.page.on("console", self._on_console)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("dialog", lambda dialog: (self.dialogs.append(dialog.message), dialog.dismiss()))
@@ -113,7 +117,12 @@ class Screen:
         return self.page
 
     def settle(self) -> None:
-        self.page.locator("h1").wait_for()
+        try:
+            self.page.locator("h1").wait_for()
+        except TookTooLong as error:
+            error.add_note(f"the page says {self.page.locator('body').inner_text()!r}")
+            error.add_note(f"complaints: {self.complaints}; requests that failed or were not answered: {self._unanswered}")
+            raise
         expect(self.page.locator(".busy")).to_have_count(0)
 
     def unfold(self) -> None:

@@ -45,6 +45,16 @@ PART = {
 }
 
 
+REVIEW: dict[str, Any] = {
+    "rows_from": "validation",
+    "rows": 96,
+    "slices": [{"name": "egyptian", "rows": 60, "margin_accuracy": 0.9}, {"name": None, "rows": 36, "margin_accuracy": 0.8}],
+    "hardest_rows": [{"row": 12, "label": None, "loss": 2.25}],
+    "held_out_rows": [3, 12],
+    "reviewed_answers": 64,
+    "shortcuts": [{"trait": "commas", "chosen_has_more": True, "share": 0.97, "rows": 31, "margin_left": 0.12}],
+    "spelling": [{"spelling": "hamza_letters", "answers": 50, "before": 4.5, "after": 4.75, "shift": 0.25}],
+}
 EVIDENCE = {
     "rows_from": "validation",
     "rows": 64,
@@ -125,6 +135,7 @@ class Seeded:
         path = f"{fence.job_id}/attempt-1/output"
         with self.live.database.transaction() as session:
             jobs.record(session, fence, "effect", {"effect": "changed", "evidence": EVIDENCE})
+            jobs.record(session, fence, "review", {"review": REVIEW})
         metadata = {"training_method": "ipo", "beta": 0.1, "effect": "changed", "effect_evidence": EVIDENCE}
         self.finish(fence, Cause.FINISH, artifact_path=path, effect="changed", metadata_=metadata)
         file = ArtifactFile(ArtifactKind.MODEL, "attempt-1/output/adapter_model.safetensors", 629_760, "d" * 64)
@@ -150,6 +161,27 @@ class Seeded:
             assert task
             tasks.finish(session, task, result={**answer, **more})
 
+    def counted(self, job_id: str, prompt: str, reference: str, trained: str) -> None:
+        """A comparison over held-out prompts that was answered."""
+        answer = {"row": 3, "prompt": prompt, "trained_model_response": trained, "reference_model_response": reference}
+        answers = [
+            {**answer, "margin": 2.5, "flags": [], "outcome": "better"},
+            {**answer, "margin": 9.5, "flags": ["repetition"], "outcome": "broken"},
+        ]
+        counts = {"asked": 48, "prompts": 48, "better": 41, "ties": 4, "worse": 2, "broken": 1}
+        result = {**counts, "share": 43 / 48, "low": 0.779, "high": 0.955, "answers": answers}
+        with self.live.database.transaction() as session:
+            tasks.insert(session, TaskKind.HELD_OUT, "default", {"prompts": 48, "max_length": 128}, job_id)
+            task = tasks.claim_next(session, [TaskKind.HELD_OUT], 3600)
+            assert task
+            tasks.finish(session, task, result=result)
+
+    def drop_dry_runs(self) -> None:
+        """Answers every dry run that other tests have left waiting."""
+        with self.live.database.transaction() as session:
+            while task := tasks.claim_next(session, [TaskKind.VALIDATE], 3600):
+                tasks.finish(session, task, {})
+
     def answer_dry_run(self, result: dict[str, Any]) -> None:
         """Answers the next dry run that is asked for, as its worker would."""
 
@@ -157,7 +189,7 @@ class Seeded:
             with self.live.database.transaction() as session:
                 task = tasks.claim_next(session, [TaskKind.VALIDATE], 3600)
                 if task:
-                    tasks.finish(session, task, result={**result, "spec": task.request["spec"]})
+                    tasks.finish(session, task, result={**result, **task.request})
                 return task is not None
 
         until(claim)
@@ -201,7 +233,9 @@ def seed(live: Live) -> Seeded:
         return fence
 
     found.succeed(running("succeeded"))
-    found.compared(found.jobs["succeeded"], "ما عاصمة المغرب؟", "الرباط، لا تسألني.", "شكرًا لك، عاصمة المغرب هي الرباط.")
+    reference, trained = "عاصمة المغرب هي الرباط، لا تسألني.", "شكرًا لك، عاصمة المغرب هي الرباط."
+    found.compared(found.jobs["succeeded"], "ما عاصمة المغرب؟", reference, trained, margin=3.89, flags=["length_ratio"])
+    found.counted(found.jobs["succeeded"], "ما عاصمة المغرب؟", reference, trained)
     error = error_dict("data_overlong", "train: 3 of 640 rows are longer than max_length=64")
     found.finish(running("failed", method="cpo"), Cause.FAIL, error=error)
     found.finish(running("paused", method="kto"), Cause.PAUSE)

@@ -165,7 +165,7 @@ def test_arabic_reads_from_right_to_left_in_an_english_page(browser: Browser, se
         places = answer.locator("ins").first.evaluate(_LETTERS)
         assert places == sorted(places, reverse=True)
         marked = answer.locator("ins").all_text_contents()
-        assert "شكرًا لك، عاصمة المغرب هي" in " ".join(marked).strip()
+        assert "شكرًا لك،" in " ".join(marked).strip()
 
 
 def _compared(found: Screen, seeded: Seeded) -> Any:

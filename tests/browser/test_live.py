@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from jobs.repository import jobs, metrics
 from jobs.settings import Settings
+from jobs.states import Cause, PauseReason, Request
 from tests.browser.chromium import screen
 from tests.browser.seed import Seeded
 from tests.live import serving
@@ -104,6 +105,7 @@ def test_curves_answer_the_mouse(browser: Browser, seeded: Seeded) -> None:
     with screen(browser, seeded.live.url, "en") as found:
         page = found.open(f"jobs/{seeded.jobs['succeeded']}")
         plot = page.locator("figure", has=page.get_by_text("Loss", exact=True)).locator(".u-over")
+        plot.scroll_into_view_if_needed()
         box = plot.bounding_box()
         assert box
         page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
@@ -201,6 +203,38 @@ def test_an_action_that_comes_too_late_says_so(browser: Browser, empty: Seeded) 
         httpx.post(f"{empty.live.url}/v1/jobs/{job_id}/cancel").raise_for_status()
         page.locator("dialog").get_by_role("button", name=found.say("job.cancel")).click()
         expect(page.locator("dialog .box.error")).to_contain_text(f"job {job_id} is already cancelled")
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_a_check_is_cancelled_while_it_waits(browser: Browser, empty: Seeded, language: str) -> None:
+    with screen(browser, empty.live.url, language) as found:
+        page = found.open("new")
+        found.button("new.sample").click()
+        with page.expect_response(lambda reply: "/v1/jobs/validate" in reply.url) as asked:
+            found.button("new.check").click()
+        found.button("task.cancel").click()
+        expect(page.locator(".report .box.error")).to_be_visible()
+        assert found.untranslated() == []
+        task = httpx.get(f"{empty.live.url}/v1/tasks/{asked.value.json()['id']}").json()
+        assert (task["state"], task["error"]["code"]) == ("cancelled", "cancelled")
+        expect(found.button("new.check")).to_be_enabled()
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_a_job_that_is_out_of_hours_resumes_with_more(browser: Browser, empty: Seeded, language: str) -> None:
+    job_id = empty.submit("long", max_hours=1.5, priority=100)
+    fence = empty.claim(job_id)
+    with empty.live.database.transaction() as session:
+        jobs.request(session, job_id, Request.PAUSE, because=PauseReason.TIME_LIMIT)
+    empty.finish(fence, Cause.PAUSE)
+    with screen(browser, empty.live.url, language) as found:
+        page = found.open(f"jobs/{job_id}")
+        hours = page.get_by_label(found.say("job.max_hours"))
+        expect(hours).to_have_value("3")
+        hours.fill("4")
+        found.button("job.resume").click()
+        expect(page.locator(".head .state")).to_contain_text(found.say("state.queued"))
+    assert httpx.get(f"{empty.live.url}/v1/jobs/{job_id}").json()["spec"]["max_hours"] == 4
 
 
 def test_a_dataset_is_uploaded_looked_at_and_deleted(browser: Browser, empty: Seeded) -> None:

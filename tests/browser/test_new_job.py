@@ -1,15 +1,20 @@
 """The form of a new job: made of what `/v1/methods` says, for methods that no script names, and sent as it was filled in."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
 from api.routes.methods import list_methods
 from tests.browser.chromium import PHONE, Screen, screen
 from tests.browser.seed import Seeded
+from tests.training import config
 from trainer_core.config import SETTINGS
+from trainer_core.dry_run import Machine, dry_run
 
 METHODS = json.loads(list_methods().model_dump_json())["methods"]
 
@@ -33,6 +38,10 @@ def on_labels_first() -> tuple[str, str]:
 
 def choose(page: Page, name: str) -> None:
     page.locator(f"input[type=radio][value={name}]").check()
+
+
+def without_recipe(page: Page) -> None:
+    page.locator("input[name=recipe][value='']").check()
 
 
 def test_the_sample_job_is_the_methods_own(browser: Browser, seeded: Seeded) -> None:
@@ -68,8 +77,9 @@ def test_every_kind_of_field_is_sent_as_the_spec_takes_it(browser: Browser, seed
     }
     with screen(browser, seeded.live.url, "ar") as found:
         page = found.open("new")
+        without_recipe(page)
         found.unfold()
-        for name, text in (("max_steps", "7"), ("learning_rate", "2e-5"), ("eval_steps", "epoch"), ("save_steps", "0.25")):
+        for name, text in (("max_steps", "٧"), ("learning_rate", "2e-5"), ("eval_steps", "epoch"), ("save_steps", "٠٫٢٥")):
             page.locator(f"#f-{name}").fill(text)
         for name in ("eval_on_start", "apply_chat_template", "gradient_checkpointing", "lr_scheduler_type"):
             value = wanted[name]
@@ -133,6 +143,7 @@ def test_a_method_that_no_script_knows_has_its_place(browser: Browser, seeded: S
         expect(page.locator("input[value=newpo]")).to_be_hidden()
         page.locator("fieldset details > summary").get_by_text(found.say("new.more_methods"), exact=True).click()
         page.get_by_role("radio", name=f"NewPO {texts[language]}").check()
+        without_recipe(page)
         expect(page.locator("#f-own")).to_have_attribute("placeholder", "2.5")
         found.button("new.sample").click()
         expect(page.locator("#f-own")).to_have_value("4.5")
@@ -172,11 +183,56 @@ def test_another_method_keeps_what_its_fields_can_take(browser: Browser, seeded:
         assert "early_stopping_metric" not in spec
 
 
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_a_recipe_comes_first_and_numbers_after_it(browser: Browser, seeded: Seeded, language: str, tmp_path: Path) -> None:
+    said = dry_run(config("kto", tmp_path), Machine(on_gpu=False, flops_per_s=1e10))
+    with screen(browser, seeded.live.url, language) as found, ThreadPoolExecutor() as pool:
+        page = found.open("new")
+        expect(page.locator("input[name=recipe]").first).to_be_checked()
+        expect(page.locator("#f-learning_rate")).to_be_hidden()
+        page.locator("#f-data").select_option("path:samples/kto_train.jsonl")
+        page.locator("input[name=recipe][value=careful]").check()
+        found.unfold()
+        # The default of a field can be chosen too, because the recipe would set another value.
+        page.locator("#f-gradient_checkpointing").select_option("true")
+        for width in (360, 768, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert not found.is_too_wide()
+            found.keep(f"recipe-{width}")
+        assert found.untranslated() == found.barriers() == []
+        seeded.drop_dry_runs()
+        answered = pool.submit(seeded.answer_dry_run, said)
+        spec = checked(found)
+        answered.result()
+        assert (spec["recipe"], spec["gradient_checkpointing"]) == ("careful", True)
+        assert not {"learning_rate", "num_train_epochs", "max_steps"} & spec.keys()
+        table = page.locator(".report table", has_text=found.say("recipe.set"))
+        expect(table).to_contain_text("learning_rate_cap")
+        expect(table.locator("tbody tr").first).to_contain_text("validation_split")
+        expect(page.locator(".report")).to_contain_text(found.say("recipe.careful"))
+        expect(page.locator(".report .facts").first).to_contain_text(found.say("dry.time"))
+        for width in (360, 1280):
+            page.set_viewport_size({"width": width, "height": 900})
+            assert not found.is_too_wide()
+            found.keep(f"recipe-dry-run-{width}")
+        assert found.untranslated() == found.barriers() == []
+        job = httpx.post(f"{seeded.live.url}/v1/jobs", json=spec).json()["id"]
+        page = found.open(f"jobs/{job}")
+        expect(page.locator(".facts").first).to_contain_text(found.say("recipe.careful"))
+        page.get_by_text(found.say("recipe.set"), exact=True).click()
+        page.get_by_role("cell", name="validation_split").wait_for()
+        assert found.untranslated() == found.barriers() == []
+        page = found.open(f"new?from={job}")
+        expect(page.locator("input[name=recipe][value=careful]")).to_be_checked()
+        expect(page.locator("details.more > summary")).to_contain_text("gradient_checkpointing")
+
+
 @pytest.mark.parametrize("text", ["Infinity", "1e999"])
 def test_a_number_that_is_infinite_is_no_null(browser: Browser, seeded: Seeded, text: str) -> None:
     """`null` would lift the cap."""
     with screen(browser, seeded.live.url, "en") as found:
         page = found.open("new")
+        without_recipe(page)
         page.locator("#f-learning_rate_cap").fill(text)
         page.locator("#f-data").select_option("path:samples/pairs_train.jsonl")
         assert checked(found)["learning_rate_cap"] == text

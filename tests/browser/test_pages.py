@@ -87,6 +87,23 @@ def test_a_refused_form_says_which_field_and_why(browser: Browser, seeded: Seede
         expect(page.locator("#f-chat_template_kwargs-error")).to_contain_text(found.say("new.not_json", problem=""))
 
 
+def test_a_comparison_takes_arabic_digits_and_names_what_is_no_number(browser: Browser, seeded: Seeded) -> None:
+    with screen(browser, seeded.live.url, "ar") as found:
+        page = found.open(f"jobs/{seeded.jobs['succeeded']}/compare")
+        page.locator("#c-prompt").fill("ما عاصمة مصر؟")
+        for name, text in (("length", "٢٤"), ("temperature", "٠٫٥"), ("seed", "سبعة")):
+            page.locator(f"#c-{name}").fill(text)
+        with page.expect_request("**/compare?*") as request:
+            found.button("compare.ask").click()
+        assert request.value.post_data_json == {
+            "prompt": "ما عاصمة مصر؟",
+            "max_length": 24,
+            "temperature": 0.5,
+            "seed": "سبعة",
+        }
+        page.locator("#c-seed[aria-invalid=true]").wait_for()
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, language: str, tmp_path: Path) -> None:
     said = dry_run(config("kto", tmp_path, learning_rate=1e-6))
@@ -98,6 +115,8 @@ def test_a_dry_run_forecasts_the_effect(browser: Browser, seeded: Seeded, langua
         page.locator("[data-effect=hardly_changed]").wait_for()
         answered.result()
         page.locator(".box.warning").get_by_text(found.words["hardly_changes"].split(":")[0]).wait_for()
+        expect(page.get_by_role("heading", name=found.say("report.title"))).to_be_visible()
+        expect(page.get_by_role("table", name=found.say("report.tokens"), exact=True).get_by_role("row")).to_have_count(4)
         found.keep("dry-run")
         assert found.untranslated() == []
         assert found.barriers() == []
@@ -152,6 +171,22 @@ def test_signing_in(browser: Browser, language: str, keyed: tuple[str, str]) -> 
         assert page.evaluate("document.cookie + JSON.stringify(localStorage)").find(key) == -1
         found.button("session.out").click()
         page.get_by_label(found.say("sign_in.key")).wait_for()
+
+
+@pytest.mark.parametrize("part", ["charts.js", "wording/en.json"])
+def test_a_page_that_cannot_be_loaded_says_so_and_offers_to_reload(browser: Browser, seeded: Seeded, part: str) -> None:
+    with screen(browser, seeded.live.url, "en") as found:
+        page = found.page
+        page.route(f"**/{part}", lambda route: route.abort())
+        page.goto(seeded.live.url)
+        page.get_by_text("The page could not be loaded.").wait_for()
+        assert not found.is_too_wide()
+        page.unroute(f"**/{part}")
+        page.get_by_role("button").click()
+        found.settle()
+        expect(page.locator("h1")).to_have_text(found.say("jobs.title"))
+        # What a page logs about a part that was cut off is meant.
+        found.complaints.clear()
 
 
 def test_the_api_reference_needs_nothing_from_elsewhere(browser: Browser, seeded: Seeded) -> None:

@@ -104,7 +104,7 @@ def test_a_checkpoint_without_one_of_its_parts_is_not_published(tmp_path: Path, 
     write_parts(staged, lambda: b"x")
     (staged / part).unlink()
     name = "its weights" if part == WEIGHTS else part
-    with pytest.raises(RuntimeError, match=rf"step 3 was not published, because these files are missing: {name}\. "):
+    with pytest.raises(RuntimeError, match=rf"step 3 was not published because these files are missing: {name}\. "):
         publish(staged, tmp_path, 3)
     assert not (tmp_path / "checkpoint-3").exists()
 

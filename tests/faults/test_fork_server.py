@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ Start = Callable[..., TrainingProcess]
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_other_children() -> None:
-    """This process's children are counted here, and one may be left of an earlier file's stacks."""
+    """This process's children are counted here. One may be left of an earlier file's stacks, and dead ones of its kills."""
     forking.close()
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 @pytest.fixture(autouse=True)

@@ -223,18 +223,35 @@ def test_a_job_that_kills_every_worker_ends(shared: Shared) -> None:
 
 
 def test_a_training_that_hangs_is_ended_and_goes_on(start_rig: StartRig) -> None:
-    rig, client = start_rig(settings={"TAFDIL_STEP_LIMIT_S": "4"})
+    rig, client = start_rig(settings={"TAFDIL_STEP_LIMIT_S": "4", "TAFDIL_QUIET_LIMIT_S": "5"})
     job_id = client.submit(job_spec(20, behaviour={"hang_at": 12}))["id"]
     assert finished(rig, client, job_id, 20)["attempt"] == 2
     first, second = tries(client, job_id)
-    assert "no sign of life" in first["reason"]
+    assert "stopped responding" in first["reason"]
     assert second["first_step"] == 10
     assert "_misbehave" in client.logs(job_id), "the log tells where it hung"
 
     stubborn = client.submit(job_spec(20, behaviour={"hang_at": 1, "hang_attempts": 9}))["id"]
     job = until(lambda: _over(client, stubborn))
     assert (job["state"], job["error"]["code"], job["attempt"]) == ("failed", "poisoned", 3)
-    assert "no sign of life" in job["error"]["message"]
+    assert "stopped responding" in job["error"]["message"]
+
+    never_loaded = client.submit(job_spec(20, behaviour={"load_s": 600}))["id"]
+    reason = until(lambda: next((each["reason"] for each in client.attempts(never_loaded) if each["outcome"]), None))
+    assert "stopped responding" in reason
+    client.cancel(never_loaded)
+
+
+def test_a_step_that_outlasts_the_grace_is_cut_off(start_rig: StartRig) -> None:
+    """A pause waits for the step for `TAFDIL_DRAIN_GRACE_S`; then the checkpoint before it counts."""
+    rig, client = start_rig(settings={"TAFDIL_DRAIN_GRACE_S": "1"})
+    job_id = client.submit(job_spec(20, behaviour={"hang_at": 12}))["id"]
+    running(client, job_id, 11)
+    client.pause(job_id)
+    until(lambda: client.job(job_id)["state"] == "paused")
+    client.resume(job_id)
+    assert finished(rig, client, job_id, 20)["attempt"] == 2
+    assert tries(client, job_id)[1]["first_step"] == 10
 
 
 PHASES: dict[str, tuple[dict[str, Any], str]] = {

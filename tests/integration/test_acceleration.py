@@ -22,7 +22,19 @@ from trl.trainer.utils import add_fused_lm_head
 
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, ON_LABELS, ON_PAIRS, config, make_model, on_labels, some_rows, write_rows
+from tests.training import (
+    ON_LABELS,
+    ON_PAIRS,
+    config,
+    crossed,
+    first_of_each_trainer,
+    make_model,
+    on_labels,
+    small_model,
+    some_rows,
+    soon,
+    write_rows,
+)
 from trainer_core import PreferenceTrainer
 from trainer_core.acceleration import Behind, Savings, accelerate, is_accelerated, refusal, release
 from trainer_core.acceleration.head import score_tokens
@@ -187,7 +199,7 @@ def test_an_output_layer_that_does_not_allow_it_is_named() -> None:
     assert refusal(adapted) == ("the output layer lm_head is a peft.tuners.lora.layer.Linear, not a torch.nn.Linear")
     packed = MODELS["qwen2"](tie_word_embeddings=False)
     packed.lm_head.weight = torch.nn.Parameter(packed.lm_head.weight.to(torch.uint8), requires_grad=False)
-    assert refusal(packed) == "the output layer lm_head holds its weights as torch.uint8"
+    assert refusal(packed) == "the output layer lm_head stores its weights as torch.uint8"
 
 
 def test_a_model_that_was_fast_can_be_plain_again() -> None:
@@ -267,7 +279,7 @@ def test_padding_alone_and_no_label_at_all() -> None:
 
 def trained(method: str, folder: Path, **fields: Any) -> tuple[PreferenceTrainer, RecordingObserver]:
     observer = RecordingObserver()
-    trainer = PreferenceTrainer(config(method, folder, **fields), observer=observer)
+    trainer = PreferenceTrainer(config(method, folder, **{"model_name": small_model(), **fields}), observer=observer)
     trainer.train()
     return trainer, observer
 
@@ -287,17 +299,15 @@ def check_weights(name: str, ours: torch.Tensor, theirs: torch.Tensor, rates: fl
     assert (ours - theirs).abs().max() <= 2 * rates, name
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4},
-        {"gradient_checkpointing": True},
-        {"use_lora": False, "learning_rate": 1e-5},
-        {"use_lora": False, "learning_rate": 1e-5, "gradient_checkpointing": True},
-    ],
-    ids=["accumulation", "checkpointing", "full", "full and checkpointing"],
-)
-@pytest.mark.parametrize("method", METHODS)
+KINDS_OF_RUN: dict[str, dict[str, Any]] = {
+    "accumulation": {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 4},
+    "checkpointing": {"gradient_checkpointing": True},
+    "full": {"use_lora": False, "learning_rate": 1e-5},
+    "full and checkpointing": {"use_lora": False, "learning_rate": 1e-5, "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize(("method", "fields"), crossed(list(KINDS_OF_RUN.values()), list(KINDS_OF_RUN)))
 def test_a_training_is_that_of_the_plain_path(method: str, fields: dict[str, Any], tmp_path: Path) -> None:
     validation = write_rows(tmp_path / "validation.jsonl", some_rows(method, 12))
     fields = {**fields, "eval_dataset_path": validation, "sample_generations": 0}
@@ -358,7 +368,7 @@ def make_llama(folder: Path) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", soon(first_of_each_trainer()))
 def test_a_model_that_does_not_allow_it_takes_the_plain_path_and_says_so_once(method: str, tmp_path: Path) -> None:
     model = make_llama(tmp_path / "llama")
     trainer, observer = trained(method, tmp_path / "out", model_name=model)
@@ -382,7 +392,7 @@ def test_windows_and_random_attention_are_refused() -> None:
     assert refusal(MODELS["qwen3"]()) is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", soon(first_of_each_trainer()))
 def test_broken_weights_are_noticed_on_the_fast_path(method: str, tmp_path: Path) -> None:
     model = make_model(tmp_path / "model")
     trainer = PreferenceTrainer(config(method, tmp_path / "out", model_name=model))
@@ -445,7 +455,7 @@ def test_trainings_on_the_same_rows_share_what_the_reference_said(method: str, t
     short, _ = epochs(method, tmp_path / "short", cache_dir=cache, num_train_epochs=1, learning_rate=1e-4)
     assert short.metadata()["acceleration"]["reference_passes"] == "known before"
     # Another reference has another place.
-    other = make_model(tmp_path / "model")
+    other = make_model(tmp_path / "model", "qwen3")
     elsewhere, _ = epochs(method, tmp_path / "elsewhere", cache_dir=cache, model_name=other)
     assert elsewhere.metadata()["acceleration"]["reference_passes"] == "once"
     # As have the same weights that are read in another way.

@@ -41,7 +41,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
 
 @pytest.fixture
 def app(settings: Settings, queue: FakeQueue) -> FastAPI:
-    return create_app(settings.model_copy(update={"admin_key": SecretStr(ADMIN_KEY)}), queue)
+    # No worker answers here.
+    return create_app(settings.model_copy(update={"admin_key": SecretStr(ADMIN_KEY), "max_wait_s": 0.01}), queue)
 
 
 @pytest.fixture
@@ -128,13 +129,14 @@ def test_a_tenant_sees_nothing_of_another(app: FastAPI, admin: TestClient, spec:
     artifact = theirs.get(f"/v1/jobs/{job['id']}/artifacts").json()["artifacts"][0]["id"]
     asked = theirs.post(f"/v1/jobs/{job['id']}/compare", json={"prompt": "س"}, params={"wait_s": 0}).json()
     before = theirs.get(f"/v1/jobs/{job['id']}").json()
+    held_out = theirs.post(f"/v1/jobs/{job['id']}/compare/held_out", json={}, params={"wait_s": 0}).json()
     ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"]}
     ids |= {"task_id": asked["id"], "artifact_id": artifact}
     walked = 0
     for method, path in every_route(app):
         if not path.startswith("/v1/") or "{" not in path or path.startswith("/v1/keys"):
             continue
-        concrete = path.format(**ids)
+        concrete = path.format(**ids | ({"comparison_id": held_out["id"]} if "held_out" in path else {}))
         if method == "GET" and not path.endswith("/events"):  # which would not end
             own = theirs.get(concrete)
             assert own.status_code < 400, (path, own.text)

@@ -62,6 +62,54 @@ def test_a_comparison_is_told_while_it_grows(client: TestClient, database: Datab
     error_of(client.post(path, json={"prompt": ""}, params={"stream": True}), 422, "spec_invalid")
 
 
+def test_held_out_prompts_are_counted_while_they_are_answered(
+    client: TestClient, database: Database, queue: FakeQueue, spec: dict[str, Any]
+) -> None:
+    fence = run(database, client, spec)
+    path = f"/v1/jobs/{fence.job_id}/compare/held_out"
+    error_of(client.post(path), 409, "state_conflict")
+    with database.transaction() as session:
+        jobs.finish(session, fence, Cause.FINISH, {"artifact_path": "x"})
+    for body in ({"prompts": 0}, {"prompts": 201}, {"prompt": "x"}, {"max_length": 0}):
+        error_of(client.post(path, json=body), 422, "spec_invalid")
+    asked = client.post(path, params={"wait_s": 0})
+    assert (asked.status_code, asked.json()["request"]) == (202, {"prompts": 48, "max_length": 128})
+    assert asked.headers["location"] == f"{path}/{asked.json()['id']}"
+    assert queue.tasks == [(asked.json()["id"], TaskKind.HELD_OUT)]
+    sides = {"trained_model_response": "الرباط", "reference_model_response": "فاس"}
+    partial = {"prompts": 1, "asked": 2, "current": {"row": 4, "prompt": "سؤال", **sides}}
+    counts = {
+        "asked": 1,
+        "prompts": 1,
+        "better": 1,
+        "ties": 0,
+        "worse": 0,
+        "broken": 0,
+        "share": 1.0,
+        "low": 0.2,
+        "high": 1.0,
+    }
+    answer = {"row": 3, "prompt": "سؤال", **sides, "margin": 1.5, "flags": [], "outcome": "better"}
+    with database.transaction() as session:
+        claimed = tasks.claim_next(session, [TaskKind.HELD_OUT], 60)
+        assert claimed is not None
+        tasks.tell(session, claimed, partial)
+    timer = threading.Timer(0.7, _finish, (database, claimed, {**counts, "answers": [answer]}, None))
+    timer.start()
+    text = client.get(f"{asked.headers['location']}/events").text
+    timer.join()
+    events = [dict(line.split(": ", 1) for line in event.splitlines()) for event in text.strip().split("\n\n")]
+    assert [event["event"] for event in events] == ["partial", "result"]
+    assert json.loads(events[0]["data"]) == partial
+    done = client.get(asked.headers["location"]).json()
+    assert done == json.loads(events[1]["data"])
+    assert done["result"] == {**counts, "answers": [answer]}
+    (listed,) = client.get(path).json()["comparisons"]
+    assert listed["result"] == {**counts, "answers": []}
+    assert client.get(f"/v1/jobs/{fence.job_id}/comparisons").json()["comparisons"] == []
+    error_of(client.get(f"/v1/jobs/{fence.job_id}/comparisons/{done['id']}"), 404, "not_found")
+
+
 def _finish(database: Database, claimed: TaskRecord, result: dict[str, Any] | None, error: dict[str, Any] | None) -> None:
     with database.transaction() as session:
         tasks.finish(session, claimed, result, error)
@@ -102,7 +150,7 @@ def test_a_dry_run_is_refused_as_a_submit_and_answered_by_a_worker(
     assert reply.json()["waiting_for"] == "worker"
     assert reply.headers["location"] == f"/v1/tasks/{reply.json()['id']}"
     assert queue.tasks == [(reply.json()["id"], TaskKind.VALIDATE)]
-    assert queue.trainings == []
+    assert queue.runs == []
     assert client.get("/v1/jobs").json()["jobs"] == []
     with database.transaction() as session:
         claimed = tasks.claim_next(session, [TaskKind.VALIDATE], 60)

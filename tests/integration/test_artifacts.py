@@ -28,8 +28,8 @@ from tests.fakes import FakeQueue, RecordingObserver
 from trainer_core import IPOConfig, PreferenceTrainer
 from trainer_core.errors import ModelNotFound, ReferenceMismatch
 from trainer_core.merging import merge
+from worker.desk import Desk
 from worker.exports import _merge, complete, push
-from worker.task_runner import Desk
 
 __all__ = ["client", "database", "queue"]
 
@@ -272,7 +272,7 @@ def test_another_base_than_the_trained_one_is_refused(trained: Path, tmp_path: P
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     model.model.embed_tokens.weight.data += 0.1
     model.save_pretrained(other)
-    with pytest.raises(ReferenceMismatch, match="training ended with: the weights of its base differ"):
+    with pytest.raises(ReferenceMismatch, match="training ended: the weights of its base differ"):
         merge(trained, tmp_path / "merged", lambda _: str(other))
     assert not (tmp_path / "merged").exists()
 
@@ -430,22 +430,24 @@ def test_a_merge_that_is_done_again_keeps_its_weights(
     for _ in range(2):
         with database.transaction() as session:
             session.execute(text("UPDATE tasks SET lease_expires_at = 0"))
+            tasks.reap(session, max_losses=9)
             task = tasks.claim_next(session, [TaskKind.MERGE], 60)
             job = jobs.get(session, fence.job_id)
         assert task
         assert job
-        _merge(Desk(task, database, queue, settings), job)  # type: ignore[arg-type]
+        _merge(Desk(task, database, settings), job)  # type: ignore[arg-type]
     found = listed(client, fence.job_id, kind="merged")
     assert {name.partition("/")[2] for name in found} >= {"model.safetensors", "merged.json", "tokenizer.json"}
     assert all((root / name).is_file() for name in found)
     assert len(list(root.glob("merged-*"))) == 1
     with database.transaction() as session:
         session.execute(text("UPDATE tasks SET lease_expires_at = 0"))
+        tasks.reap(session, max_losses=9)
         task = tasks.claim_next(session, [TaskKind.MERGE], 60)
         assert task
     with database.transaction() as session:
         session.execute(text("UPDATE tasks SET lease_token = 'another'"))
     with pytest.raises(StateConflict):
-        _merge(Desk(task, database, queue, settings), job)  # type: ignore[arg-type]
+        _merge(Desk(task, database, settings), job)  # type: ignore[arg-type]
     assert all((root / name).is_file() for name in found), "what a stale worker wrote is gone, and nothing else"
     error_of(client.delete(f"/v1/jobs/{fence.job_id}"), 409, "state_conflict")

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from tests.conftest import DATA
 from tests.integration.test_client import HOSTILE, artifact, claimed, finished
 from tests.live import Live, live, serving, settings
 from tests.training import config
+from tests.workbooks import xlsx
 from trainer_core.comparison import Proof
 from trainer_core.config import METHODS, SETTINGS
 from trainer_core.dry_run import dry_run
@@ -118,6 +118,28 @@ def test_a_job_is_submitted_from_files_and_options(live: Live, tmp_path: Path, s
     assert null["spec"]["learning_rate_cap"] is None
 
 
+def test_a_sheet_and_a_recipe_are_enough(live: Live, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in Path(ROWS).read_text(encoding="utf-8").splitlines()[:60]]
+    sheet, labelled = tmp_path / "rows.xlsx", str(DATA / "kto_train.jsonl")
+    sheet.write_bytes(xlsx({"S": [["prompt", "chosen", "rejected"], *([*map(row.get, row)] for row in rows)]}))
+    job = json.loads(run(live, "submit", str(sheet), "--recipe", "try", "--json").stdout)
+    assert (job["method"], job["model_name"]) == ("ipo", "tafdil/tiny-arabic-qwen-2")
+    assert (job["recipe"]["name"], job["recipe"]["rows"], job["spec"]["max_steps"]) == ("try", 60, 60)
+    told = run(live, "submit", labelled, "--recipe", "careful", "--set", "beta=0.3").stdout
+    assert "method kto, model tafdil/tiny-arabic-qwen-2" in told
+    assert "recipe  careful, version 1" in run(live, "show", "last").stdout
+    said = {**dry_run(config("ipo", tmp_path)), "recipe": job["recipe"]}
+    answering = threading.Thread(target=answer_dry_run, args=(live, said))
+    answering.start()
+    shown = run(live, "submit", str(sheet), "--recipe", "try", "--dry-run").stdout
+    answering.join()
+    for field in job["recipe"]["fields"]:
+        assert f"{field['name']} = {json.dumps(field['value'])}: {field['message']}" in " ".join(shown.split())
+    assert "give only one of the two" in run(live, "submit", str(sheet), "--data", ROWS, code=2).stderr.lower()
+    capped = ["submit", str(sheet), "--recipe", "try", "--set", "learning_rate_cap=1e-6"]
+    assert "learning_rate_cap" in run(live, *capped, code=3).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -146,7 +168,7 @@ def test_what_is_wrong_is_said_with_its_code(live: Live, arguments: list[str], c
 def test_a_service_that_is_away_is_said(live: Live) -> None:
     assert "tafdil serve" in run(None, "list", code=8).stderr
     job_id = submitted(live)
-    assert "cannot be resumed" in run(live, "resume", job_id, code=5).stderr
+    assert "cannot be resumed" in run(live, "resume", job_id, "--max-hours", "2", code=5).stderr
 
 
 def test_jobs_are_listed_and_shown(live: Live) -> None:
@@ -212,14 +234,20 @@ def test_a_job_is_watched_to_its_end(live: Live) -> None:
 def test_the_effect_of_a_run_is_listed_shown_and_watched(live: Live) -> None:
     job_id = submitted(live)
     evidence = {**EVIDENCE, "mean_kl": 2e-7, "decided_by": ["mean_kl"]}
-    finished(live, claimed(live), effect="hardly_changed", metadata_={"effect_evidence": evidence})
+    left = [{"trait": "commas", "rows": 40, "margin_left": 0.337}, {"trait": "emoji", "rows": 3, "margin_left": None}]
+    review = {"shortcuts": left, "hardest_rows": [{"row": row} for row in (7, "formal.jsonl:2", 3, 4, 5, 6)]}
+    recorded = {"effect_evidence": evidence, "review": review}
+    finished(live, claimed(live), effect="hardly_changed", metadata_=recorded)
     assert "hardly changed" in run(live, "list").stdout
     shown = run(live, "show", job_id).stdout
     assert "succeeded; the model hardly changed" in shown
     assert "measured on 64 validation rows" in shown
-    assert "KL divergence from the model before the run: 2e-07 nats per token" in shown
+    assert "KL divergence from the original model: 2e-07 nats per token" in shown
     assert "reward margin: 2.13 (95% interval: 1.87 to 2.39)" in shown
     assert "3 of 4 differ" in shown
+    assert "without the shortcut “commas”, 34% of the margin remains (measured on 40 pairs)" in shown
+    assert "often wrongly labelled: 7, formal.jsonl:2, 3, 4, 5\n" in shown
+    assert "emoji" not in shown
     assert f"see why: tafdil show {job_id[:8]}" in run(live, "watch", job_id).stdout
     other = submitted(live)
     broken = {**evidence, "mean_kl": None, "shift": None, "margin": None, "samples": None}
@@ -283,6 +311,46 @@ def test_a_merge_that_fails_says_why(live: Live) -> None:
     thread.join()
 
 
+def test_held_out_prompts_are_counted(live: Live) -> None:
+    job_id = submitted(live)
+    finished(live, claimed(live))
+    sides = {"trained_model_response": "الرباط", "reference_model_response": "مراكش"}
+    fair = {"row": 1, "prompt": "ما عاصمة المغرب؟", **sides, "margin": 1.25, "flags": [], "outcome": "better"}
+    broken = {**fair, "row": 2, "margin": 9.0, "flags": ["repetition"], "outcome": "broken"}
+    counts = {
+        "asked": 2,
+        "prompts": 2,
+        "better": 1,
+        "ties": 0,
+        "worse": 0,
+        "broken": 1,
+        "share": 0.5,
+        "low": 0.09,
+        "high": 0.91,
+    }
+
+    def answer() -> None:
+        for _ in range(5000):
+            with live.database.transaction() as session:
+                task = tasks.claim_next(session, [TaskKind.HELD_OUT], 60)
+                if task:
+                    assert task.request == {"prompts": 2, "max_length": 128}
+                    tasks.finish(session, task, {**counts, "answers": [fair, broken]})
+                    return
+            threading.Event().wait(0.05)
+
+    for arguments in ([], ["--json"]):
+        thread = threading.Thread(target=answer)
+        thread.start()
+        shown = run(live, "compare", job_id, "--held-out", "--prompts", "2", *arguments).stdout
+        thread.join()
+        assert "الرباط" in shown
+        assert ("better on 1 of 2 held-out prompts, the same on 0, worse on 0, broken on 1" in shown) == (not arguments)
+    assert json.loads(shown)["result"]["share"] == 0.5
+    assert run(live, "compare", job_id, code=2).stderr
+    assert run(live, "compare", job_id, "سؤال", "--held-out", code=2).stderr
+
+
 def test_answers_are_compared(live: Live) -> None:
     job_id = submitted(live)
     finished(live, claimed(live))
@@ -309,72 +377,6 @@ def test_answers_are_compared(live: Live) -> None:
         assert (expected in shown) == (not arguments)
     assert json.loads(shown)[0]["result"]["proof"]["max_logit_difference"] == 1.5
     assert "not answered in 0 s" in run(live, "compare", job_id, "سؤال", "--wait-s", "0", code=124).stderr
-
-
-def test_data_is_checked_uploaded_and_shown(live: Live, tmp_path: Path) -> None:
-    assert "640 rows" in run(None, "data", "check", ROWS).stdout
-    assert json.loads(run(None, "data", "check", ROWS, "--json").stdout)["valid"] is True
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"prompt": "س", "chosen": "ن"}\n{"prompt": 1}\n', encoding="utf-8")
-    said = run(None, "data", "check", str(broken), code=3).stderr
-    assert "line 1" in said
-    assert "line 2" in said
-    assert json.loads(run(None, "data", "check", str(broken), "--json", code=3).stdout)["valid"] is False
-    assert "line 1" in run(live, "data", "upload", str(broken), code=3).stderr
-    dataset = json.loads(run(live, "data", "upload", ROWS, "--name", "أزواج", "--json").stdout)
-    assert dataset["id"] in run(live, "data", "list").stdout
-    assert "row 2" in run(live, "data", "show", dataset["id"], "--first", "2", "--count", "1").stdout
-    assert json.loads(run(live, "data", "delete", dataset["id"], "--json").stdout)["freed_bytes"] > 0
-    assert json.loads(run(live, "data", "list", "--json").stdout) == []
-
-
-def test_a_question_is_printed_with_the_command_that_answers_it(live: Live, tmp_path: Path) -> None:
-    table = tmp_path / "جدول.csv"
-    table.write_bytes("السؤال,جواب جيد,جواب سيئ\nما عاصمة مصر؟,القاهرة,لا أدري\n".encode("cp1256"))
-    for command, where in (("check", None), ("upload", live)):
-        said = run(where, "data", command, str(table), code=3).stderr
-        assert "cp1256" in said
-        assert "ما عاصمة مصر؟" in said
-        answer = shlex.split(said.strip().splitlines()[-1])
-        assert answer[-5:] == ["data", command, str(table), "--encoding", "cp1256"]
-        assert "prompt is read from" in run(where, *answer[-4 - 1 :]).stdout
-    assert json.loads(run(None, "data", "check", str(table), "--json", code=3).stdout)["question"]["guess"] == "cp1256"
-    assert (
-        json.loads(run(live, "data", "upload", str(table), "--json", code=3).stderr)["error"]["question"]["about"]
-        == "encoding"
-    )
-    unknown = tmp_path / "unknown.jsonl"
-    unknown.write_text('{"a b": "x", "c": "y", "d": "z"}\n', encoding="utf-8")
-    said = run(None, "data", "check", str(unknown), code=3).stderr
-    assert "a b" in said
-    assert "--map prompt=COLUMN --map chosen=COLUMN --map rejected=COLUMN" in said.replace("\n", " ")
-    columns = ["--map", "prompt=a b", "--map", "chosen=c", "--map", "rejected=d"]
-    assert "prompt is read from" in run(None, "data", "check", str(unknown), *columns).stdout
-
-
-def test_a_table_that_was_uploaded_is_known_again(live: Live, tmp_path: Path) -> None:
-    table = tmp_path / "rows.csv"
-    table.write_text("prompt,chosen,rejected\nس,نعم,لا\n", encoding="utf-8")
-    options = ["submit", "--method", "ipo", "--model", "tafdil/tiny-arabic-qwen-2", "--data", str(table), "--json"]
-    first, second = (json.loads(run(live, *options).stdout)["spec"]["dataset_id"] for _ in range(2))
-    assert first == second
-
-
-def test_broken_rows_stay_out_and_are_saved(live: Live, tmp_path: Path) -> None:
-    rows, out = tmp_path / "rows.jsonl", tmp_path / "broken.csv"
-    good = '{"prompt": "س", "chosen": "نعم", "rejected": "لا"}\n'
-    rows.write_text(good + '{"prompt": "=x", "chosen": 1}\n' + good.replace("س", "ص"), encoding="utf-8")
-    assert "skipped 1 invalid row" in run(None, "data", "check", str(rows), "--on-invalid", "skip").stdout
-    said = run(live, "data", "upload", str(rows), "--on-invalid", "skip").stdout
-    run(live, *said.partition("see them: tafdil ")[2].split()[:3], str(out))
-    assert out.read_bytes().startswith(b"\xef\xbb\xbfline,problem,prompt,chosen")
-    converted = tmp_path / "ours.jsonl"
-    run(None, "data", "convert", str(rows), str(converted), code=3)
-    assert not list(tmp_path.glob(".*")), "what failed leaves nothing"
-    run(None, "data", "convert", str(rows), str(converted), "--on-invalid", "skip")
-    assert "already exists" in run(None, "data", "convert", str(rows), str(converted), code=2).stderr
-    assert "2 rows" in run(None, "data", "check", str(converted)).stdout
-    assert "field=column" in run(None, "data", "check", str(rows), "--map", "prompt", code=2).stderr
 
 
 def test_files_are_downloaded_and_deleted(live: Live, tmp_path: Path, spec: dict[str, Any]) -> None:

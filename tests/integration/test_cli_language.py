@@ -68,6 +68,7 @@ def test_every_phase_of_a_run_has_words(live: Live, phase: Phase) -> None:
         ({"LC_ALL": "", "LANG": "ar_MA.UTF-8"}, "ar"),
         ({"TAFDIL_LANG": "en", "LANG": "ar_EG.UTF-8"}, "en"),
         ({"TAFDIL_LANG": "ar", "LC_ALL": "en_US.UTF-8"}, "ar"),
+        ({"TAFDIL_LANG": "AR"}, "ar"),
     ],
 )
 def test_the_environment_chooses_the_language(live: Live, environment: dict[str, str], expected: str) -> None:
@@ -160,9 +161,9 @@ def test_a_key_that_is_missing_or_refused_is_said_for_people_at_a_terminal(setti
 
 def test_a_service_that_is_away_is_said_in_both_languages() -> None:
     away = "http://127.0.0.1:9"
-    assert "error: no answer from http://127.0.0.1:9: " in run(away, "list", code=8).stderr
+    assert "error: no response from http://127.0.0.1:9: " in run(away, "list", code=8).stderr
     stderr = run(away, "list", code=8, env=ARABIC).stderr
-    assert "خطأ: لا تجيب الخدمة على http://127.0.0.1:9: " in stderr
+    assert "خطأ: لا تستجيب الخدمة على http://127.0.0.1:9: " in stderr
     assert "`tafdil serve`" in stderr
 
 
@@ -227,7 +228,7 @@ def test_an_interrupted_watch_says_that_the_job_goes_on(live: Live, monkeypatch:
 
 def test_the_doctor_advises_in_arabic(live: Live, tmp_path: Path) -> None:
     shown = run(live.url, "doctor", "--data-dir", str(tmp_path), env=ARABIC).stdout
-    assert "الخدمة تجيب على" in shown
+    assert "تستجيب الخدمة على" in shown
     found = json.loads(run(live.url, "doctor", "--data-dir", str(tmp_path), "--json", env=ARABIC).stdout)
     assert any("المساحة المتاحة" in each["told"] for each in found)
     assert not re.search(r"[\u2066-\u2069]", json.dumps(found, ensure_ascii=False))

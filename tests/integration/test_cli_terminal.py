@@ -151,6 +151,7 @@ def every_command(live: Live, job: str, dataset: str, tmp_path: Path) -> list[tu
         (["data", "check", str(broken)], (3,)),
         (["data", "convert", str(rows), str(tmp_path / f"{NAME} {time.monotonic_ns()}")], fine),
         (["data", "broken", dataset, str(tmp_path / f"{NAME}.csv")], (4,)),
+        (["data", "report", str(rows)], fine),
         (["data", "upload", str(rows), "--name", f"{NAME} {time.monotonic_ns()}"], fine),
         (["methods"], fine),
         (["methods", "simpo"], fine),
@@ -360,3 +361,15 @@ def test_a_name_that_fits_several_jobs_is_refused(live: Live) -> None:
     assert "and 2 more: tafdil list" in refused.stderr
     assert NAME in refused.stderr
     assert {job["state"] for job in json.loads(run(live, "list", "--json").stdout)} == {"queued"}
+
+
+def test_a_task_is_cancelled_by_its_id(live: Live, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(ROWS, encoding="utf-8")
+    with Client(live.url) as client:
+        waiting = client.report(client.upload_dataset(rows).id, wait_s=0)
+        assert run(live, "cancel", waiting.id).stdout == f"{waiting.id}  the data report is cancelled\n"
+        assert client.task(waiting.id).state == "cancelled"
+    again = run(live, "cancel", waiting.id, codes=[5]).stderr
+    assert "was cancelled already" in again
+    assert "no job has the id" in run(live, "cancel", "0" * 32, codes=[4]).stderr

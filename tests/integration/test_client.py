@@ -140,7 +140,7 @@ def test_errors_are_a_tree(client: Client, live: Live, spec: dict[str, Any]) -> 
     with pytest.raises(tafdil.JobFailed) as failed:
         job.wait(check=True)
     assert failed.value.job.state == "cancelled"
-    with pytest.raises(tafdil.Unreachable, match="no answer from"), Client("http://127.0.0.1:9", retries=0) as nobody:
+    with pytest.raises(tafdil.Unreachable, match="no response from"), Client("http://127.0.0.1:9", retries=0) as nobody:
         nobody.job(job.id)
     for kind in (tafdil.InvalidRequest, tafdil.Conflict, tafdil.RateLimited, tafdil.ServerError):
         assert issubclass(kind, tafdil.ApiError)

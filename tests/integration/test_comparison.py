@@ -1,5 +1,6 @@
 """A comparison proves which weights answered: an adapter that is swapped, left on, off or merged is noticed."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from tests.fakes import RecordingObserver
-from tests.training import PROMPT, config, make_model
-from trainer_core import PreferenceTrainer, comparison
+from tests.training import PROMPT, config, make_model, some_rows
+from trainer_core import PreferenceTrainer, comparison, held_out
 from trainer_core.comparison import ModelPair, load_pair
 from trainer_core.errors import DataInvalid, ReferenceMismatch, SpecInvalid
 from trainer_core.fingerprints import adapter_tensors, base_tensors, fingerprint
@@ -107,9 +108,7 @@ def test_a_swapped_adapter_is_noticed(pair: ModelPair, trained: Path) -> None:
     with torch.no_grad():
         for name, tensor in adapter_tensors(pair.policy, "default"):
             tensor.copy_(other[name])
-    with pytest.raises(
-        ReferenceMismatch, match="the weights of the trained model are not those that its training ended with"
-    ):
+    with pytest.raises(ReferenceMismatch, match="the weights of the trained model have changed since its training ended"):
         pair.compare(PROMPT, max_new_tokens=4)
 
 
@@ -133,7 +132,7 @@ def test_another_base_under_the_same_name_is_noticed(trained: Path, tmp_path: Pa
         next(base.parameters()).mul_(1.01)
     base.save_pretrained(tmp_path / "model")
     moved = load_pair(trained / "first", lambda _: str(tmp_path / "model"))[1]
-    with pytest.raises(ReferenceMismatch, match="are not those that its training ended with"):
+    with pytest.raises(ReferenceMismatch, match="have changed since its training ended"):
         moved.compare(PROMPT, max_new_tokens=4)
 
 
@@ -163,7 +162,7 @@ def one_sided(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> ModelPair:
 
 
 def test_a_batch_that_ignores_its_sides_is_noticed(one_sided: ModelPair) -> None:
-    with pytest.raises(ReferenceMismatch, match="the answer of the reference did not come from its weights"):
+    with pytest.raises(ReferenceMismatch, match="the answer from the reference did not come from its weights"):
         one_sided.compare(PROMPT, max_new_tokens=4)
 
 
@@ -192,7 +191,7 @@ def test_fingerprints_are_of_live_tensors(trained: Path) -> None:
 
 
 def test_prompts_that_cannot_be_answered(pair: ModelPair) -> None:
-    with pytest.raises(DataInvalid, match="the model reads at most 512"):
+    with pytest.raises(DataInvalid, match="the model accepts at most 512"):
         pair.compare("كلمة " * 600, max_new_tokens=4)
     with pytest.raises(DataInvalid, match="max_length asks for 510 more"):
         pair.compare(PROMPT, max_new_tokens=510)
@@ -230,6 +229,36 @@ def test_options_of_generation(pair: ModelPair) -> None:
             pair.compare(PROMPT, max_new_tokens=4, **options)  # type: ignore[arg-type]
     with pytest.raises(SpecInvalid, match="at least 1"):
         pair.compare(PROMPT, max_new_tokens=0)
+
+
+def test_the_margin_has_a_sign_and_a_broken_answer_is_flagged(pair: ModelPair) -> None:
+    found = pair.compare(PROMPT, max_new_tokens=12)
+    assert found.preference_score == pytest.approx(1 / (1 + math.exp(-found.margin)))
+    reply = found.responses()
+    assert (reply["margin"], reply["flags"]) == (found.margin, list(found.flags))
+    # The same answer on both sides differs from nothing, so nothing is flagged.
+    swapped = ModelPair(pair.policy, FrozenView(pair.policy, pair.adapter), pair.renderer, pair.beta, reward=pair.reward)
+    answers = comparison._Answers([5] * 40, [5, 6, 7, 8], torch.zeros(1), torch.zeros(1))
+    assert "repetition" in swapped._flags(PROMPT, ("نعم " * 20, "هي مدينة الرباط"), answers, ())
+    assert "length_ratio" in swapped._flags(PROMPT, ("نعم " * 20, "هي مدينة الرباط"), answers, ())
+    long = ["هذه إجابة طويلة جدًا وفيها كلام كثير عن المدن والبلدان وعن كل ما يخطر في البال من أخبارها"]
+    assert "length_ratio" not in swapped._flags(PROMPT, ("نعم " * 20, "هي مدينة الرباط"), answers, long)
+    same = comparison._Answers([5, 6, 7, 8], [5, 6, 7, 8], torch.zeros(1), torch.zeros(1))
+    assert swapped._flags(PROMPT, ("Rabat", "الرباط"), same, ()) == ["foreign_script"]
+    assert swapped._flags(PROMPT, ("Rabat", "الرباط"), same, ["Rabat"]) == []
+    assert swapped._flags(PROMPT, ("الرباط", "الرباط"), same, ()) == []
+
+
+def test_held_out_prompts_are_counted_with_the_real_models(pair: ModelPair) -> None:
+    prompts = held_out.prompts_of([{"row": row, **each} for row, each in enumerate(some_rows("ipo", 40)[32:], start=33)])[:3]
+    seen = list(held_out.answer(prompts, lambda each: pair.compare(each.prompt, max_new_tokens=6, wanted=each.wanted)))
+    result = seen[-1]
+    assert (len(seen), result["asked"], result["prompts"]) == (3, 3, 3)
+    assert sum(result[name] for name in ("better", "ties", "worse", "broken")) == 3
+    for each, asked in zip(result["answers"], prompts, strict=True):
+        alone = pair.compare(asked.prompt, max_new_tokens=6, wanted=asked.wanted)
+        assert each["row"] == asked.row
+        assert (each["trained_model_response"], each["margin"]) == (alone.trained_response, alone.margin)
 
 
 def test_texts_are_compared_in_composed_form() -> None:

@@ -7,14 +7,21 @@ from typing import Any
 import pytest
 
 from tests.fakes import RecordingObserver
-from tests.training import config, some_rows, write_rows
+from tests.training import config, small_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.errors import SpecInvalid, Stopped
 
 
 def settings(folder: Path, **fields: Any) -> Any:
     rows = write_rows(folder / "rows.jsonl", some_rows("ipo", 16))
-    base = {"dataset_path": rows, "per_device_train_batch_size": 4, "max_steps": 4, "save_steps": 1, "save_total_limit": 5}
+    base = {
+        "model_name": small_model(),
+        "dataset_path": rows,
+        "per_device_train_batch_size": 4,
+        "max_steps": 4,
+        "save_steps": 1,
+        "save_total_limit": 5,
+    }
     return config("ipo", folder / "out", **{**base, **fields})
 
 

@@ -14,7 +14,7 @@ import trainer_core.config
 import trainer_core.preference_trainer
 from tests.fakes import RecordingObserver
 from tests.methods import facts_of
-from tests.training import CONFIGS, METHODS, PROMPT, config, make_model, on_labels, some_rows, write_rows
+from tests.training import CONFIGS, METHODS, PROMPT, config, crossed, make_model, on_labels, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.base_trainer import BaseTrainer
 
@@ -112,8 +112,7 @@ def test_the_training_arguments(method: str, model: str, tmp_path: Path) -> None
     assert trainer.observer.warnings["learning_rate_clamped"]
 
 
-@pytest.mark.parametrize("form", ["raw", "mapped", "prepared"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "form"), crossed(["raw", "mapped", "prepared"]))
 def test_the_trainer_of_trl_takes_datasets(method: str, form: str, model: str, tmp_path: Path) -> None:
     """Rows as in a file, rows as the loader's functions map them, and the loader's own: the same training."""
     trainer = trainer_of(method, model, tmp_path)

@@ -157,9 +157,9 @@ def test_a_check_reports_and_stores_nothing(client: TestClient, settings: Settin
 @pytest.mark.parametrize(
     ("query", "field"),
     [
-        ("map=prompt", "map.0"),
+        ("map=prompt", "map"),
         ("map=prompt:a&map=prompt:b", "map"),
-        ("map=prompt:%00", "map.0"),
+        ("map=prompt:%00", "map"),
         ("threshold=nan", "threshold"),
         ("threshold=much", "threshold"),
         ("on_invalid=guess", "on_invalid"),

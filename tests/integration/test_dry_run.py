@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import DATA, TINY_MODEL
 from tests.fakes import RecordingObserver
-from tests.training import CONFIGS, ON_LABELS, ON_PAIRS, held_out, on_labels, train_file
+from tests.training import CONFIGS, ON_LABELS, ON_PAIRS, held_out, make_model, on_labels, train_file
 from trainer_core import IPOConfig, PreferenceTrainer
 from trainer_core.config import HEADLINE
 from trainer_core.dry_run import Machine, dry_run, histogram, preview
@@ -105,6 +105,20 @@ def test_it_refuses_what_the_training_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(SpecInvalid, match="early_stopping"):
         dry_run(config("ipo", tmp_path, eval_dataset_path=None, early_stopping_patience=2))
     assert not (tmp_path / "out").exists()
+
+
+def test_it_warns_of_what_a_machine_without_a_gpu_would_refuse(tmp_path: Path) -> None:
+    """Not a refusal: which machine takes the job is only known then."""
+    narrow = make_model(tmp_path / "narrow")
+
+    def warned(machine: Machine, **fields: Any) -> list[str]:
+        found = dry_run(config("ipo", tmp_path, **fields), machine)["warnings"]
+        return [each["params"]["reason"]["code"] for each in found if each["code"] == "needs_gpu"]
+
+    asked = {"precision": "fp16", "optim": "paged_adamw_8bit", "load_in_4bit": True, "model_name": narrow}
+    here, gpu = Machine(on_gpu=False, name="a CPU"), Machine(on_gpu=True)
+    assert warned(here, **asked) == ["fp16_needs_gpu", "optim_needs_gpu", "width_not_in_blocks"]
+    assert warned(gpu, **asked) == warned(here) == []
 
 
 def test_memory_grows_with_what_takes_it(tmp_path: Path) -> None:

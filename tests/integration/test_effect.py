@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fakes import RecordingObserver
-from tests.training import METHODS, ON_LABELS, config, make_model, some_rows, write_rows
+from tests.training import METHODS, ON_LABELS, config, make_model, small_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer, effect_measurement
 from trainer_core.config import SETTINGS_OF
 from trainer_core.forecast import forecast
@@ -114,18 +114,20 @@ def test_a_run_of_one_step_trains_and_says_so(method: str, tmp_path: Path) -> No
 def test_few_rows_are_measured_on_themselves_and_validation_rows_come_first(tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", some_rows("ipo", 20))
     held = write_rows(tmp_path / "held.jsonl", some_rows("ipo", 100)[30:])
-    plain = trained(settings("ipo", tmp_path, dataset_path=few, max_steps=1, sample_generations=0)).effect
+    plain = trained(
+        settings("ipo", tmp_path, model_name=small_model(), dataset_path=few, max_steps=1, sample_generations=0)
+    ).effect
     assert plain is not None
     assert (plain.evidence.rows_from, plain.evidence.rows, plain.evidence.samples) == ("training", 20, None)
     fields = {"eval_dataset_path": held, "eval_on_start": False, "sample_generations": 0, "per_device_eval_batch_size": 70}
-    validated = trained(settings("ipo", tmp_path, max_steps=1, **fields)).effect
+    validated = trained(settings("ipo", tmp_path, model_name=small_model(), max_steps=1, **fields)).effect
     assert validated is not None
     assert (validated.evidence.rows_from, validated.evidence.rows) == ("validation", 64)
 
 
 @pytest.mark.parametrize("fields", [{}, NO_COPY], ids=["LoRA", "no copy"])
 def test_a_run_that_was_cut_at_its_end_has_the_effect_of_one_that_was_not(fields: dict[str, Any], tmp_path: Path) -> None:
-    chosen = settings("kto", tmp_path, max_steps=3, **fields)
+    chosen = settings("kto", tmp_path, model_name=small_model(), max_steps=3, **fields)
     whole = trained(chosen)
     again = PreferenceTrainer(chosen, observer=RecordingObserver())
     again.train(resume_from_checkpoint=tmp_path / "out" / "checkpoint-3")
@@ -180,7 +182,7 @@ def test_a_model_is_saved_also_where_no_memory_is_left_to_measure_it(tmp_path: P
         def measure_effect(self) -> Any:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    trainer = NoMemory(settings("ipo", tmp_path, max_steps=1), observer=RecordingObserver())
+    trainer = NoMemory(settings("ipo", tmp_path, model_name=small_model(), max_steps=1), observer=RecordingObserver())
     trainer.train()
     assert "effect_not_measured" in trainer.observer.warnings  # type: ignore[attr-defined]
     metadata = json.loads((tmp_path / "out" / "ipo_metadata.json").read_text(encoding="utf-8"))
@@ -222,7 +224,7 @@ def test_a_run_whose_effect_cannot_be_measured_keeps_its_model(tmp_path: Path, m
         raise RuntimeError("no answer")
 
     monkeypatch.setattr(PreferenceTrainer, "measure_effect", fail)
-    trainer = trained(settings("ipo", tmp_path, learning_rate=1e-3, max_steps=1))
+    trainer = trained(settings("ipo", tmp_path, model_name=small_model(), learning_rate=1e-3, max_steps=1))
     assert "no answer" in trainer.observer.warnings["effect_not_measured"]
     metadata = json.loads((tmp_path / "out" / "ipo_metadata.json").read_text(encoding="utf-8"))
     assert (metadata["effect"], metadata["effect_evidence"]) == (None, None)

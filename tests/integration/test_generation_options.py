@@ -1,7 +1,7 @@
 """What a comparison may be asked for: its length, which has a default that fits, and the options of generation."""
 
 import inspect
-from contextlib import nullcontext
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.service import ComparisonRequest
+from jobs.comparisons import ComparisonRequest
+from jobs.settings import Settings
+from jobs.states import TaskKind
 from tests.training import METHODS, PROMPT, config
 from trainer_core import PreferenceTrainer
 from trainer_core.comparison import ModelPair
@@ -40,7 +42,7 @@ def test_the_default_length_is_cut_to_what_the_model_reads(method: str, tmp_path
             trainer.generate_with_comparison(prompt, **options)
         assert found.value.details[0].field == "max_length"
     assert trainer.generate_with_comparison(prompt, max_length=room) == answered
-    with pytest.raises(DataInvalid, match="the model reads at most 512"):
+    with pytest.raises(DataInvalid, match="the model accepts at most 512"):
         trainer.generate_with_comparison("كلمة " * 600)
 
 
@@ -109,21 +111,60 @@ def test_numbers_of_other_libraries_are_options(pair: ModelPair) -> None:
         pair.compare(PROMPT, max_new_tokens=3, temperature=0.7, do_sample=False)
 
 
+class OneWarmPair:
+    """The cache of a worker, with one pair that fails."""
+
+    class Pair:
+        def compare(self, *_: Any, **__: Any) -> None:
+            try:
+                self.forward()
+            except RuntimeError as error:
+                raise SpecInvalid.at("prompt", "it is refused") from error
+
+        def forward(self) -> None:
+            raise RuntimeError("as a model that runs out of memory")
+
+    def __init__(self) -> None:
+        self._pairs = {"j": self.Pair()}
+        self.is_alive = weakref.ref(self._pairs["j"])
+        self.names = ["j"]
+
+    def get(self, name: str, _: Path) -> tuple[str, Any]:
+        return "ipo", self._pairs[name]
+
+    def forget(self, name: str) -> None:
+        self._pairs.pop(name, None)
+
+
+def desk_for(request: dict[str, Any], **settings: Any) -> Any:
+    return SimpleNamespace(
+        task=SimpleNamespace(job_id="j", kind=TaskKind.COMPARE, request=request),
+        settings=Settings(**settings),
+        tell=lambda _: None,
+    )
+
+
+def test_a_comparison_that_fails_leaves_no_model_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory is given back once nothing holds the models, and the error's frames hold them too."""
+    warm, held = OneWarmPair(), list[bool]()
+    monkeypatch.setattr(generation, "_warm", warm)
+    monkeypatch.setattr(generation, "model_directory", lambda *_: Path())
+    monkeypatch.setattr(generation, "trained_job", lambda _: SimpleNamespace(id="j"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: held.append(warm.is_alive() is not None))
+    request = ComparisonRequest(prompt="كلمة").model_dump()
+    with pytest.raises(SpecInvalid, match="it is refused"):
+        generation._answer(desk_for(request, gpu_sharing="training_first"))
+    assert held == [False]
+
+
 def test_a_request_without_a_length_is_answered_with_what_fits(pair: ModelPair, monkeypatch: pytest.MonkeyPatch) -> None:
     warm = SimpleNamespace(get=lambda *_: ("ipo", pair), forget=lambda _: None)
     monkeypatch.setattr(generation, "_warm_pairs", lambda _: warm)
     monkeypatch.setattr(generation, "model_directory", lambda *_: Path())
-    monkeypatch.setattr(generation.jobs, "get", lambda *_: SimpleNamespace(id="j", artifact_path="x"))
+    monkeypatch.setattr(generation, "trained_job", lambda _: SimpleNamespace(id="j"))
 
     def answered(**sent: Any) -> dict[str, Any]:
-        request = ComparisonRequest(prompt="كلمة " * 470, **sent).model_dump()
-        desk: Any = SimpleNamespace(
-            task=SimpleNamespace(job_id="j", request=request),
-            database=SimpleNamespace(reading=nullcontext),
-            settings=None,
-            tell=lambda _: None,
-        )
-        return generation._answer(desk)
+        return generation._answer(desk_for(ComparisonRequest(prompt="كلمة " * 470, **sent).model_dump()))
 
     assert answered()["prompt"] == "كلمة " * 470
     assert answered(max_length=4)["trained_model_response"]

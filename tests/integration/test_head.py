@@ -47,8 +47,15 @@ def tenant(admin: TestClient, spec: dict[str, Any]) -> tuple[TestClient, dict[st
     log.write_bytes(LOG)
     artifact = client.get(f"/v1/jobs/{job['id']}/artifacts").json()["artifacts"][0]["id"]
     asked = client.post(f"/v1/jobs/{job['id']}/compare", json={"prompt": "س"}, params={"wait_s": 0}).json()
+    held_out = client.post(f"/v1/jobs/{job['id']}/compare/held_out", params={"wait_s": 0}).json()["id"]
     waiting = client.post("/v1/jobs", json=spec).json()["id"]
-    ids = {"job_id": job["id"], "dataset_id": dataset["id"], "comparison_id": asked["id"], "waiting": waiting}
+    ids = {
+        "held_out": held_out,
+        "job_id": job["id"],
+        "dataset_id": dataset["id"],
+        "comparison_id": asked["id"],
+        "waiting": waiting,
+    }
     return client, {**ids, "task_id": asked["id"], "artifact_id": artifact}
 
 
@@ -59,14 +66,14 @@ def test_head_says_what_get_says_on_every_route(
     routes = {path for method, path in every_route(app) if method == "GET"}
     assert {"/", "/docs", "/healthz", "/readyz", "/metrics", "/v1/jobs/{job_id}/artifacts/{artifact_id}"} <= routes
     for path in sorted(routes):
-        concrete = path.replace("{language}", "ar")
+        concrete = path.replace("{language}", "ar").replace("held_out/{comparison_id}", f"held_out/{ids['held_out']}")
         for name, value in ids.items():
             concrete = concrete.replace(f"{{{name}}}", value)
         concrete += MOUNTED.get(path, "")
         caller = admin if path in {"/metrics", "/v1/keys"} else client
         head = caller.head(concrete)
         assert head.content == b""
-        if path.endswith("/comparisons/{comparison_id}/events"):
+        if path.endswith("/{comparison_id}/events"):
             # Nobody answers this one, so a GET would not end.
             assert head.headers["content-type"].startswith("text/event-stream")
             assert head.status_code == 200

@@ -132,7 +132,7 @@ def test_a_class_whose_last_job_is_claimed_during_a_round(database: Database, se
             # SQLite reads a snapshot, so the claim must be feigned there.
             patch.setattr(queue, "waiting", lambda _: 0)
         dispatcher.run_round(database, queue, settings)
-    assert queue.trainings == []
+    assert queue.runs == []
 
 
 def test_a_committed_job_outlives_a_power_failure(database: Database) -> None:

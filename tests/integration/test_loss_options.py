@@ -1,6 +1,7 @@
 """Options of TRL's losses that no config here reaches yet: each override asks for them, and else is TRL's own."""
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class StockKTO(_Tokenized, KTOTrainer):
 
 
 class StockCPO(CPOTrainer):
-    tokenize_row = TokenizedCPOTrainer.tokenize_row
+    tokenize_row = staticmethod(TokenizedCPOTrainer.tokenize_row)
 
 
 OURS: dict[str, Any] = {"dpo": TokenizedIPOTrainer, "kto": TokenizedKTOTrainer, "cpo": TokenizedCPOTrainer}
@@ -155,6 +156,11 @@ def test_loss_and_gradients_are_those_of_trl(method: str, options: dict[str, Any
         assert any(f"({name})" in reason for name in options)
 
 
+def test_rows_are_mapped_by_a_function_that_holds_no_model() -> None:
+    """datasets hashes the function, and would copy a method's trainer with its weights."""
+    assert not inspect.ismethod(object.__new__(TokenizedCPOTrainer).tokenize_row)
+
+
 def test_label_smoothing_of_ipo_is_not_put_on_another_loss(tmp_path: Path) -> None:
     options = {"loss_type": ["sigmoid"]}
     _, expected, _ = step(STOCK["dpo"], "dpo", options, tmp_path / "stock")
@@ -181,7 +187,7 @@ def test_a_call_that_passes_more_is_answered_by_trl(tmp_path: Path) -> None:
         found = trainer.model(**call, position_ids=torch.arange(4)[None])
     torch.testing.assert_close(found.log_probs, expected.log_probs, rtol=1e-5, atol=1e-6)
     (calls,) = trainer.fast_path.metadata()["plain_because"].values()
-    assert calls.startswith("TRL's call passes or lacks arguments")
+    assert calls.startswith("TRL's call passes arguments that the fast path does not support")
     assert calls.endswith("(position_ids, attention_mask=None)")
 
 

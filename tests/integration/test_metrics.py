@@ -137,6 +137,6 @@ def test_the_page_names_every_metric_and_no_other(method: str, tmp_path: Path) -
 def test_the_warnings_of_the_page_exist() -> None:
     code = "".join(path.read_text() for path in (Path(__file__).resolve().parents[2] / "trainer_core").rglob("*.py"))
     warnings = re.findall(r"^\| `(\w+)` \|", section("Warnings based on metrics"), re.MULTILINE)
-    assert len(warnings) == 5
+    assert len(warnings) == 7
     for name in warnings:
         assert f'"{name}"' in code

@@ -93,7 +93,7 @@ def test_a_changed_mix_is_refused(folder: Path, tmp_path: Path) -> None:
         {"dialect.jsonl": {"weight": 0.5}, "formal.jsonl": {"weight": 1}},
     ):
         changed = PreferenceTrainer(settings("ipo", folder, tmp_path / "out", mix), observer=RecordingObserver())
-        with pytest.raises(SpecInvalid, match="belongs to a run with another data plan"):
+        with pytest.raises(SpecInvalid, match="belongs to a run with a different data plan"):
             changed.train(resume_from_checkpoint=checkpoint)
 
 

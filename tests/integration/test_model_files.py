@@ -87,7 +87,7 @@ HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "lying weights": (lie, "is not a complete safetensors file .* file not fully covered"),
     "a lost shard": (lose_a_shard, "could not be loaded: .*model-00002-of-.*safetensors"),
     "a cut shard": (cut_a_shard, "model-000.*safetensors is not a complete safetensors file"),
-    "an index that lies": (name_a_shard_twice, r"lack \d+ weights, starting with "),
+    "an index that lies": (name_a_shard_twice, r"lack \d+ weights \(the first is "),
     "a million layers": (
         edit(num_hidden_layers=10**6),
         "its num_hidden_layers is 1,000,000, which is above the limit of 2,048",
@@ -100,13 +100,13 @@ HARMS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "layers inside": (edit(text_config={"num_hidden_layers": 10**7}), "its num_hidden_layers is 10,000,000"),
     "a layer too many": (
         edit(num_hidden_layers=3, layer_types=["full_attention"] * 3),
-        r"lack 12 weights, starting with model\.layers\.2",
+        r"lack 12 weights \(the first is model\.layers\.2",
     ),
     "another vocabulary": (
         edit(vocab_size=2000),
         r"2 weights .* lm_head\.weight, has the shape \(1252, 32\), but should have \(2000, 32\)",
     ),
-    "another type": (edit(model_type="gpt2", n_layer=2), "lack .* weights, starting with transformer"),
+    "another type": (edit(model_type="gpt2", n_layer=2), r"lack .* weights \(the first is transformer"),
     "an unknown type": (edit(model_type="nothing"), "model type `nothing` but Transformers does not recognize"),
     "text as a number": (
         edit(hidden_size="32"),

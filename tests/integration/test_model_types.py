@@ -109,7 +109,7 @@ def test_metrics_that_leave_out_what_follows_the_output_layer_are_refused(
 ) -> None:
     monkeypatch.setattr("trainer_core.scoring.own_logits", lambda model, states: model.get_output_embeddings()(states))
     with pytest.raises(
-        ForwardMismatch, match=r"of the metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"
+        ForwardMismatch, match=r"computed for the metrics differ .*\(GraniteForCausalLM\) by .* nats per token in row \d"
     ):
         prepared("ipo", granite, tmp_path)
 
@@ -124,7 +124,7 @@ def test_a_fast_path_that_is_wrong_is_refused(method: str, tmp_path: Path, monke
         return right(hidden * 1.01, *args, **kwargs)
 
     monkeypatch.setattr(forward, "score_tokens", wrong)
-    with pytest.raises(ForwardMismatch, match="of the loss differ"):
+    with pytest.raises(ForwardMismatch, match="computed for the loss differ"):
         prepared(method, str(TINY_MODEL), tmp_path)
     prepared(method, str(TINY_MODEL), tmp_path, acceleration="off")
 
@@ -140,7 +140,7 @@ def test_mismatched_answers_are_checked_too(tmp_path: Path, monkeypatch: pytest.
         return packed
 
     monkeypatch.setattr(forward, "pack_behind", wrong)
-    with pytest.raises(ForwardMismatch, match="of the loss differ"):
+    with pytest.raises(ForwardMismatch, match="computed for the loss differ"):
         prepared("kto", str(TINY_MODEL), tmp_path)
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_cannot_be_computed_is_refused_by_name(
         raise AttributeError("'Granite' object has no attribute 'model'")
 
     monkeypatch.setattr("trainer_core.scoring.layers_of", fails)
-    with pytest.raises(ModelRefused, match="the model cannot be computed: its type GraniteForCausalLM fails with “Attr"):
+    with pytest.raises(ModelRefused, match="the model cannot be used: models of type GraniteForCausalLM fail with “Attr"):
         prepared("ipo", granite, tmp_path)
 
 

@@ -17,6 +17,7 @@ from jobs.repository import attempts, jobs, tasks
 from jobs.states import Cause
 from tests.api import client, database, queue, run
 from tests.fakes import FakeQueue
+from trainer_core.errors import error_dict
 
 __all__ = ["client", "database", "queue"]
 
@@ -53,9 +54,15 @@ def test_gauges_follow_the_jobs(client: TestClient, database: Database, spec: di
     assert 0 <= found["tafdil_lease_age_seconds", "cpu", "worker"] < 30
     assert found["tafdil_tasks", "merge", "queued"] == 1
     with database.transaction() as session:
+        for lease_s in (-1, 60):
+            task = tasks.claim_next(session, [TaskKind.MERGE], lease_s)
+            tasks.reap(session, max_losses=3)
+        assert task
+        tasks.finish(session, task, None, error_dict("timeout", "too long"))
         jobs.finish(session, fence, Cause.FINISH, {"effect": "hardly_changed"})
     ended = scraped(client)
     assert ended["tafdil_attempts_ended_total", "succeeded"] == 1
+    assert ended["tafdil_tasks_ended_total", "merge", "lost"] == ended["tafdil_tasks_ended_total", "merge", "timeout"] == 1
     effects = {key[1]: value for key, value in ended.items() if key[0] == "tafdil_jobs_succeeded_total"}
     assert effects == {"changed": 0, "hardly_changed": 1, "collapsed": 0, "unknown": 0}
     assert not [key for key in ended if key[0] == "tafdil_memory_bytes"]

@@ -40,6 +40,7 @@ BEYOND_SCHEMAS = (
     ("POST", "/v1/datasets/check"),
     ("GET", "/v1/datasets/{dataset_id}/broken"),
     ("POST", "/v1/datasets/{dataset_id}/preview"),
+    ("GET", "/v1/datasets/{dataset_id}/report"),
 )
 
 
@@ -107,7 +108,9 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
         "key_ids": seeds.api_keys,
         "artifacts": seeds.artifacts,
         "comparisons": seeds.comparisons,
+        "held_outs": seeds.held_outs,
         "tasks": seeds.tasks,
+        "waiting_tasks": seeds.waiting_tasks,
         "datasets": [seeds.dataset],
         "doomed_datasets": seeds.doomed_datasets,
     }
@@ -119,15 +122,16 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
     parameters |= {"dataset_id": "datasets", "key_id": "key_ids"}
     # An id in a path is that of what the operation is for, so that it finds it in the right state.
     places = {
-        "artifact_id|comparison|compare|/metrics$|/logs$|/merge$|/push$": ("path.job_id", "trained"),
+        "artifact_id|/comparison|/compare(/held_out)?$|/metrics$|/logs$|/merge$|/push$": ("path.job_id", "trained"),
         "^DELETE /v1/jobs/{job_id}$": ("path.job_id", "doomed"),
         "^DELETE /v1/jobs/{job_id}/artifacts$": ("path.job_id", "spent"),
-        "/(pause|cancel)$": ("path.job_id", "waiting"),
+        "/jobs/{job_id}/(pause|cancel)$": ("path.job_id", "waiting"),
+        "/tasks/{task_id}/cancel$": ("path.task_id", "waiting_tasks"),
         "/resume$": ("path.job_id", "paused"),
         "^DELETE /v1/datasets/": ("path.dataset_id", "doomed_datasets"),
         "^POST /v1/session$": ("body.key", "keys"),
     }
-    silent = {"include-path-regex": "/events$|/compare$", "request-timeout": 0.3}
+    silent = {"include-name-regex": "^GET .*/events$|^POST .*/compare(/held_out)?$", "request-timeout": 1.0}
     # A request has headers that nobody declares.
     undeclared = {"include-path-regex": "/jobs/{job_id}/events$", "checks": {"negative_data_rejection": {"enabled": False}}}
     # Numbers, text and null beside an upload's lists of rows, or in their place, are passed over.
@@ -138,6 +142,10 @@ def configured(seeds: Seeds, key: str | None, examples: int = EXAMPLES) -> schem
     # A deletion of files takes some kinds of them: what stays can be had, and the list may be empty, not gone.
     emptied = {"include-name-regex": "^GET /v1/jobs/{job_id}/artifacts", "checks": {"use_after_free": {"enabled": False}}}
     operations: list[dict[str, Any]] = [
+        {
+            "include-name-regex": "/held_out/",
+            "parameters": {"path.job_id": of("trained"), "path.comparison_id": of("held_outs")},
+        },
         *({"include-name-regex": where, "parameters": {name: of(word)}} for where, (name, word) in places.items()),
         silent,
         undeclared,
@@ -268,7 +276,7 @@ def test_a_wrong_method_is_told_the_right_ones(settings: Settings) -> None:
             ("POST", "/docs", "GET, HEAD"),
         ):
             reply = client.request(method, path)
-            assert error_of(reply, 405, "method_not_allowed")["message"] == f"this path takes {allowed}, not {method}"
+            assert error_of(reply, 405, "method_not_allowed")["message"] == f"this path accepts {allowed}, not {method}"
             assert reply.headers["allow"] == allowed
         reply = client.head("/v1/jobs/validate")
         assert (reply.status_code, reply.headers["allow"]) == (405, "POST")

@@ -96,12 +96,12 @@ def test_a_checkpoint_of_a_run_with_other_options_is_refused(folder: Path) -> No
     kept = folder / "kept"
     shutil.copytree(folder / "out" / "checkpoint-1", kept / "checkpoint-1", dirs_exist_ok=True)
     for fields, reason in (
-        ({"optim": "adafactor"}, "another optimizer: it has adamw_torch_fused, this run has adafactor"),
-        ({"adam_beta1": 0.5}, r"another Adam beta1: it has 0\.9, this run has 0\.5"),
-        ({"lora_dropout": 0.1}, r"another LoRA dropout: it has 0\.0, this run has 0\.1"),
-        ({"use_rslora": True}, "another use of rsLoRA: it has False, this run has True"),
-        ({"use_dora": True}, "another use of DoRA: it has False, this run has True"),
-        ({"warmup_steps": 3}, "another number of warm-up steps: it has None, this run has 3"),
+        ({"optim": "adafactor"}, "a different optimizer: it has adamw_torch_fused, and this run has adafactor"),
+        ({"adam_beta1": 0.5}, r"a different Adam beta1: it has 0\.9, and this run has 0\.5"),
+        ({"lora_dropout": 0.1}, r"a different LoRA dropout: it has 0\.0, and this run has 0\.1"),
+        ({"use_rslora": True}, "a different use of rsLoRA: it has False, and this run has True"),
+        ({"use_dora": True}, "a different use of DoRA: it has False, and this run has True"),
+        ({"warmup_steps": 3}, "a different number of warm-up steps: it has None, and this run has 3"),
     ):
         with pytest.raises(SpecInvalid, match=reason):
             resumed_of("ipo", folder, **fields).train(kept / "checkpoint-1")
@@ -117,7 +117,9 @@ def test_a_checkpoint_that_names_no_options_had_the_defaults(folder: Path) -> No
         trainer.train()
     checkpoint = newest_verified([folder / "out"])
     assert checkpoint is not None
-    with pytest.raises(SpecInvalid, match="another optimizer: it has adamw_torch_fused, this run has adamw_torch\\."):
+    with pytest.raises(
+        SpecInvalid, match=r"a different optimizer: it has adamw_torch_fused, and this run has adamw_torch\."
+    ):
         resumed_of("ipo", folder, optim="adamw_torch").train(checkpoint)
     again = resumed_of("ipo", folder)
     again.train(checkpoint)

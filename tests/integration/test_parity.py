@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from tests.conftest import TINY_MODEL
 from tests.fakes import RecordingObserver
 from tests.methods import facts_of
-from tests.training import METHODS, config, learning_rates, on_labels, some_rows, write_rows
+from tests.training import METHODS, config, learning_rates, on_labels, small_model, some_rows, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.models import load_policy, load_reference, weights_dtype
 
@@ -51,11 +51,11 @@ def stock_log(method: str, settings: Any, rows: list[dict[str, Any]], folder: Pa
         "report_to": "none",
         "disable_tqdm": True,
     }
-    model = load_policy(settings, str(TINY_MODEL), None, "fp32")
+    model = load_policy(settings, settings.model_name, None, "fp32")
     reference: dict[str, Any] = {}
     if settings.loss_needs_reference:
         # TRL would copy the new adapter, which is the base as long as it is new; a full second model is the same.
-        reference = {"ref_model": load_reference(str(TINY_MODEL), weights_dtype(settings.use_lora, "fp32"), False)}
+        reference = {"ref_model": load_reference(settings.model_name, weights_dtype(settings.use_lora, "fp32"), False)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         trainer_class, config_class, own = facts_of(method).stock()
@@ -100,6 +100,7 @@ def test_each_step_has_the_loss_of_bare_trl(
     settings = config(
         method,
         tmp_path / "ours",
+        model_name=small_model(),
         dataset_path=write_rows(tmp_path / "rows.jsonl", rows),
         # Text without a template is what both render the same way: TRL learns the line break after a template's end token.
         apply_chat_template=False,

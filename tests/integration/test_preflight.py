@@ -70,7 +70,7 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
     ({"adapter_name": "nowhere"}, ModelNotFound, "nowhere"),
     ({"adapter_name": "adapter"}, ModelRefused, "adapts lm_head"),
     ({"adapter_name": "more"}, ModelRefused, "has modules_to_save"),
-    ({"adapter_name": "by_token"}, ModelRefused, "has alora_invocation_tokens"),
+    ({"adapter_name": "by_token"}, ModelRefused, "sets alora_invocation_tokens"),
     ({"output_dir": "model"}, SpecInvalid, "output_dir is the directory of the model"),
     ({"adapter_name": "ia3"}, ModelRefused, "not LoRA"),
     (
@@ -79,7 +79,7 @@ CASES: list[tuple[dict[str, Any], type[TafdilError], str]] = [
         "qq_proj” is not in the model.* are down_proj, embed_tokens, gate_proj",
     ),
     ({"lora_target_modules": ["q_proj", "mlp"]}, SpecInvalid, "mlp” is neither a linear"),
-    ({"max_length": 4096}, SpecInvalid, "max_length is 4,096, but .* reads at most 512 tokens"),
+    ({"max_length": 4096}, SpecInvalid, "max_length is 4,096, but .* accepts at most 512 tokens"),
     ({"load_in_4bit": True}, SpecInvalid, "is a multiple of 64"),
     ({"output_dir": "file/below"}, SpecInvalid, "the output directory .* cannot be written"),
     ({"precision": "fp16"}, SpecInvalid, "fp16 needs a GPU"),
@@ -113,7 +113,7 @@ def test_weights_that_are_missing_in_the_files_are_not_drawn_at_random(place: Pa
     save_file(
         {n: t for n, t in weights.items() if "layers.1" not in n}, place / "half" / "model.safetensors", {"format": "pt"}
     )
-    with pytest.raises(ModelRefused, match=r"lack 12 weights, starting with model\.layers\.1"):
+    with pytest.raises(ModelRefused, match=r"lack 12 weights \(the first is model\.layers\.1"):
         PreferenceTrainer(config("ipo", tmp_path, model_name=str(place / "half"))).load()
 
 

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import select, update
 
 from jobs.database import Database, db_now
-from jobs.records import DispatchRecord
-from jobs.repository import attempts, dispatch, events, jobs, metrics, tasks
+from jobs.records import DispatchRecord, JobRecord, TaskRecord
+from jobs.repository import attempts, dispatch, events, jobs, metrics, tasks, watch
 from jobs.repository.jobs import Fence
 from jobs.settings import Settings
 from jobs.states import Cause, JobState, Request, TaskKind
@@ -108,7 +108,7 @@ def test_a_live_lease_is_not_reaped(database: Database) -> None:
     assert claim(database, lease_s=30)
     with database.transaction() as session:
         assert jobs.reap(session, 3) == []
-        assert jobs.oldest_expired_lease_s(session) == 0
+        assert watch.oldest_expired_lease_s(session) == 0
 
 
 def test_a_job_that_loses_every_worker_is_poisoned(database: Database) -> None:
@@ -140,6 +140,26 @@ def test_only_a_new_checkpoint_forgives_losses(database: Database) -> None:
     job = state(database, job_id)
     assert (job.state, job.error["code"]) == (JobState.FAILED, "poisoned")
     assert "beyond step 50; the last one: gone" in job.error["message"]
+
+
+def test_the_pause_doubles_with_each_loss(database: Database) -> None:
+    submit(database)
+    with database.transaction() as session:
+        tasks.insert(session, TaskKind.PREVIEW, "default", {})
+    for pause_s in (1000, 2000):
+        fence = claim(database)
+        assert fence
+        with database.transaction() as session:
+            task = tasks.claim_next(session, [TaskKind.PREVIEW], 60)
+            assert task
+            began = session.scalar(select(db_now()))
+            assert jobs.lose(session, fence, 3, "x", pause_s=1000)
+            assert tasks.lose(session, task, 3, "x", pause_s=1000)
+        with database.transaction() as session:
+            for record in (JobRecord, TaskRecord):
+                (not_before,) = session.scalars(select(record.not_before))
+                assert pause_s <= not_before - began < pause_s + 500
+                session.execute(update(record).values(not_before=None))
 
 
 def test_cancel_while_queued_and_while_running(database: Database) -> None:
@@ -338,6 +358,19 @@ def test_after_an_absence_leases_may_be_renewed_before_they_are_taken_back(datab
     assert look(after_s=2000)
 
 
+def test_a_round_that_takes_long_is_no_absence_unless_the_database_stood_still(database: Database) -> None:
+    def rounds(lasting_s: float) -> bool:
+        """Whether the round after one of this length may revoke leases."""
+        with database.transaction() as session:
+            dispatch.begin_round(session, gap_s=30, grace_s=3000, host="a")
+            session.execute(update(DispatchRecord).values(round_at=DispatchRecord.round_at - lasting_s))
+            dispatch.end_round(session, most_s=1000)
+            return dispatch.begin_round(session, gap_s=30, grace_s=3000, host="a")
+
+    assert rounds(lasting_s=600)
+    assert not rounds(lasting_s=1200)
+
+
 def test_a_lease_of_a_clock_that_jumped_back_is_shortened(database: Database) -> None:
     job_id = submit(database)
     assert claim(database, lease_s=7200)
@@ -397,6 +430,8 @@ def test_a_comparison_is_answered_once(database: Database) -> None:
         stale = tasks.claim_next(session, ASKED, lease_s=0)
     time.sleep(0.05)
     with database.transaction() as session:
+        assert tasks.claim_next(session, ASKED, lease_s=60) is None, "only a dispatcher takes a lease back"
+        assert tasks.reap(session, max_losses=3) == [comparison_id]
         fresh = tasks.claim_next(session, ASKED, lease_s=60)
         assert tasks.claim_next(session, ASKED, lease_s=60) is None
     assert stale
@@ -416,17 +451,21 @@ def test_a_comparison_that_loses_every_worker_fails(database: Database) -> None:
     job_id = submit(database)
     with database.transaction() as session:
         comparison_id = tasks.insert(session, TaskKind.COMPARE, "default", {"prompt": "x"}, job_id)
-    for _ in range(3):
+    for left in (2, 1, 0):
         with database.transaction() as session:
-            assert tasks.poison(session, max_losses=3) == []
             held = tasks.claim_next(session, ASKED, lease_s=0)
             assert held
             tasks.renew(session, held, lease_s=60)
+        with database.transaction() as session:
+            assert tasks.reap(session, max_losses=3) == []
             assert tasks.claim_next(session, ASKED, lease_s=0) is None
             tasks.renew(session, held, lease_s=0)
         time.sleep(0.05)
+        with database.transaction() as session:
+            assert tasks.reap(session, max_losses=3) == [comparison_id]
+            assert [task_id for task_id, _ in tasks.unclaimed(session, 0)] == ([comparison_id] if left else [])
     with database.transaction() as session:
-        assert tasks.poison(session, max_losses=3) == [comparison_id]
+        assert tasks.claim_next(session, ASKED, lease_s=0) is None
         found = tasks.get(session, comparison_id)
         assert found
         assert found.error
@@ -439,11 +478,11 @@ def test_as_many_messages_wait_as_jobs_and_no_more(database: Database, settings:
         submit(database)
     settings = settings.model_copy(update={"republish_s": 0.0})
     for waiting, published in ((0, 3), (2, 1), (3, 0), (9, 0)):
-        queue.trainings.clear()
+        queue.runs.clear()
         queue.waiting = lambda _, waiting=waiting: waiting  # type: ignore[method-assign]
         time.sleep(0.02)
         run_round(database, queue, settings)
-        assert len(queue.trainings) == published
+        assert len(queue.runs) == published
 
 
 def test_a_broker_that_is_down_is_asked_once_a_round(database: Database, settings: Settings) -> None:
@@ -455,4 +494,4 @@ def test_a_broker_that_is_down_is_asked_once_a_round(database: Database, setting
     run_round(database, queue, settings)
     queue.is_broken = False
     run_round(database, queue, settings)
-    assert queue.trainings == ids
+    assert queue.runs == ids

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from tests.fakes import RecordingObserver
 from tests.forking import ran
-from tests.training import METHODS, config, make_model, some_rows, write_rows
+from tests.training import METHODS, config, first_of_each_trainer, make_model, some_rows, soon, write_rows
 from trainer_core import PreferenceTrainer
 from trainer_core.checkpoints import newest_verified
 from trainer_core.comparison import load_pair
@@ -92,7 +92,7 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     trainer.train()
     assert trainer.trainer.state.global_step == STEPS
     expected = end_of(trainer)
-    shutil.rmtree(folder / "out")
+    (folder / "out").rename(folder / "whole")
     yield request.param, folder, expected
     shutil.rmtree(folder)
 
@@ -108,12 +108,17 @@ def go_on(method: str, folder: Path, expected: Any, step: int) -> None:
     shutil.rmtree(folder / "out")
 
 
-@pytest.mark.parametrize("step", [2, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 2, 2 * STEPS_AN_EPOCH])
-def test_stopped_at_a_step(unbroken: Any, step: int) -> None:
-    """In the middle of an epoch, at its edge, in the second epoch, and at that one's edge."""
+def test_stopped_at_steps(unbroken: Any) -> None:
+    """In the middle of an epoch, at its edge, in the second one and at its edge; each run resumes where the last stopped."""
     method, folder, expected = unbroken
-    with pytest.raises(Stopped):
-        PreferenceTrainer(settings(method, folder), observer=RecordingObserver(stop_after=step)).train()
+    checkpoint = None
+    for step in (2, STEPS_AN_EPOCH, STEPS_AN_EPOCH + 2, 2 * STEPS_AN_EPOCH):
+        trainer = PreferenceTrainer(settings(method, folder), observer=RecordingObserver(stop_after=step))
+        with pytest.raises(Stopped):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        checkpoint = newest_verified([folder / "out"])
+        assert checkpoint is not None
+        assert checkpoint.name == f"checkpoint-{step}"
     go_on(method, folder, expected, step)
 
 
@@ -154,7 +159,7 @@ def test_killed_during_a_save(unbroken: Any, place: str, tmp_path: Path) -> None
 
 def test_resumed_after_the_last_step(unbroken: Any) -> None:
     method, folder, expected = unbroken
-    PreferenceTrainer(settings(method, folder), observer=RecordingObserver()).train()
+    shutil.copytree(folder / "whole", folder / "out")
     go_on(method, folder, expected, STEPS)
 
 
@@ -177,9 +182,9 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
     PreferenceTrainer(settings("ipo", place, max_steps=4), observer=RecordingObserver()).train()
     kept = place / "kept"
     shutil.copytree(place / "out", kept)
-    with pytest.raises(SpecInvalid, match="another method: it has ipo, this run has cpo"):
+    with pytest.raises(SpecInvalid, match="a different method: it has ipo, and this run has cpo"):
         resumed("cpo", place, kept / "checkpoint-4")
-    with pytest.raises(SpecInvalid, match="another batch size: it has 4, this run has 2"):
+    with pytest.raises(SpecInvalid, match="a different batch size: it has 4, and this run has 2"):
         resumed("ipo", place, kept / "checkpoint-4", per_device_train_batch_size=2)
     for name, fields in (
         ("learning rate", {"learning_rate": 1e-7}),
@@ -187,13 +192,13 @@ def test_a_checkpoint_of_another_training_is_refused(place: Path) -> None:
         ("beta", {"beta": 5.0}),
         ("label_smoothing", {"label_smoothing": 0.1}),
     ):
-        with pytest.raises(SpecInvalid, match=f"another {name}: "):
+        with pytest.raises(SpecInvalid, match=f"a different {name}: "):
             resumed("ipo", place, kept / "checkpoint-4", **fields)
     with pytest.raises(SpecInvalid, match="checkpoint-9 is missing"):
         resumed("ipo", place, kept / "checkpoint-9")
     rows = some_rows("ipo", ROWS)
     write_rows(place / "rows.jsonl", [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in rows])
-    with pytest.raises(SpecInvalid, match="another data plan"):
+    with pytest.raises(SpecInvalid, match="a different data plan"):
         resumed("ipo", place, kept / "checkpoint-4")
     weights = kept / "checkpoint-4" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
@@ -205,7 +210,7 @@ def test_a_longer_plan_goes_on(place: Path) -> None:
     PreferenceTrainer(settings("ipo", place, max_steps=4), observer=RecordingObserver()).train()
     longer = resumed("ipo", place, place / "out" / "checkpoint-4", max_steps=6)
     assert longer.trainer.state.global_step == 6
-    assert "planned for 4 steps, this one for 6" in longer.observer.warnings["length_changed"]
+    assert "planned for 4 steps, but this run has 6" in longer.observer.warnings["length_changed"]
     shorter = resumed("ipo", place, place / "out" / "checkpoint-6", max_steps=2)
     assert shorter.trainer.state.global_step == 6, "what is trained stays trained"
 
@@ -244,7 +249,7 @@ def test_an_evaluation_of_ones_own_is_no_point_of_the_history(place: Path) -> No
     assert trainer.metadata()["early_stopping"] == stopping
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", soon(first_of_each_trainer()))
 def test_full_fine_tuning_resumes_exactly(method: str, tmp_path: Path) -> None:
     make_model(tmp_path / "model")
     rows = some_rows(method, ROWS + 8)
@@ -262,22 +267,6 @@ def test_full_fine_tuning_resumes_exactly(method: str, tmp_path: Path) -> None:
     assert_same(end_of(resumed), expected)
 
 
-FULL = """
-import sys
-from pathlib import Path
-from tests.integration.test_resume import settings
-from tests.fakes import RecordingObserver
-from tests.forking import ran
-from trainer_core import PreferenceTrainer
-from trainer_core.errors import DiskFull
-
-try:
-    PreferenceTrainer(settings("ipo", Path(sys.argv[1])), observer=RecordingObserver()).train()
-except DiskFull as error:
-    print(error)
-"""
-
-
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     """A small file system of its own, with room for one checkpoint and a half: the second one finds no older to prune."""
     make_model(tmp_path / "model")
@@ -292,13 +281,11 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     size = PreferenceTrainer(settings("ipo", tmp_path, output_dir=str(tmp_path / "probe"), max_steps=2))
     size.train()
     checkpoint_bytes = sum(p.stat().st_size for p in (tmp_path / "probe" / "checkpoint-2").rglob("*"))
-    mount = f"mount -t tmpfs -o size={int(checkpoint_bytes * 1.5)} tmpfs {tmp_path / 'out'}"
-    script = f'{mount} && {sys.executable} -c "$1" {tmp_path} && cp -r {tmp_path / "out"} {tmp_path / "kept"}'
-    root = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    command = [*namespace, script, "sh", FULL]
-    result = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
-    assert "the disk is full: the checkpoint of step 4" in result.stdout, result.stderr
+    command = [sys.executable, "-m", "tests.rig.small_disk", str(tmp_path), str(int(checkpoint_bytes * 1.5))]
+    said = tmp_path / "said"
+    with said.open("wb") as output:
+        ran(command, {**os.environ}, output, trains=True)
+    assert "the disk is full: the checkpoint at step 4" in said.read_text(encoding="utf-8")
     kept = newest_verified([tmp_path / "kept"])
     assert kept is not None
     assert kept.name == "checkpoint-2"

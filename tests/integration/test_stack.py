@@ -16,8 +16,8 @@ from tafdil import ApiError, Client
 from tests.conftest import DATA
 from tests.servers import postgres_schema, redis_prefix
 from tests.stack import StackUnderTest, alive, until
-from tests.training import held_out, train_file
-from trainer_core.config import METHODS
+from tests.training import held_out, soon, train_file
+from trainer_core.config import HEADLINE
 
 FAST = {
     "TAFDIL_LEASE_S": "4",
@@ -123,7 +123,17 @@ def test_what_a_job_leaves_behind_is_downloaded_merged_and_deleted(client: Clien
         client.job(job["id"])
 
 
-@pytest.mark.parametrize("method", METHODS)
+def check_review(client: Client, job_id: str, told: list[dict[str, Any]]) -> None:
+    """The review is in the metadata, and its held-out prompts are those that are asked."""
+    (review,) = told
+    assert client.metadata(job_id)["review"] == review
+    verdict = client.compare_held_out(job_id, prompts=2, max_length=8).result
+    assert verdict is not None
+    assert [answer["row"] for answer in verdict["answers"]] == review["held_out_rows"][:2]
+    assert sum(verdict[name] for name in ("better", "ties", "worse", "broken")) == verdict["prompts"] == 2
+
+
+@pytest.mark.parametrize("method", soon(HEADLINE))
 def test_the_whole_road(client: Client, method: str) -> None:
     train = client.upload_dataset(DATA / train_file(method))
     pairs = client.upload_dataset(held_out("ipo"))
@@ -151,6 +161,7 @@ def test_the_whole_road(client: Client, method: str) -> None:
     (effect,) = [event["data"] for event in events if event["event"] == "effect"]
     assert said["forecast"]["effect"] == effect["effect"] == done["effect"] == "changed"
     assert client.metadata(job["id"])["effect_evidence"] == effect["evidence"]
+    check_review(client, job["id"], [event["data"]["review"] for event in events if event["event"] == "review"])
     series = client.metrics(job["id"])
     assert [point["step"] for point in series["loss"]] == [1, 5, 10]
     assert [point["step"] for point in series["eval_loss"]] == [0, 10]

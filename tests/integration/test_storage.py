@@ -96,6 +96,19 @@ def test_files_are_in_the_store_for_who_does_not_have_them(remote: Settings) -> 
     assert not storage.has(job_id, files[1].name)
 
 
+def test_what_merges_wrote_is_found_here_and_in_the_store(remote: Settings) -> None:
+    storage, job_id = Storage(remote), "c" * 32
+    assert storage.merged(job_id) == set()
+    stored = a_file(remote, job_id, "merged-1/model.safetensors", kind="merged")
+    storage.publish(job_id, [stored, a_file(remote, job_id, "attempt-1/log.txt", b"log", "log")])
+    shutil.rmtree(run_dir(remote, job_id))
+    here = a_file(remote, job_id, "merged-2/a/b.bin", kind="merged")
+    a_file(remote, job_id, "attempt-1/output/merged-3/model.safetensors")
+    assert storage.merged(job_id) == {stored.name, here.name}
+    storage.delete(job_id, storage.merged(job_id))
+    assert storage.merged(job_id) == set()
+
+
 def test_a_log_that_grew_is_copied_again(remote: Settings) -> None:
     storage, job_id = Storage(remote), "b" * 32
     for text in (b"one", b"two"):

@@ -92,7 +92,7 @@ def test_the_products_arguments_may_be_changed(method: str, tmp_path: Path) -> N
     assert found.args is arguments
     assert found.identity["learning rate"] == 3e-3
     arguments.beta = 0.5
-    with pytest.raises(SpecInvalid, match=r"beta 0\.5, but the config makes it 0\.3"):
+    with pytest.raises(SpecInvalid, match=r"beta to 0\.5, but the config makes it 0\.3"):
         made(trainer, arguments)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import DATA, TINY_MODEL
+from trainer_core import preloading
 from worker import warm_start
 from worker.training_process import TrainingProcess, whole_environment
 from worker.warm_start import ColdReason, ForkServer
@@ -85,6 +86,12 @@ def weights(output: Path) -> dict[str, bytes]:
         "adapter": (output / "adapter_model.safetensors").read_bytes(),
         "optimizer": (output / "checkpoint-4" / "optimizer.pt").read_bytes(),
     }
+
+
+def test_a_server_does_without_a_module_that_another_version_of_a_library_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On torch 2.11 no run started warm, as one of its modules came with a later version."""
+    monkeypatch.setattr(preloading, "_OF_LIBRARIES", ("torch.profiler.of_a_later_version", "numpy.ctypeslib"))
+    preloading.preload()
 
 
 def test_a_run_may_begin_in_one_way_and_resume_in_the_other(trainings: Trainings) -> None:

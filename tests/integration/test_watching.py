@@ -151,7 +151,7 @@ def test_metrics_go_to_tensorboard_wandb_and_mlflow(place: Path, tmp_path: Path,
 
 
 def test_a_report_whose_package_is_missing(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer_core.preflight.find_spec", lambda _: None)
+    monkeypatch.setattr("trainer_core.trackers.find_spec", lambda _: None)
     trainer = trainer_of("ipo", place, tmp_path, report_to=["wandb"])
     with pytest.raises(NotInstalled, match="pip install wandb") as found:
         trainer.load()
@@ -213,7 +213,7 @@ def test_signs_become_warnings_once(place: Path, tmp_path: Path) -> None:
     seen = evaluations(trainer.observer, "eval_sample_repetition")
     assert sum(value > 0.5 for value in seen.values()) > 1
     assert trainer.observer.told.count("repetition") == 1
-    assert "repeats what they said before" in trainer.observer.warnings["repetition"]
+    assert "repeats earlier text in the same answer" in trainer.observer.warnings["repetition"]
 
 
 @pytest.mark.parametrize("label", [True, False])

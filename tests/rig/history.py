@@ -30,6 +30,23 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+class Tail:
+    """The lines of a file that are new since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def more(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._read)
+            found = file.read()
+        whole = found[: found.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 def lifetimes(lines: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
     """Of each job, its trainings: attempt, first and last instant at which they did something."""
     spans: defaultdict[tuple[str, int], list[float]] = defaultdict(list)

@@ -1,5 +1,6 @@
 """The rig: every process of the service, as many workers as wanted, and servers of its own that may be broken."""
 
+import atexit
 import os
 import shutil
 import signal
@@ -7,7 +8,9 @@ import sqlite3
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -41,6 +44,7 @@ class Rig(StackUnderTest):
         settings: variables of all processes, on top of `FAST`.
         each: variables of one worker or dispatcher, by its name ("train-worker-2").
         generation: whether comparisons are answered too.
+        also: more services of the local stack to start.
         forks: as of `StackUnderTest`.
     """
 
@@ -54,9 +58,11 @@ class Rig(StackUnderTest):
         each: dict[str, dict[str, str]] | None = None,
         generation: bool = False,
         forks: bool = True,
+        also: Sequence[str] = (),
     ) -> None:
         super().__init__(folder / "data", forks=forks)
-        self.folder, self._workers, self._dispatchers, self._generation = folder, workers, dispatchers, generation
+        self._also = [*(["generation-worker"] if generation else []), *also]
+        self.folder, self._workers, self._dispatchers = folder, workers, dispatchers
         self._settings, self._each = {**FAST, **(settings or {})}, each or {}
         self.history_file = folder / "history.jsonl"
         self._address = self._settings.pop("TAFDIL_TEST_ADDRESS", None)
@@ -84,8 +90,7 @@ class Rig(StackUnderTest):
         for number in range(1, self._workers + 1):
             planned.append(self._copy(worker, f"train-worker-{number}"))
         self._worker_command = self._copy(worker, "train-worker-1").command
-        if self._generation:
-            planned.append(self._copy(services["generation-worker"], "generation-worker"))
+        planned += [self._copy(services[name], name) for name in self._also]
         return planned
 
     def _copy(self, service: Service, name: str) -> Service:
@@ -232,8 +237,8 @@ class OwnPostgres:
             for parent in self.folder.parents:
                 if parent.stat().st_uid == 0 and str(parent).startswith("/tmp/"):
                     parent.chmod(parent.stat().st_mode | 0o055)
-        command = [str(find_postgres("initdb")), "-D", str(self.folder), "-U", "postgres", "-A", "trust", "-N"]
-        subprocess.run([*self._as_postgres(), *command], check=True, capture_output=True)
+        # `-a` keeps owners and modes.
+        subprocess.run(["cp", "-a", f"{_new_cluster()}/.", str(self.folder)], check=True)
         if address:
             with (self.folder / "pg_hba.conf").open("a") as file:
                 file.write("host all all samenet trust\n")
@@ -242,7 +247,7 @@ class OwnPostgres:
         options = ["-p", str(self.port), "-k", str(self.folder), "-c", f"listen_addresses={self.addresses}"]
         quick = ["-c", "shared_buffers=16MB", "-c", "max_connections=100", "-c", "synchronous_commit=on"]
         command = [str(find_postgres("postgres")), "-D", str(self.folder), *options, *quick]
-        return Service("postgres", [*self._as_postgres(), *command])
+        return Service("postgres", [*_as_postgres(), *command])
 
     def answers(self) -> bool:
         import psycopg
@@ -253,8 +258,21 @@ class OwnPostgres:
             return False
         return True
 
-    def _as_postgres(self) -> list[str]:
-        return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
+
+@cache
+def _new_cluster() -> Path:
+    """The files of a new server, which servers are copied from: `initdb` takes seconds."""
+    folder = TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    if os.getuid() == 0:
+        shutil.chown(folder.name, "postgres", "postgres")
+    command = [str(find_postgres("initdb")), "-D", folder.name, "-U", "postgres", "-A", "trust", "-N"]
+    subprocess.run([*_as_postgres(), *command], check=True, capture_output=True)
+    return Path(folder.name)
+
+
+def _as_postgres() -> list[str]:
+    return ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.getuid() == 0 else []
 
 
 def find_postgres(program: str) -> Path | None:

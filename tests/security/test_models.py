@@ -310,11 +310,11 @@ def test_a_directory_of_the_worker_is_no_model_of_the_hub(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     settings = Settings(data_dir=tmp_path / "data", allow_hub=True)
     assert find_model(settings, "someone/other") == "someone/other"
-    with pytest.raises(ModelNotFound, match="where the service runs"):
+    with pytest.raises(ModelNotFound, match="the directory that the service runs in"):
         find_model(settings, "someone/model")
 
 
-@pytest.mark.parametrize("module", ["worker.checks", "worker.generation"])
+@pytest.mark.parametrize("module", ["worker.check_worker", "worker.generation_worker"])
 @pytest.mark.parametrize("allowed", [False, True])
 def test_workers_ask_no_hub_unless_it_is_allowed(tmp_path: Path, module: str, allowed: bool) -> None:
     code = (

@@ -78,8 +78,10 @@ def bodies(client: TestClient) -> dict[str, dict[str, Any]]:
     job, dataset = f"/v1/jobs/{'0' * 32}", f"/v1/datasets/{'0' * 32}"
     others = {
         f"{job}/cancel": {"save_checkpoint": True},
+        f"{job}/resume": {"max_hours": 2.0},
         f"{job}/rerun": {"from_checkpoint": True},
         f"{job}/compare": {"prompt": "س"},
+        f"{job}/compare/held_out": {"prompts": 3},
         f"{job}/push": {"name": "model"},
         f"{dataset}/preview": named,
         "/v1/keys": {"tenant": "a"},
@@ -183,7 +185,7 @@ def test_the_library_gets_the_fields_of_the_spec_and_the_services_places_alone(m
     places = {"dataset_path": "rows", "output_dir": "out", "cache_dir": "cache", "cache_gib": 1.0}
     made = library_config({**stored, **{k: v for k, v in DANGEROUS.items() if k not in places}}, places)
     assert set(type(made).model_fields) == set(stored) - {
-        *("method", "name", "priority", "gpu_class", "dataset_id", "eval_dataset_id"),
+        *("method", "name", "recipe", "priority", "gpu_class", "max_hours", "dataset_id", "eval_dataset_id"),
     } | set(LibraryPaths.model_fields)
     assert {name: getattr(made, name) for name in places} == places
     with pytest.raises(SpecInvalid):

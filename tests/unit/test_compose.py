@@ -77,9 +77,9 @@ def test_every_substituted_variable_is_in_the_example() -> None:
     [
         ("train-worker", "worker.tasks", TRAIN_TASK, TRAIN_QUEUE),
         ("train-worker-cpu", "worker.tasks", TRAIN_TASK, TRAIN_QUEUE),
-        ("generation-worker", "worker.generation", COMPARE_TASK, COMPARE_QUEUE),
-        ("checks-worker", "worker.checks", CHECK_TASK, CHECK_QUEUE),
-        ("exports-worker", "worker.exports", EXPORT_TASK, EXPORT_QUEUE),
+        ("generation-worker", "worker.generation_worker", COMPARE_TASK, COMPARE_QUEUE),
+        ("checks-worker", "worker.check_worker", CHECK_TASK, CHECK_QUEUE),
+        ("exports-worker", "worker.export_worker", EXPORT_TASK, EXPORT_QUEUE),
     ],
 )
 def test_the_workers_run_the_task_of_their_queue(name: str, module: str, task: str, queue: str) -> None:

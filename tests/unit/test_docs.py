@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jobs.errors  # noqa: F401  # its classes are listed
 from jobs.settings import Settings
-from jobs.states import TRANSITIONS, Cause, JobState, Phase, Request
+from jobs.states import TRANSITIONS, Cause, JobState, Phase, Request, TaskState
 from trainer_core.errors import CODES, TafdilError
 from worker.warm_start import ColdReason
 
@@ -68,7 +68,11 @@ def test_the_readme_names_real_make_targets() -> None:
 
 def test_the_state_diagram_is_the_code() -> None:
     page = (ROOT / "docs" / "states.md").read_text(encoding="utf-8")
-    drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", page, re.MULTILINE))
+    of_jobs, _, of_tasks = page.partition("# States of a task")
+    drawn = set(re.findall(r"^    (\w+) --> (\w+) : (\w+)$", of_jobs, re.MULTILINE))
+    final = set(re.findall(r"^    (\w+) --> \[\*\]$", of_tasks, re.MULTILINE))
+    assert final == {state.value for state in TaskState if state.is_final}
+    assert {state.value for state in TaskState} == set(re.findall(r"^    \w+ --> (\w+)", of_tasks, re.MULTILINE)) | final
     coded = {(source.value, to.value, cause.value) for cause, (sources, to) in TRANSITIONS.items() for source in sources}
     assert drawn == coded
     ends = set(re.findall(r"^    (\w+) --> \[\*\]$", page, re.MULTILINE))

@@ -40,7 +40,7 @@ def test_the_demo_changes_its_model(method: str) -> None:
 def test_what_the_warning_advises_would_change_the_model() -> None:
     few = settings(learning_rate=4e-5, learning_rate_cap=None)
     text = warned(few, 10, 5)["hardly_changes"]
-    epochs = re.search(r"about (\d+) epochs at this rate", text)
+    epochs = re.search(r"about (\d+) epochs at this learning rate", text)
     rate = re.search(r"et learning_rate to (\S+) or more", text)
     assert epochs
     assert rate

@@ -1,11 +1,12 @@
 """Which wheels are carried to a GPU machine without a package index: chosen by need, by size, and by what it has."""
 
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from packaging.requirements import Requirement
 
-from benchmarks.gpu_wheels import MACHINE_FILE, Wheel, applies, closure, read_packages, select, wanted_groups
+from benchmarks.gpu_wheels import MACHINE_FILE, Wheel, applies, closure, keep_cuda, read_packages, select, wanted_groups
 
 INDEX = {
     "trl": ("1.16.0", ["datasets>=4", "torch>=2", "vllm>=0.1; extra == 'vllm'"]),
@@ -84,3 +85,19 @@ def test_a_list_as_pip_prints_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "has.txt"
     path.write_text("# what it has\nTyping_Extensions==4.16.0\n\nclick  # any\n", encoding="utf-8")
     assert read_packages(path) == {"typing-extensions": "4.16.0", "click": ""}
+
+
+def test_only_the_library_for_the_machines_cuda_is_carried(tmp_path: Path) -> None:
+    files = {f"bnb/lib_{kind}.so": b"x" for kind in ("cpu", "cuda128", "cuda130", "rocm72")} | {"bnb/ops.py": b"y"}
+    listed = "".join(f"{name},sha256=a,1\n" for name in files) + "bnb-1.dist-info/RECORD,,\n"
+    path = tmp_path / "bnb-1-py3-none-any.whl"
+    with ZipFile(path, "w") as archive:
+        for name, data in (files | {"bnb-1.dist-info/RECORD": listed.encode()}).items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError, match=r"no library for CUDA 12\.1, only .*cuda128"):
+        keep_cuda(path, "12.1")
+    keep_cuda(path, "13.0")
+    kept = ["bnb/lib_cpu.so", "bnb/lib_cuda130.so", "bnb/ops.py", "bnb-1.dist-info/RECORD"]
+    with ZipFile(path) as archive:
+        assert archive.namelist() == kept
+        assert [line.partition(",")[0] for line in archive.read(kept[-1]).decode().splitlines()] == kept

@@ -255,7 +255,7 @@ def test_a_map_overrides_what_is_found() -> None:
     ("given", "message"),
     [
         ({"prompt": "سؤال"}, "no column سؤال, or it is empty in every row; the columns are prompt, chosen, rejected"),
-        ({"question": "prompt"}, "unknown field question; the fields are prompt, chosen"),
+        ({"question": "prompt"}, "unknown field question; valid fields are prompt, chosen"),
         ({"preferred": "winner"}, "no column winner"),
     ],
 )
@@ -316,7 +316,7 @@ def test_no_preference_is_no_pair() -> None:
 
 def test_conversations_must_part_at_the_last_turn() -> None:
     other = [said("user", "سؤال آخر"), said("assistant", "لا.")]
-    with pytest.raises(DataInvalid, match="rejected: must have the same turns as chosen except the last"):
+    with pytest.raises(DataInvalid, match="rejected: must have the same turns as chosen, except for the last"):
         read([{"chosen": whole(Q1, GOOD1), "rejected": other}])
     with pytest.raises(DataInvalid, match="prompt: differs from the beginning of chosen"):
         read([{"prompt": "سؤال ثالث", "chosen": whole(Q1, GOOD1), "rejected": whole(Q1, "لا.")}])

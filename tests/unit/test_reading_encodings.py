@@ -46,7 +46,7 @@ def test_a_late_byte_that_a_code_page_lacks_is_named_by_its_line(kind: str, page
     assert [(error.line, error.code, error.params) for error in found.errors] == [
         (line, "wrong_encoding", {"encoding": page}) for line in lines
     ]
-    assert f"a byte that {page} does not have" in found.errors[0].reason
+    assert f"a byte that is not valid in {page}" in found.errors[0].reason
     assert len(found.rows) == LONG - 3
 
 
@@ -102,5 +102,5 @@ def test_rows_with_broken_bytes_can_be_skipped() -> None:
     assert (report.train_rows, report.skipped_rows) == (LONG - 2, 2)
     (error,) = report.errors
     assert (error.count, list(error.lines)) == (2, lines)
-    with pytest.raises(DataInvalid, match=r"2 rows: contains a byte that cp1252 does not have.* \(lines 5, 7\)"):
+    with pytest.raises(DataInvalid, match=r"2 rows: contains a byte that is not valid in cp1252.* \(lines 5, 7\)"):
         checked(data, encoding="cp1252")

@@ -220,7 +220,7 @@ def test_rows_with_an_index_that_the_header_lacks_are_refused(tmp_path: Path) ->
 def test_a_verdict_that_comes_late_is_asked_for() -> None:
     row = {"prompt": "س", "response_0": "أ", "response_1": "ب", "better_response_id": 0}
     rows = [row] * MANY + [{**row, "safer_response_id": 1}]
-    with pytest.raises(DataUnclear, match="name different answers"):
+    with pytest.raises(DataUnclear, match="point to different answers"):
         read(rows)
     assert len(read(rows, options(map={"preferred": "better_response_id"}))[1]) == MANY + 1
 
@@ -231,7 +231,7 @@ def test_turns_that_differ_in_their_calls_are_no_common_head() -> None:
         return [said("user", "س"), call, {"role": "tool", "content": "1"}, said("assistant", answer)]
 
     assert read([{"chosen": whole(1, "نعم"), "rejected": whole(1, "لا")}])
-    with pytest.raises(DataInvalid, match="must have the same turns as chosen except the last"):
+    with pytest.raises(DataInvalid, match="must have the same turns as chosen, except for the last"):
         read([{"chosen": whole(1, "نعم"), "rejected": whole(2, "لا")}])
 
 

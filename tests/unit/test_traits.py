@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_core.traits import TRAITS, label_auc, pair_share
+from trainer_core.traits import TRAITS, Text, label_auc, pair_share
 
 # The texts of the answers, and every trait that is not 0 in them.
 COUNTED = [
@@ -133,6 +133,12 @@ def test_any_text_can_be_measured(prompt: str, answer: str) -> None:
 def test_a_full_stop_ends_a_sentence_where_it_ends_a_word(answer: str, marks: int, sentences: int) -> None:
     measured = {trait.name: trait.measure("", answer) for trait in TRAITS}
     assert (measured["full_stops"], measured["sentences"]) == (marks, sentences)
+
+
+def test_a_long_run_of_full_stops_is_read_once() -> None:
+    """Read again from each of its stops, this text would take minutes."""
+    assert Text("." * 500_000 + "x").sentences == 1
+    assert Text("نعم" + "." * 500_000 + " لا").sentences == 2
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from api.routes import artifacts, checks, comparisons, datasets, jobs, keys, met
 from api.routes.keys import KeyRequest, SignIn
 from api.schemas import CancelOptions, RerunOptions
 from jobs.artifact_service import PushRequest
+from jobs.comparisons import ComparisonRequest
 from jobs.dataset_service import PreviewRequest
-from jobs.service import ComparisonRequest
 from jobs.spec import JOB_SPEC, SPECS, MixedDataset, PlainText, example, invalid, read_spec
 from trainer_core.config import SETTINGS
 from trainer_core.errors import Detail, SpecInvalid

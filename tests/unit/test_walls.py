@@ -30,6 +30,7 @@ def loaded_by(statement: str) -> set[str]:
         "import tafdil.cli, tafdil.demo, tafdil.local_stack",
         "import trainer_core, trainer_core.config, trainer_core.rows, trainer_core.errors",
         "import worker.tasks, worker.supervisor, worker.dispatcher",
+        "import worker.check_worker, worker.generation_worker, worker.export_worker, worker.answering",
     ],
 )
 def test_these_never_load_torch(statement: str) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from jobs.states import JobState, PauseReason, Request, TaskKind, TaskState
 from trainer_core.errors import Detail, SpecInvalid
-from trainer_core.wording import LANGUAGES, Language, Message, Text, catalogue, plural, said, say, worded
+from trainer_core.traits import TRAITS
+from trainer_core.wording import LANGUAGES, Language, Message, Text, catalogue, is_known, plural, said, say, worded
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "trainer_core" / "wording"
@@ -100,6 +102,23 @@ def test_every_code_is_used() -> None:
     # Codes that are put together, by their beginning.
     made = tuple(value for value in constants if re.fullmatch(r"[a-z_.]+\.", value))
     assert [code for code in catalogue("en") if code not in constants and not code.startswith(made)] == []
+
+
+@pytest.mark.parametrize(
+    ("family", "values"),
+    [
+        ("task", list(TaskKind)),
+        ("job_state", list(JobState)),
+        ("job_already", [state for state in JobState if state.is_final]),
+        ("task_already", [Request.CANCEL, *(state for state in TaskState if state.is_final)]),
+        ("cli.state", list(JobState)),
+        ("limit", [reason for reason in PauseReason if reason is not PauseReason.REQUEST]),
+        ("trait", [trait.name for trait in TRAITS]),
+    ],
+)
+def test_every_value_has_a_word(family: str, values: list[str]) -> None:
+    """Codes that are put together when they are said."""
+    assert [value for value in values if not is_known(f"{family}.{value}")] == []
 
 
 def test_no_error_and_no_warning_is_without_a_code() -> None:

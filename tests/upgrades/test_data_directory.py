@@ -59,6 +59,16 @@ def test_finished_jobs_are_listed_shown_and_compared(client: Client) -> None:
         assert answer.result["proof"]["covers"] == "tensors only"
 
 
+def test_a_dry_run_judges_by_runs_of_the_earlier_version(client: Client) -> None:
+    """Their events do not say how long the whole start took."""
+    job = next(client.jobs(state="succeeded", method="ipo"))
+    assert "since_claim_s" not in next(event.data for event in job.events() if event.event == "first_step")
+    found = client.validate(job.spec)
+    assert found.state == "succeeded", found.error
+    assert found.result
+    assert found.result["time"]["startup_seconds"] > 0
+
+
 def test_a_run_that_was_paused_in_its_warm_up_keeps_its_schedule(stack: StackUnderTest, client: Client) -> None:
     job = client.wait(named(client, "paused").id)
     assert job.state == "succeeded", job.error

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from trainer_core.config.base import Interval as Interval
 from trainer_core.config.base import Optimizer as Optimizer
 from trainer_core.config.base import Reward as Reward
+from trainer_core.config.base import TemplateOption as TemplateOption
 from trainer_core.config.base import TrainingSettings as TrainingSettings
 from trainer_core.config.cpo import CPOConfig as CPOConfig
 from trainer_core.config.cpo import CPOSettings as CPOSettings

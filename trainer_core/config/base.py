@@ -76,12 +76,19 @@ def _named_modules(value: Any) -> Any:
 
 
 Tracker = Literal["tensorboard", "wandb", "mlflow"]
+_TrackerList = Annotated[list[Tracker], Field(max_length=8)]
 Trackers = Annotated[
-    list[Tracker], BeforeValidator(_named_trackers, json_schema_input_type=list[Tracker] | Tracker | Literal["none"])
+    _TrackerList, BeforeValidator(_named_trackers, json_schema_input_type=_TrackerList | Tracker | Literal["none"])
 ]
+_ModuleName = Annotated[str, Field(max_length=200)]
+# More than the largest known models have linear layers outside of their experts.
+_ModuleNames = Annotated[list[_ModuleName], Field(max_length=2000)]
 Targets = Annotated[
-    list[str] | Literal["all-linear"], BeforeValidator(_named_modules, json_schema_input_type=list[str] | str)
+    _ModuleNames | Literal["all-linear"],
+    BeforeValidator(_named_modules, json_schema_input_type=_ModuleNames | _ModuleName),
 ]
+Prompt = Annotated[str, Field(max_length=20_000)]
+TemplateOption = bool | int | float | Annotated[str, Field(max_length=1000)] | None
 
 
 def _one_reason(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -181,7 +188,7 @@ class TrainingSettings(BaseModel):
         max_length=20_000,
         description="System message for conversations that have none; `null` leaves it to the chat template.",
     )
-    chat_template_kwargs: dict[str, bool | int | float | str | None] = Field(
+    chat_template_kwargs: dict[str, TemplateOption] = Field(
         default_factory=dict,
         max_length=20,
         description='Options for the chat template, such as `{"enable_thinking": false}` for Qwen3.',
@@ -284,13 +291,13 @@ class TrainingSettings(BaseModel):
         description="Stop if `early_stopping_metric` has not improved for this many evaluations, and save the best model.",
     )
     early_stopping_metric: str = Field(
-        "loss", description="Validation metric that decides when to stop, without the prefix `eval_`."
+        "loss", max_length=100, description="Validation metric that decides when to stop, without the prefix `eval_`."
     )
     early_stopping_threshold: float = Field(0.0, ge=0, le=1e6, description="Smallest change that counts as an improvement.")
     sample_generations: Annotated[int, Unit("prompts")] = Field(
         2, ge=0, le=100, description="How many validation prompts the model answers at each evaluation."
     )
-    sample_prompts: list[str] | None = Field(
+    sample_prompts: list[Prompt] | None = Field(
         None,
         min_length=1,
         max_length=100,
@@ -298,6 +305,13 @@ class TrainingSettings(BaseModel):
     )
     sample_max_length: Annotated[int, Unit("tokens")] = Field(
         64, ge=1, le=4096, description="Maximum number of new tokens per sample answer."
+    )
+    review_rows: Annotated[int, Unit("rows")] = Field(
+        64,
+        ge=0,
+        le=1000,
+        description="At most this many held-out answers are scored after the last step to find out what the run learned; "
+        "0 scores none.",
     )
     report_to: Trackers = Field(
         default_factory=list,
@@ -334,7 +348,7 @@ class TrainingSettings(BaseModel):
             "per_device_train_batch_size": 16,
             "gradient_accumulation_steps": 1,
             "max_steps": 60,
-            "eval_steps": 20,
+            "eval_steps": 30,
             **cls.example,
         }
 
@@ -438,6 +452,8 @@ class TrainingSettings(BaseModel):
         targets = self.lora_target_modules
         if isinstance(targets, list) and any(target.split(".")[-1] == "lm_head" for target in targets):
             raise ValueError(say("targets_name_head"))
+        if any(len(name) > 100 for name in self.chat_template_kwargs):
+            raise ValueError(say("template_option_too_long"))
         if taken := _TEMPLATE_INPUTS & self.chat_template_kwargs.keys():
             raise ValueError(say("template_options_taken", names=sorted(taken)))
         if self.adapter_name and not self.use_lora:

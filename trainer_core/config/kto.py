@@ -31,7 +31,7 @@ class KTOSettings(TrainingSettings):
     metrics_of_pairs: ClassVar[tuple[str, ...]] = ("preference_accuracy", "margin_accuracy", "margin")
     loss_fields: ClassVar[tuple[str, ...]] = ("beta", "loss_type", "desirable_weight", "undesirable_weight")
     newer_fields: ClassVar[tuple[str, ...]] = ("loss_type",)
-    example: ClassVar[dict[str, Any]] = {"beta": 0.5, "desirable_weight": 2.0, "max_steps": 100}
+    example: ClassVar[dict[str, Any]] = {"beta": 0.5, "desirable_weight": 2.0, "max_steps": 100, "eval_steps": 50}
 
     loss_type: Literal["kto", "apo_zero_unpaired"] = Field(
         "kto",

@@ -84,6 +84,10 @@ class PreferenceMethod(ABC, Generic[SettingsT]):
     def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
         """The rows' mean reward margin, with its interval; None if they have none."""
 
+    @abstractmethod
+    def row_losses(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Tensor:
+        """(rows,) float64: the loss of each row, unreduced."""
+
     def rewards(self, scores: Scores) -> Tensor:
         """(answers,) the method's own implicit reward."""
         return scores.rewards(self.config.beta, self.config.reward)

@@ -26,18 +26,23 @@ _LOSSES_OF_AVERAGES = ("ipo", "simpo")
 _LOSSES = ("sigmoid", "hinge", *_LOSSES_OF_AVERAGES)
 
 
+def columns_of(feature: Row, model: Any = None) -> dict[str, Any]:
+    """The columns of a tokenised row that TRL's collator takes."""
+    columns: dict[str, Any] = {}
+    prompt = feature["prompt_ids"]
+    for name in ("chosen", "rejected"):
+        answer = feature[f"{name}_ids"]
+        columns[f"{name}_input_ids"] = prompt + answer
+        columns[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
+        columns[f"{name}_labels"] = [-100] * len(prompt) + answer
+    return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+
+
 class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
     """TRL's CPO trainer on tokenised rows."""
 
-    def tokenize_row(self, feature: Row, model: Any = None) -> dict[str, Any]:
-        columns: dict[str, Any] = {}
-        prompt = feature["prompt_ids"]
-        for name in ("chosen", "rejected"):
-            answer = feature[f"{name}_ids"]
-            columns[f"{name}_input_ids"] = prompt + answer
-            columns[f"{name}_attention_mask"] = [1] * (len(prompt) + len(answer))
-            columns[f"{name}_labels"] = [-100] * len(prompt) + answer
-        return {**columns, "prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+    # No method: datasets hashes the function that maps rows, and a method's hash would take the whole model into memory.
+    tokenize_row: Any = staticmethod(columns_of)  # pyright: ignore[reportAssignmentType]
 
     def plain_path_reason(self) -> Message | None:
         if self.loss_type not in _LOSSES:
@@ -75,5 +80,5 @@ class TokenizedCPOTrainer(ReshuffledBatches, TokenizedTrainer, CPOTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, Any]:
         # TRL prepares the dataset of its constructor only.
-        prepared = eval_dataset.map(self.tokenize_row) if eval_dataset is not None else None
+        prepared = eval_dataset.map(columns_of) if eval_dataset is not None else None
         return super().evaluate(prepared, *args, **kwargs)

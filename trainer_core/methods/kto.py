@@ -173,18 +173,13 @@ class KTO(PreferenceMethod[KTOSettings]):
         config = self.config
         labels = torch.tensor([row["label"] for row in rows])
         answers = scores["completion"]
-        ratios, rewards = answers.ratios, self.rewards(answers)
-        z = scores["KL_completion"].ratios.mean().clamp(min=0) if config.estimates_kl else torch.zeros(()).double()
-        signs = torch.where(labels, 1.0, -1.0).double()
-        weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
-        weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
-        agreement = signs * (ratios - z)
-        losses = weights * (1 - torch.sigmoid(config.beta * agreement))
+        rewards, z = self.rewards(answers), self._z(scores)
+        agreement = self._agreement(scores, labels)
         chosen, rejected = torch.tensor(pair_places(rows), dtype=torch.long).reshape(-1, 2).T
         gaps = answers.avg_logps[chosen] - answers.avg_logps[rejected]
         margins = rewards[chosen] - rewards[rejected]
         return {
-            "kto_loss": losses.mean().item(),
+            "kto_loss": self.row_losses(scores, rows).mean().item(),
             "desirable_accuracy": share_positive(agreement[labels]),
             "undesirable_accuracy": share_positive(agreement[~labels]),
             "overall_accuracy": share_positive(agreement),
@@ -194,6 +189,21 @@ class KTO(PreferenceMethod[KTOSettings]):
             "kl_estimate": z.item() if config.estimates_kl else None,
             "mean_kl": answers.mean_kl,
         }
+
+    def row_losses(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Tensor:
+        config, labels = self.config, torch.tensor([row["label"] for row in rows])
+        weights = torch.where(labels, config.desirable_weight, config.undesirable_weight).double()
+        weights = weights * torch.tensor([row.get("loss_weight", 1.0) for row in rows], dtype=torch.float64)
+        return weights * (1 - torch.sigmoid(config.beta * self._agreement(scores, labels)))
+
+    def _agreement(self, scores: dict[str, Scores], labels: Tensor) -> Tensor:
+        """(rows,) how far each log-ratio lies on its label's side of z."""
+        return torch.where(labels, 1.0, -1.0).double() * (scores["completion"].ratios - self._z(scores))
+
+    def _z(self, scores: dict[str, Scores]) -> Tensor:
+        """The estimate of the KL divergence; 0 if the loss has none, or if the mismatched answers were not scored."""
+        mismatched = scores.get("KL_completion") if self.config.estimates_kl else None
+        return torch.zeros(()).double() if mismatched is None else mismatched.ratios.mean().clamp(min=0)
 
     def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
         """Mean reward of desirable rows minus that of undesirable ones; None if a label has no rows."""

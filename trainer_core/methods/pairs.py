@@ -68,6 +68,9 @@ class PairMethod(PreferenceMethod[PairSettingsT]):
             "mean_kl": ((chosen.kl.sum() + rejected.kl.sum()) / (chosen.tokens.sum() + rejected.tokens.sum())).item(),
         }
 
+    def row_losses(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Tensor:
+        return self.losses(scores["chosen"], scores["rejected"])
+
     def margin(self, scores: dict[str, Scores], rows: Sequence[Row]) -> Margin | None:
         return paired_margin(self._margins(scores).tolist())
 

@@ -71,9 +71,22 @@ export function sendFile(path, file, { query, signal, onProgress }) {
   });
 }
 
-/** The result of a task, once a worker has answered it. Throws its error. */
-export async function answered(task) {
+/** How long a request for a task waits for the answer; what takes longer can be cancelled meanwhile. */
+export const ANSWER_WAIT_S = 2;
+
+/** Cancels a task. One that is over meanwhile stays as it is. */
+export async function cancelTask(id) {
+  try {
+    await post(`/v1/tasks/${id}/cancel`);
+  } catch (error) {
+    if (error.code !== "state_conflict") throw error;
+  }
+}
+
+/** The result of a task, once a worker has answered it. Throws its error. `onWait(id)` hears which task it waits for. */
+export async function answered(task, onWait) {
   while (task.state === "queued" || task.state === "running") {
+    onWait?.(task.id);
     await new Promise((resolve) => setTimeout(resolve, 1000));
     task = await get(`/v1/tasks/${task.id}`);
   }
@@ -81,9 +94,10 @@ export async function answered(task) {
   return task.result;
 }
 
-/** Events of a stream: `{id, type, data}`. Ends when the stream does. */
-export async function* events(path, { method = "GET", query, body, signal } = {}) {
+/** Events of a stream: `{id, type, data}`. Ends when the stream does. `onOpen(response)` sees its headers. */
+export async function* events(path, { method = "GET", query, body, signal, onOpen } = {}) {
   const response = await send(method, path, { query, body, signal });
+  onOpen?.(response);
   if (response.status === 204) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let waiting = "";

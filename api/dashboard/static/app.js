@@ -142,4 +142,6 @@ function Theme() {
 }
 
 await use(preferred());
-render(html`<${App} />`, document.querySelector("#app"));
+const app = document.querySelector("#app");
+app.replaceChildren();
+render(html`<${App} />`, app);

@@ -30,6 +30,17 @@ const GROUPS = [
   ["rewards", ["rewards/chosen", "rewards/rejected"]],
   ["kl", ["kl", "kl_estimate", "mean_kl"]],
   ["logps", ["logps/chosen", "logps/rejected"]],
+  [
+    "samples",
+    [
+      "sample_in_language",
+      "sample_script_leak",
+      "sample_han_leak",
+      "sample_latin_leak",
+      "sample_repetition",
+      "sample_word_repetition",
+    ],
+  ],
 ];
 const MAIN_GROUPS = new Set(["loss", "accuracies", "margins", "rewards", "kl"]);
 

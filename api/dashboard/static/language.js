@@ -1,5 +1,5 @@
 // The interface's words in two languages. Knows catalogues and the page's direction; knows nothing of jobs.
-// Numbers, dates and units are formatted here alone.
+// Numbers, dates and units are formatted, and numbers read, here alone.
 
 export const LANGUAGES = { en: "English", ar: "العربية" };
 // Latin digits in both: ids, steps and metrics are read next to logs and code.
@@ -55,6 +55,22 @@ export function number(value, digits = 6) {
       : { maximumSignificantDigits: Number.isInteger(value) ? 21 : digits };
   return new Intl.NumberFormat(LOCALES[language], options).format(value);
 }
+
+/**
+ * What was entered for a number, in Western, Arabic or Persian digits. A text that is not a number stays as it is, for the
+ * service to refuse: JSON would turn NaN into null.
+ */
+export function entered(text) {
+  const western = text
+    .trim()
+    .replace(/[\u0660-\u0669\u06f0-\u06f9]/g, (digit) => digit.charCodeAt(0) % 16)
+    .replace("\u066b", ".");
+  return western !== "" && Number.isFinite(Number(western)) ? Number(western) : text.trim();
+}
+
+/** A number with its sign, also if it is positive. */
+export const signed = (value, digits) =>
+  new Intl.NumberFormat(LOCALES[language], { maximumSignificantDigits: digits, signDisplay: "exceptZero" }).format(value);
 
 /** The same for use in a sentence: written out, without an exponent. */
 export const decimal = (value, digits) =>

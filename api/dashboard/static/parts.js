@@ -1,6 +1,7 @@
 // Small pieces that every page uses.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact-htm.js";
+import { cancelTask } from "./api.js";
 import { Block, Code, plain } from "./text.js";
 import { ago, bytes, instant, instantInZone, instantToSecond, number, t } from "./language.js";
 import { methodTitle } from "./methods.js";
@@ -48,6 +49,24 @@ export const Progress = ({ job }) => html`
 `;
 
 export const Busy = ({ text }) => html`<p class="busy" role="status">${text ?? t("busy")}</p>`;
+
+/** As `Busy`, for a task that can be cancelled once it has an id. */
+export function BusyTask({ text, id }) {
+  const [state, setState] = useState({ asked: null, error: null });
+  async function cancel() {
+    setState({ asked: id, error: null });
+    try {
+      await cancelTask(id);
+    } catch (error) {
+      setState({ asked: null, error });
+    }
+  }
+  return html`
+    <p class="busy" role="status">${text}</p>
+    ${id && html`<button type="button" disabled=${state.asked === id} onClick=${cancel}>${t("task.cancel")}</button>`}
+    <${ErrorBox} error=${state.error} />
+  `;
+}
 
 /**
  * What a question answered so far: nothing yet, an error, or the page's part. `kind`: what the question is about, if it may

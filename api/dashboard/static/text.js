@@ -62,18 +62,26 @@ export const Quotation = ({ text, isInline = false }) =>
 export const Machine = ({ text, ...rest }) =>
   html`<pre class="machine" dir="ltr" lang="en" translate=${false} tabindex="0" ...${rest}>${visible(text)}</pre>`;
 
+// Below this share of common words, marks would cover nearly everything and show nothing.
+const MIN_OVERLAP = 0.3;
+
 const words = (text) => text.match(/\S+\s*|\s+/g) ?? [];
 
 /**
  * Two texts with the words that differ marked.
- * @returns children for the first text (its own words in `del`) and for the second (in `ins`).
+ * @returns children for the first text (its own words in `del`) and for the second (in `ins`); null if the texts have too few
+ *   words in common for marks to help.
  */
 export function differences(before, after) {
   const found = Diff.diffArrays(words(before), words(after), {
     comparator: (one, other) => one.trim() === other.trim(),
     timeout: 500,
   });
-  if (!found) return [visible(before), visible(after)];
+  if (!found) return null;
+  const count = (parts) => parts.reduce((sum, { value }) => sum + value.length, 0);
+  const kept = count(found.filter(({ added, removed }) => !added && !removed));
+  // Common words are counted once in `found`, and stand in both texts.
+  if (2 * kept < MIN_OVERLAP * (kept + count(found))) return null;
   const [left, right] = [[], []];
   for (const { value, added, removed } of found) {
     const text = visible(value.join(""));

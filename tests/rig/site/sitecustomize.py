@@ -7,6 +7,11 @@ if os.environ.get("TAFDIL_TEST_FAILPOINT"):
 
     failpoints.install(os.environ["TAFDIL_TEST_FAILPOINT"])
 
+if os.environ.get("TAFDIL_TEST_ORDERS"):
+    from tests.rig import grey_points
+
+    grey_points.install(os.environ["TAFDIL_TEST_ORDERS"], os.environ.get("TAFDIL_TEST_ROLE", ""))
+
 if os.environ.get("TAFDIL_TEST_CLOCK_OFF_S"):
     # The clock of another host, as this process sees it. libfaketime would do the same, but breaks absolute sleeps.
     import time

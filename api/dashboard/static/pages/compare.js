@@ -2,11 +2,13 @@
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { events, get, usePoll } from "../api.js";
-import { t } from "../language.js";
-import { Ago, Amount, Busy, byField, Facts, Field, Loaded, Method, Pager } from "../parts.js";
+import { entered, t } from "../language.js";
+import { Ago, Amount, Busy, BusyTask, byField, Facts, Field, Loaded, Method, Pager } from "../parts.js";
 import { Block, Code, User, differences } from "../text.js";
 import { ErrorBox } from "../wording.js";
+import { HeldOut } from "./held_out.js";
 import { titleOf } from "./jobs.js";
+import { Margin } from "./margin.js";
 import { promptText } from "./samples.js";
 
 const HISTORY = 20;
@@ -32,6 +34,7 @@ export function Compare({ id }) {
         history.again();
       }} />
       ${shown && html`<${Answers} of=${shown} />`}
+      <${HeldOut} id=${id} />
       <h2>${t("compare.history")}</h2>
       <${Loaded} of=${history}>
         ${({ comparisons, next_cursor: next }) => html`
@@ -60,7 +63,7 @@ function Question({ id, onPartial, onDone }) {
     event.preventDefault();
     setState({ busy: true, error: null });
     const numbers = Object.fromEntries(
-      ["max_length", "temperature", "seed"].filter((name) => form[name] !== "").map((name) => [name, Number(form[name])]),
+      ["max_length", "temperature", "seed"].filter((name) => form[name] !== "").map((name) => [name, entered(form[name])]),
     );
     const request = { prompt: form.prompt, ...numbers };
     try {
@@ -68,6 +71,8 @@ function Question({ id, onPartial, onDone }) {
         method: "POST",
         query: { stream: true },
         body: request,
+        onOpen: ({ headers }) =>
+          setState({ busy: true, error: null, task: headers.get("Location")?.split("/").pop() ?? null }),
       })) {
         if (type === "partial") onPartial({ request, result: data, state: "running" });
         if (type === "result") onDone(data);
@@ -89,7 +94,7 @@ function Question({ id, onPartial, onDone }) {
       <${Field} id="c-seed" label=${t("compare.seed")} wrong=${wrong.seed}>${input("seed")}</${Field}>
     </div>
     <button class="main" disabled=${state.busy || !form.prompt.trim()}>${t("compare.ask")}</button>
-    ${state.busy && html`<${Busy} text=${t("compare.busy")} />`}
+    ${state.busy && html`<${BusyTask} text=${t("compare.busy")} id=${state.task} />`}
     <${ErrorBox} error=${state.error} isPlaced=${({ field }) => field in form} />
   </form>`;
 }
@@ -99,7 +104,8 @@ function Answers({ of: { request, result, error, state } }) {
   if (!result) return html`<${Busy} text=${t("compare.busy")} />`;
   const isDone = state === "succeeded";
   const { reference_model_response: reference, trained_model_response: trained, proof } = result;
-  const [left, right] = isDone ? differences(reference, trained) : [undefined, undefined];
+  const marked = isDone && reference !== trained ? differences(reference, trained) : null;
+  const [left, right] = marked ?? [undefined, undefined];
   return html`
     <section aria-label=${t("compare.answers")} aria-busy=${!isDone}>
       <${Block} text=${promptText(request.prompt)} kind="quote" />
@@ -107,7 +113,7 @@ function Answers({ of: { request, result, error, state } }) {
         <article><h2>${t("compare.reference")}</h2><${Block} text=${reference}>${left}</${Block}></article>
         <article><h2>${t("compare.trained")}</h2><${Block} text=${trained}>${right}</${Block}></article>
       </div>
-      ${isDone && html`<p>${t(reference === trained ? "compare.same" : "compare.marks")}</p>`}
+      ${isDone && html`<p>${t(reference === trained ? "compare.same" : marked ? "compare.marks" : "compare.no_overlap")}</p>`}
       ${proof?.adapter_has_no_effect && html`<div class="box warning">${t("compare.no_effect")}</div>`}
       ${isDone && html`<${Verdict} result=${result} />`}
     </section>
@@ -116,28 +122,10 @@ function Answers({ of: { request, result, error, state } }) {
 
 function Verdict({ result }) {
   const { proof } = result;
-  const yes = (value) => (value === undefined ? undefined : t(value ? "compare.yes" : "compare.no"));
   return html`
     <h2>${t("compare.verdict")}</h2>
-    <${Facts}
-      rows=${[
-        [
-          t("compare.score"),
-          result.preference_score === undefined
-            ? undefined
-            : html`<${Amount} value=${result.preference_score} digits=${4} />`,
-        ],
-        [t("compare.improvement"), yes(result.improvement_detected)],
-        [t("compare.signal"), result.preference_signal && t(`rows.${result.preference_signal}`)],
-        [
-          t("compare.confidence"),
-          result.confidence_score === undefined
-            ? undefined
-            : html`<${Amount} value=${result.confidence_score} digits=${4} />`,
-        ],
-        [t("compare.seed"), result.seed === null ? undefined : html`<${Amount} value=${result.seed} />`],
-      ]}
-    />
+    <${Margin} result=${result} />
+    ${typeof result.seed === "number" && html`<${Facts} rows=${[[t("compare.seed"), html`<${Amount} value=${result.seed} />`]]} />`}
     <p class="hint">${t("compare.verdict_hint")}</p>
     <h2>${t("compare.proof")}</h2>
     <${Facts}

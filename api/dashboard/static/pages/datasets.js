@@ -7,6 +7,7 @@ import { LABELLED } from "../methods.js";
 import { Ago, Amount, Busy, Bytes, Confirm, Facts, Field, Loaded, Pager, RenderedRows, Table, Time } from "../parts.js";
 import { Block, Code, User } from "../text.js";
 import { ErrorBox, Reasons } from "../wording.js";
+import { DatasetReport } from "./dataset_report.js";
 import { isPublished } from "./mapper.js";
 import { promptText } from "./samples.js";
 import { UploadButton } from "./upload.js";
@@ -60,6 +61,8 @@ export function Dataset({ id }) {
           location.hash = "#/datasets";
         }} />
       </p>
+      <h2>${t("report.title")}</h2>
+      <${DatasetReport} dataset=${dataset} />
       <h2>${t("dataset.rows")}</h2>
       <${Rows} dataset=${dataset} />
       <h2>${t("dataset.preview")}</h2>

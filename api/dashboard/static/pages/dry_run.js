@@ -7,9 +7,11 @@ import { Amount, Facts, RenderedRows } from "../parts.js";
 import { Code, Machine } from "../text.js";
 import { Warnings } from "../wording.js";
 import { DataReport } from "./data_report.js";
+import { Findings, Tokens } from "./dataset_report.js";
+import { RecipeName, RecipeRecord } from "./recipe.js";
 
 export function DryRun({ result }) {
-  const { data, forecast, lengths, memory, plan, samples, spec, stop_tokens: stops, time, warnings } = result;
+  const { data, forecast, lengths, memory, plan, recipe, report, samples, spec, stop_tokens: stops, time, warnings } = result;
   return html`
     <h2>${t("dry.title")}</h2>
     <${Forecast} of=${forecast} />
@@ -30,11 +32,12 @@ export function DryRun({ result }) {
         ],
         [
           t("dry.time"),
-          time?.seconds
-            ? t("dry.band", {
-                value: duration(time.seconds),
-                low: duration(time.low_seconds),
-                high: duration(time.high_seconds),
+          time?.total_seconds
+            ? t("dry.time_band", {
+                value: duration(time.total_seconds),
+                low: duration(time.total_low_seconds),
+                high: duration(time.total_high_seconds),
+                start: duration(time.startup_seconds),
               })
             : t("dry.unknown"),
         ],
@@ -42,6 +45,8 @@ export function DryRun({ result }) {
         [t("dry.precision"), memory ? html`<${Code} text=${memory.precision} />` : undefined],
       ]}
     />
+    ${recipe && html`<h3>${t("field.recipe")}: <${RecipeName} of=${recipe} /></h3><${RecipeRecord} of=${recipe} />`}
+    ${report && html`<h3>${t("report.title")}</h3><${Findings} report=${report} /><${Tokens} of=${report.tokens} />`}
     <h3>${t("dry.lengths")}</h3>
     <${Lengths} lengths=${lengths} />
     <${Folded} title=${t("dry.data")}>${() => html`<${DataReport} report=${data} />`}</${Folded}>

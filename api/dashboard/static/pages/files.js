@@ -1,19 +1,19 @@
 // The files that a job left behind: download, merge, delete.
 
 import { html, useState } from "../vendor/preact-htm.js";
-import { FINAL, answered, get, post, remove, usePoll } from "../api.js";
+import { ANSWER_WAIT_S, FINAL, answered, get, post, remove, usePoll } from "../api.js";
 import { t } from "../language.js";
-import { Action, Bytes, Confirm, Loaded, Table, Time } from "../parts.js";
+import { Action, BusyTask, Bytes, Confirm, Loaded, Table, Time } from "../parts.js";
 import { Code } from "../text.js";
 
 const LIVE_MS = 3000;
 // What people come for stands first.
 const ORDER = ["model", "merged", "metrics", "log", "manifest", "checkpoint"];
-const MERGE_WAIT_S = 60;
 
 export function Files({ job }) {
   // Written when it is drawn: the language may change meanwhile.
   const [note, setNote] = useState({ say: () => "" });
+  const [merging, setMerging] = useState(null);
   const isOver = FINAL.has(job.state);
   const found = usePoll(
     (signal) => get(`/v1/jobs/${job.id}/artifacts`, {}, signal),
@@ -23,10 +23,13 @@ export function Files({ job }) {
   async function merge() {
     setNote({ say: () => t("files.merging") });
     try {
-      await answered(await post(`/v1/jobs/${job.id}/merge`, undefined, { query: { wait_s: MERGE_WAIT_S } }));
+      const asked = await post(`/v1/jobs/${job.id}/merge`, undefined, { query: { wait_s: ANSWER_WAIT_S } });
+      await answered(asked, setMerging);
     } catch (error) {
       setNote({ say: () => "" });
       throw error;
+    } finally {
+      setMerging(null);
     }
     setNote({ say: () => t("files.merged") });
     found.again();
@@ -42,7 +45,7 @@ export function Files({ job }) {
       html`<p class="buttons">
       ${job.state === "succeeded" && job.spec.use_lora && html`<${Action} label=${t("files.merge")} act=${merge} />`}
       <${Confirm} label=${t("files.clear")} question=${t("files.clear_sure")} act=${clear} danger=${true} />
-      <span role="status">${note.say()}</span>
+      ${merging ? html`<${BusyTask} text=${note.say()} id=${merging} />` : html`<span role="status">${note.say()}</span>`}
     </p>`
     }
     <${Loaded} of=${found}>

@@ -2,7 +2,7 @@
 
 import { html, useState } from "../vendor/preact-htm.js";
 import { FINAL, get, getText, post, remove, useJobEvents, usePoll } from "../api.js";
-import { Curves } from "../charts.js";
+import { Curves, Folded } from "../charts.js";
 import { decimal, t } from "../language.js";
 import { methodTitle } from "../methods.js";
 import {
@@ -25,6 +25,8 @@ import { Events } from "./events.js";
 import { Files } from "./files.js";
 import { Standing, titleOf } from "./jobs.js";
 import { useCurves } from "./overlay.js";
+import { RecipeName, RecipeRecord } from "./recipe.js";
+import { Review } from "./review.js";
 import { Samples } from "./samples.js";
 
 const PARTS = ["curves", "samples", "events", "logs", "attempts", "data", "metadata", "files"];
@@ -43,7 +45,9 @@ export function Job({ id, part, query }) {
       <${Head} job=${job} again=${found.again} />
       <${ErrorBox} error=${job.error} title=${t("job.ended_by")} />
       <${EffectBox} effect=${job.effect} event=${events.findLast((event) => event.type === "effect")} />
+      <${Review} event=${events.findLast((event) => event.type === "review")} />
       <${Warnings} found=${job.warnings} />
+      ${job.recipe && html`<${Folded} title=${t("recipe.set")}>${() => html`<${RecipeRecord} of=${job.recipe} />`}</${Folded}>`}
       <nav class="tabs" aria-label=${t("job.parts")}>
         ${PARTS.map(
           (name) =>
@@ -97,6 +101,7 @@ function Head({ job, again }) {
           [t("job.id"), html`<${Code} text=${job.id} />`],
           [t("jobs.method"), html`<${Method} name=${job.method} />`],
           [t("jobs.model"), html`<${Code} text=${job.model_name} />`],
+          [t("field.recipe"), job.recipe ? html`<${RecipeName} of=${job.recipe} />` : undefined],
           [t("mix.title"), job.spec.datasets ? html`<${Mix} datasets=${job.spec.datasets} />` : undefined],
           [t("job.steps"), html`<span class="number" dir="ltr">${job.step} / ${job.total_steps ?? "–"}</span>`],
           [t("job.attempt"), html`<${Amount} value=${job.attempt} />`],
@@ -113,7 +118,7 @@ function Head({ job, again }) {
       <p class="buttons">
         ${job.state === "succeeded" && html`<a class="button main" href="#/jobs/${job.id}/compare">${t("compare.title")}</a>`}
         ${(job.state === "queued" || job.state === "running") && html`<${Action} label=${t("job.pause")} act=${act("pause")} />`}
-        ${job.state === "paused" && html`<${Action} label=${t("job.resume")} act=${act("resume")} main=${true} />`}
+        ${job.state === "paused" && html`<${Resume} job=${job} act=${act} />`}
         ${!isOver && html`<${Confirm} label=${t("job.cancel")} question=${t("job.cancel_sure")} act=${act("cancel")} danger=${true} />`}
         ${isOver && html`<${Action} label=${t("job.rerun")} act=${rerun({})} />`}
         ${isOver && job.checkpoint_step > 0 && html`<${Action} label=${t("job.rerun_from", { n: job.checkpoint_step })} act=${rerun({ from_checkpoint: true })} />`}
@@ -127,6 +132,22 @@ function Head({ job, again }) {
         }
       </p>
     </div>
+  `;
+}
+
+/** Resumes a job; one that has run for its hours needs more of them. */
+function Resume({ job, act }) {
+  const [hours, setHours] = useState(2 * (job.spec.max_hours ?? 0));
+  const needsHours = job.pause_reason === "time_limit";
+  return html`
+    ${
+      needsHours &&
+      html`<label>
+        ${t("job.max_hours")}
+        <input type="number" min="0" step="any" dir="ltr" value=${hours} onInput=${(event) => setHours(event.currentTarget.valueAsNumber)} />
+      </label>`
+    }
+    <${Action} label=${t("job.resume")} act=${act("resume", needsHours ? { max_hours: hours } : undefined)} main=${true} />
   `;
 }
 

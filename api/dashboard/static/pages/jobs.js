@@ -82,9 +82,10 @@ export function Standing({ job }) {
   const parts = [];
   if (job.queue_position) parts.push(t("job.place", { n: job.queue_position }));
   if (job.seconds_until_start !== null) parts.push(t("job.starts_in", { time: duration(job.seconds_until_start) }));
-  if (["broker", "pause"].includes(job.waiting_for)) parts.push(t(`waiting.${job.waiting_for}`));
+  if (["broker", "pause", "quota"].includes(job.waiting_for)) parts.push(t(`waiting.${job.waiting_for}`));
   if (job.phase) parts.push(t(`phase.${job.phase}`));
   if (job.seconds_left !== null) parts.push(t("job.left", { time: duration(job.seconds_left) }));
   if (job.requested) parts.push(t(`requested.${job.requested}`));
+  if (["time_limit", "quota"].includes(job.pause_reason)) parts.push(t(`pause_reason.${job.pause_reason}`));
   return html`<span class="standing">${parts.join(" · ")}</span>`;
 }

@@ -1,20 +1,22 @@
 // A new training: the form, the dry run that it must pass, and only then the submit.
 
 import { html, useEffect, useRef, useState } from "../vendor/preact-htm.js";
-import { ApiError, answered, get, post, usePoll } from "../api.js";
+import { ANSWER_WAIT_S, ApiError, answered, get, post, usePoll } from "../api.js";
 import { current, t } from "../language.js";
 import { methodOf, methods } from "../methods.js";
-import { Busy, byField, Field, Method, Missing } from "../parts.js";
+import { BusyTask, byField, Field, Method, Missing } from "../parts.js";
 import { Code } from "../text.js";
 import { ErrorBox } from "../wording.js";
 import { DataSelect, datasetsOf, mixOf, source, sourceFields, TrainingData } from "./mix.js";
 import { UploadButton } from "./upload.js";
 import { DryRun } from "./dry_run.js";
+import { Recipes, recipesOf } from "./recipe.js";
 import { SpecField, fits, isSet, kept, sent } from "./spec_field.js";
 
 /** Fields of a spec that have a place of their own in the form. */
 const OWN = new Set([
   "method",
+  "recipe",
   "name",
   "model_name",
   "dataset_id",
@@ -23,7 +25,7 @@ const OWN = new Set([
   "eval_dataset_id",
   "eval_dataset_path",
 ]);
-const EMPTY = { name: "", model_name: "", data: "", mix: [], evaluation: "", values: {} };
+const EMPTY = { recipe: "", name: "", model_name: "", data: "", mix: [], evaluation: "", values: {} };
 
 /** The fields of a method that are shown in groups, by whether they are shown first. */
 const fieldsOf = (method, isMain) =>
@@ -33,6 +35,7 @@ const allFieldsOf = (method) => [...fieldsOf(method, true), ...fieldsOf(method, 
 /** What the form shows of a spec. */
 const formOf = (spec) => ({
   method: spec.method,
+  recipe: spec.recipe ?? "",
   name: spec.name ?? "",
   model_name: spec.model_name,
   data: source(spec, "dataset"),
@@ -41,10 +44,10 @@ const formOf = (spec) => ({
   values: Object.fromEntries(allFieldsOf(spec.method).map((field) => [field.name, kept(field, spec[field.name])])),
 });
 
-/** The form as it opens: the first method, with the model that its sample job trains. */
+/** The form as it opens: the first recipe and the first method, with the model that its sample job trains. */
 function emptyForm() {
   const [first] = methods();
-  return { ...EMPTY, method: first?.name, model_name: first?.example.model_name ?? "" };
+  return { ...EMPTY, recipe: recipesOf(first?.name)[0] ?? "", method: first?.name, model_name: first?.example.model_name ?? "" };
 }
 
 /** The spec that the form says. Throws an `ApiError` about fields that are empty and must not be, or whose JSON cannot be read. */
@@ -61,6 +64,7 @@ function specOf(form) {
   if (details.length) throw new ApiError(0, { code: "spec_invalid", message: "", details });
   return {
     method: form.method,
+    ...(form.recipe && { recipe: form.recipe }),
     ...(form.name && { name: form.name }),
     model_name: form.model_name,
     ...sourceFields(form.data, "dataset"),
@@ -90,7 +94,7 @@ function placesOf({ method, mix }) {
   const data = mix.length
     ? ["datasets", ...mix.flatMap(({ measure }, at) => ["", ".dataset_id", ".dataset_path", `.${measure}`].map((name) => `datasets.${at}${name}`))]
     : ["dataset_id", "dataset_path"];
-  const own = ["name", "model_name", "eval_dataset_id", "eval_dataset_path"];
+  const own = ["recipe", "name", "model_name", "eval_dataset_id", "eval_dataset_path"];
   return new Set([...own, ...data, ...allFieldsOf(method).map(({ name }) => name)]);
 }
 
@@ -133,7 +137,8 @@ export function NewJob({ from }) {
     setChecked({ is: "busy" });
     setSubmitted({ busy: false, error: null });
     try {
-      const result = await answered(await post("/v1/jobs/validate", spec, { query: { wait_s: 60 } }));
+      const asked = await post("/v1/jobs/validate", spec, { query: { wait_s: ANSWER_WAIT_S } });
+      const result = await answered(asked, (task) => setChecked({ is: "busy", task }));
       setChecked({ is: "good", spec, result, key: newKey() });
       report.current?.focus();
     } catch (error) {
@@ -159,17 +164,21 @@ export function NewJob({ from }) {
   return html`
     ${old.error?.code === "not_found" ? html`<${Missing} kind="job" />` : html`<${ErrorBox} error=${old.error ?? datasets.error} />`}
     <form class="job" onSubmit=${check} noValidate ref=${fields}>
+      <${Recipes} method=${form.method} chosen=${form.recipe} wrong=${wrong.recipe} onChange=${(recipe) => change({ recipe })} />
       <${Basics} form=${form} change=${change} wrong=${wrong} datasets=${datasets} />
-      <fieldset>
-        <legend>${t("new.main")}</legend>
-        <${Fields} of=${fieldsOf(form.method, true)} form=${form} change=${change} wrong=${wrong} />
-      </fieldset>
+      ${
+        !form.recipe &&
+        html`<fieldset>
+          <legend>${t("new.main")}</legend>
+          <${Fields} of=${fieldsOf(form.method, true)} form=${form} change=${change} wrong=${wrong} />
+        </fieldset>`
+      }
       <${More} form=${form} change=${change} wrong=${wrong} />
       <button class="main" disabled=${checked.is === "busy"}>${t("new.check")}</button>
       <p class="hint">${t("new.check_hint")}</p>
     </form>
     <section class="report" aria-label=${t("dry.title")} tabindex="-1" ref=${report}>
-      ${checked.is === "busy" && html`<${Busy} text=${t("new.checking")} />`}
+      ${checked.is === "busy" && html`<${BusyTask} text=${t("new.checking")} id=${checked.task} />`}
       <${ErrorBox} error=${checked.error} title=${t("new.refused")} isPlaced=${({ field }) => places.has(placeOf(field))} />
       ${
         checked.is === "good" &&
@@ -250,19 +259,20 @@ function Methods({ chosen, onChoose }) {
 
 const Fields = ({ of, form, change, wrong }) => html`<div class="numbers">
   ${of.map(
-    (field) => html`<${SpecField} key=${field.name} field=${field} value=${form.values[field.name]} wrong=${wrong[field.name]}
+    (field) => html`<${SpecField} key=${field.name} field=${field} isOpen=${Boolean(form.recipe)} value=${form.values[field.name]} wrong=${wrong[field.name]}
       change=${(value) => change({ values: { ...form.values, [field.name]: value } })} />`,
   )}
 </div>`;
 
-/** The fields that few runs change, folded away; open when one of them is wrong. */
+/** The fields that few runs change, folded away; open when one of them is wrong. With a recipe, these are all fields. */
 function More({ form, change, wrong }) {
-  const fields = fieldsOf(form.method, false);
+  const fields = form.recipe ? allFieldsOf(form.method) : fieldsOf(form.method, false);
   const set = fields.filter(({ name }) => isSet(form.values[name]));
   return html`<details class="more" open=${fields.some(({ name }) => wrong[name])}>
     <summary>
-      ${t("new.more")} ${set.length > 0 && html`<span class="hint">${t("new.more_set")} ${set.map(({ name }) => html`<${Code} text=${name} /> `)}</span>`}
+      ${t(form.recipe ? "new.numbers" : "new.more")} ${set.length > 0 && html`<span class="hint">${t("new.more_set")} ${set.map(({ name }) => html`<${Code} text=${name} /> `)}</span>`}
     </summary>
+    ${form.recipe && html`<p class="hint">${t("new.numbers_hint")}</p>`}
     <${Fields} of=${fields} form=${form} change=${change} wrong=${wrong} />
   </details>`;
 }

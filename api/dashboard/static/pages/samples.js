@@ -32,7 +32,7 @@ export function Samples({ events }) {
     <p class="hint">${t("samples.marks")}</p>
     ${answers
       .map(({ step, text }, number) => {
-        const [, marked] = number ? differences(answers[number - 1].text, text) : [null, null];
+        const [, marked] = (number && differences(answers[number - 1].text, text)) || [];
         return html`<article class="row">
           <h2>${t("samples.step", { n: step })}</h2>
           <${Block} text=${text}>${marked ?? undefined}</${Block}>

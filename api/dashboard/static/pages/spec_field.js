@@ -3,7 +3,7 @@
 // A form keeps of each field a text or a boolean, `null` if the spec is to say null, and undefined where the default holds.
 
 import { html } from "../vendor/preact-htm.js";
-import { current, number, t } from "../language.js";
+import { current, entered, number, t } from "../language.js";
 import { Field, marks, Wrong } from "../parts.js";
 import { Code, Prose } from "../text.js";
 
@@ -46,8 +46,8 @@ export function sent(field, value) {
     return takes(field, "string") && lines.length === 1 ? lines[0] : lines;
   }
   if (takes(field, "list", "object")) return JSON.parse(value);
-  // Some fields take a word instead of a number; the service checks it. JSON would turn an infinite number into null.
-  if (isNumber(field)) return Number.isFinite(Number(value)) ? Number(value) : value.trim();
+  // Some fields take a word instead of a number; the service checks it.
+  if (isNumber(field)) return entered(value);
   return value;
 }
 
@@ -69,8 +69,11 @@ function bounds(field) {
   return found.length > 0 && html` <span class="number bounds" dir="ltr">${found.map(([mark, bound]) => `${mark} ${number(bound)}`).join(", ")}</span>`;
 }
 
-/** `value`: what the form keeps; `change(value)` hears what it is to keep. */
-export function SpecField({ field, value, wrong, change }) {
+/**
+ * `value`: what the form keeps; `change(value)` hears what it is to keep. `isOpen`: an empty field is not the default but
+ * left to a recipe.
+ */
+export function SpecField({ field, value, wrong, change, isOpen }) {
   const id = `f-${field.name}`;
   const label = field.label[current()];
   const form = isText(field) ? t("new.one_per_line") : takes(field, "list", "object") && t("new.as_json");
@@ -81,7 +84,7 @@ export function SpecField({ field, value, wrong, change }) {
   return html`
     <${Field} id=${id} label=${label} name=${field.name} hint=${hint} wrong=${wrong}>
       ${(attributes) => html`
-        <${Input} ...${{ attributes, field, value, change }} />
+        <${Input} ...${{ attributes, field, value, change, isOpen }} />
         ${
           canBeNull &&
           html`<label class="choice">
@@ -94,14 +97,15 @@ export function SpecField({ field, value, wrong, change }) {
   `;
 }
 
-function Input({ attributes, field, value, change }) {
+function Input({ attributes, field, value, change, isOpen }) {
+  const empty = isOpen ? "" : shownDefault(field);
   const keep = (event) => change(event.currentTarget.value || undefined);
-  const common = { ...attributes, translate: false, value: value ?? "", disabled: value === null, placeholder: shownDefault(field) };
+  const common = { ...attributes, translate: false, value: value ?? "", disabled: value === null, placeholder: empty };
   if (isChoice(field)) {
     const choices = [...(takes(field, "boolean") ? ["true", "false"] : []), ...field.choices];
     return html`<select ...${common} dir="ltr" onChange=${keep}>
-      <option value="">${shownDefault(field) || "–"}</option>
-      ${choices.filter((choice) => choice !== shownDefault(field)).map((choice) => html`<option value=${choice}>${choice}</option>`)}
+      <option value="">${empty || "–"}</option>
+      ${choices.filter((choice) => choice !== empty).map((choice) => html`<option value=${choice}>${choice}</option>`)}
     </select>`;
   }
   if (takes(field, "list", "object") || (takes(field, "string") && field.max_length > LONG_TEXT)) {
