@@ -44,7 +44,9 @@ class BodyLimit:
         async def receive_in_time() -> Message:
             nonlocal is_complete
             try:
-                message = await asyncio.wait_for(receive(), self._timeout_s)
+                # Python 3.11's `wait_for` loses a cancellation that arrives together with the message.
+                async with asyncio.timeout(self._timeout_s):
+                    message = await receive()
             except TimeoutError as error:
                 raise ClientTooSlow(say("upload_stalled", seconds=self._timeout_s)) from error
             is_complete = not message.get("more_body", False)
@@ -117,7 +119,8 @@ class ReadLimit:
 
         async def send_in_time(message: Message) -> None:
             try:
-                await asyncio.wait_for(send(message), self._timeout_s)
+                async with asyncio.timeout(self._timeout_s):
+                    await send(message)
             except TimeoutError as error:
                 # Treated like a client that is gone, which streams handle.
                 raise OSError("the client does not read") from error

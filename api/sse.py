@@ -79,7 +79,9 @@ class Waker:
         event = asyncio.Event()
         self._waiting[subject_id].add(event)
         try:
-            return await asyncio.wait_for(event.wait(), seconds)
+            # Python 3.11's `wait_for` loses a cancellation that arrives together with the news.
+            async with asyncio.timeout(seconds):
+                return await event.wait()
         except TimeoutError:
             return False
         finally:

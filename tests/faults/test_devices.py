@@ -106,7 +106,7 @@ def test_two_workers_on_one_gpu(start_rig: StartRig, stand_in_gpu: dict[str, str
 def test_a_gpu_is_proven_free(start_rig: StartRig, stand_in_gpu: dict[str, str]) -> None:
     """After a cancel the end event tells the device's memory before and after, and that no process is left."""
     _, client = start_rig(settings=stand_in_gpu)
-    job_id = client.submit(job_spec(200, behaviour={"memory_file": stand_in_gpu["MEMORY_FILE"], "step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(200, behaviour={"memory_file": stand_in_gpu["MEMORY_FILE"], "linger_at": 5}))["id"]
     running(client, job_id, 5)
     client.cancel(job_id)
     client.wait(job_id, ENOUGH_S)
@@ -227,7 +227,7 @@ def test_a_training_that_is_killed_for_the_memory_of_other_processes(start_rig: 
         main = rig.pid("train-worker-1")
         for process in [psutil.Process(main), *psutil.Process(main).children(recursive=True)]:
             (group / "cgroup.procs").write_text(str(process.pid))
-        job_id = client.submit(job_spec(400, save_steps=5, behaviour={"step_s": 0.05}))["id"]
+        job_id = client.submit(job_spec(400, save_steps=5, behaviour={"linger_at": 12}))["id"]
         running(client, job_id, 12)
         command = [sys.executable, "-c", HOG, str(the_training(rig, job_id)), "235"]
         hogs = [subprocess.Popen(command) for _ in range(2)]
@@ -421,7 +421,7 @@ def test_a_host_that_is_cut_off(start_rig: StartRig) -> None:
     with second_host("tafdiltest") as (here, _):
         rig, client = start_rig(workers=0, database="postgresql", settings={"TAFDIL_TEST_ADDRESS": here})
         rig.add_worker("far-worker", rig.seen_from(here), ["ip", "netns", "exec", "tafdiltest"])
-        job_id = client.submit(job_spec(100, behaviour={"step_s": 0.1}))["id"]
+        job_id = client.submit(job_spec(100, behaviour={"linger_at": 20}))["id"]
         running(client, job_id, 20)
         training = the_training(rig, job_id)
         rig.add_worker("near-worker", {})
@@ -457,13 +457,13 @@ def test_a_host_whose_clock_is_wrong(start_rig: StartRig, off_s: int) -> None:
 def test_a_dispatcher_that_dies_has_another_beside_it(start_rig: StartRig) -> None:
     """Any number of dispatchers may run; leases are taken back while one does, and readiness tells when none does."""
     rig, client = start_rig(workers=1, dispatchers=2)
-    job_id = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, behaviour={"linger_at": 6}))["id"]
     running(client, job_id, 6)
     rig.stand_still(rig.pid("dispatcher-1"))
     os.kill(rig.supervisor_of(the_training(rig, job_id)), signal.SIGKILL)
     assert finished(rig, client, job_id, 160)["attempt"] == 2
 
-    other = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
+    other = client.submit(job_spec(160, behaviour={"linger_at": 6}))["id"]
     running(client, other, 6)
     rig.stand_still(rig.pid("dispatcher-2"))
     os.kill(rig.supervisor_of(the_training(rig, other)), signal.SIGKILL)

@@ -52,7 +52,7 @@ def the_training(rig: Rig, job_id: str) -> int:
 def test_a_killed_supervisor(shared: Shared) -> None:
     """The Celery pool child is killed, twice: its training dies with it, and the lease brings the job back."""
     rig, client = shared
-    job_id = client.submit(job_spec(300, behaviour={"step_s": 0.03}))["id"]
+    job_id = client.submit(job_spec(300, behaviour={"linger_at": 1, "linger_attempts": 2}))["id"]
     for kills in range(2):
         until(lambda kills=kills: client.job(job_id)["attempt"] == kills + 1)
         step = client.job(job_id)["checkpoint_step"]
@@ -67,7 +67,7 @@ def test_a_killed_supervisor(shared: Shared) -> None:
 def test_a_killed_worker_leaves_no_process(shared: Shared) -> None:
     """The worker's main process is killed: within five seconds its pool child and the training are gone."""
     rig, client = shared
-    job_id = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, behaviour={"linger_at": 10}))["id"]
     running(client, job_id, 10)
     training = the_training(rig, job_id)
     supervisor = rig.supervisor_of(training)
@@ -79,7 +79,7 @@ def test_a_killed_worker_leaves_no_process(shared: Shared) -> None:
 
 def test_a_killed_training_is_tried_again_at_once(shared: Shared) -> None:
     rig, client = shared
-    job_id = client.submit(job_spec(300, behaviour={"step_s": 0.03}))["id"]
+    job_id = client.submit(job_spec(300, behaviour={"linger_at": 12}))["id"]
     running(client, job_id, 12)
     os.kill(the_training(rig, job_id), signal.SIGKILL)
     assert finished(rig, client, job_id, 300)["attempt"] == 2
@@ -113,7 +113,7 @@ def test_a_killed_fork_server(shared: Shared) -> None:
 def test_a_worker_that_stands_still_past_its_lease_changes_nothing_when_it_wakes(shared: Shared) -> None:
     """Supervisor and training are stopped for three leases. Another worker finishes; then the first ones wake."""
     rig, client = shared
-    job_id = client.submit(job_spec(160, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, behaviour={"linger_at": 8}))["id"]
     running(client, job_id, 8)
     training = the_training(rig, job_id)
     supervisor = rig.supervisor_of(training)
@@ -137,7 +137,7 @@ def test_a_worker_that_stands_still_past_its_lease_changes_nothing_when_it_wakes
 def test_a_training_whose_supervisor_stands_still_leaves_before_another_begins(shared: Shared) -> None:
     """The supervisor alone is stopped: the training goes on without it, and must not once its lease may be another's."""
     rig, client = shared
-    job_id = client.submit(job_spec(200, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(200, behaviour={"linger_at": 8}))["id"]
     running(client, job_id, 8)
     training = the_training(rig, job_id)
     supervisor = rig.supervisor_of(training)
@@ -176,7 +176,7 @@ def _state(pid: int) -> str:
 def test_a_worker_that_is_told_to_leave_loses_no_step(shared: Shared, whole_group: bool) -> None:
     """TERM to the main process, or to every process as systemd's control-group mode sends it."""
     rig, client = shared
-    job_id = client.submit(job_spec(200, save_steps=1000, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(200, save_steps=1000, behaviour={"linger_at": 10}))["id"]
     running(client, job_id, 10)
     training = the_training(rig, job_id)
     supervisor = rig.supervisor_of(training)
@@ -200,7 +200,7 @@ def test_a_worker_that_is_told_to_leave_loses_no_step(shared: Shared, whole_grou
 def test_a_stopped_stack_leaves_no_process_and_goes_on_when_it_starts_again(tmp_path: Path) -> None:
     with Rig(tmp_path) as rig, Client(rig.url) as client:
         with_rows(rig)
-        job_id = client.submit(job_spec(200, save_steps=1000, behaviour={"step_s": 0.05}))["id"]
+        job_id = client.submit(job_spec(200, save_steps=1000, behaviour={"linger_at": 10}))["id"]
         running(client, job_id, 10)
         pids = rig.all_pids() | {the_training(rig, job_id)}
         assert len(pids) >= 6, "broker, API, dispatcher, worker, its pool child, the training"
@@ -327,7 +327,7 @@ def test_a_cancel_that_saves_keeps_the_step(shared: Shared) -> None:
 
 def test_pause_and_resume_lose_no_step(shared: Shared) -> None:
     rig, client = shared
-    job_id = client.submit(job_spec(160, save_steps=1000, behaviour={"step_s": 0.05}))["id"]
+    job_id = client.submit(job_spec(160, save_steps=1000, behaviour={"linger_at": 10, "linger_attempts": 2}))["id"]
     for pauses in range(2):
         until(lambda pauses=pauses: client.job(job_id)["attempt"] == pauses + 1)
         running(client, job_id, 10 * (pauses + 1))

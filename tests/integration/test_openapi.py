@@ -88,6 +88,8 @@ def settings(tmp_path: Path) -> Settings:
         allowed_hosts=[HOST, "127.0.0.1"],
         requests_per_minute=1_000_000,
         max_wait_s=0.01,
+        # Nobody renews a lease here, and a walk takes minutes: one that ran out would make the service unready.
+        lease_s=3600,
     )
 
 

@@ -22,6 +22,7 @@ from trainer_core.checkpoints import prune, publish, verified_step
 from worker import child
 
 TRAINER_STATE = "trainer_state.json"
+LINGER_S = 0.5
 
 
 class Behaviour(BaseModel):
@@ -39,6 +40,10 @@ class Behaviour(BaseModel):
     hang_at: int | None = None
     hang_attempts: int = 1
     """Attempts up to this one hang."""
+    linger_at: int | None = None
+    """From this step on, each takes `LINGER_S`: what a test does in the middle of a run finds it running on any machine."""
+    linger_attempts: int = 1
+    """Attempts up to this one linger. Later ones lose no time."""
     allocate_at: int | None = None
     memory_file: str | None = None
     """A file that stands for device memory: bytes are added while the process lives and never given back by itself."""
@@ -78,7 +83,8 @@ def train(plan: dict[str, Any], reports: child.Reports, stop: threading.Event) -
     while step < total:
         step += 1
         _misbehave(behaviour, step, attempt)
-        time.sleep(behaviour.step_s)
+        lingers = behaviour.linger_at is not None and step >= behaviour.linger_at and attempt <= behaviour.linger_attempts
+        time.sleep(LINGER_S if lingers else behaviour.step_s)
         state = hashlib.sha256(f"{state}/{step}".encode()).hexdigest()
         note("step", job=job_id, attempt=attempt, step=step)
         reports.send("metrics", step=step, values={"loss": 1 / step, "none": None})

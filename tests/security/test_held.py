@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -18,8 +18,10 @@ import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy import event, update
+from starlette.types import Message, Receive, Scope, Send
 
 from api import gate
+from api.limits import BodyLimit, ReadLimit
 from api.sse import Waker
 from api.waiting import answered
 from jobs.artifacts import ArtifactFile, ArtifactKind
@@ -41,6 +43,8 @@ ADMIN_KEY = "an-admin-key-of-more-than-32-letters"
 ENDS_S = 60.0
 # A machine that is busy with other work looks at a key later than that.
 LATE_S = 20.0
+# Messages of a request that nothing ends.
+LONG = 1000
 
 
 @pytest.fixture
@@ -156,6 +160,70 @@ def test_an_upload_ends_with_its_key(live: Live) -> None:
             gives_up.set()
     assert reply.startswith(b"HTTP/1.1 401 ")
     assert b"connection: close" in reply.lower()
+
+
+async def uploads() -> None:
+    async def receive() -> Message:
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": b"{", "more_body": True}
+
+    async def reads_all(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(LONG):
+            await receive()
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/datasets"}
+    await BodyLimit(reads_all, 2**20, ENDS_S)(scope, receive, nowhere)
+
+
+async def downloads() -> None:
+    async def writes(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(LONG):
+            await send({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    await ReadLimit(writes, ENDS_S)({"type": "http"}, nothing, nowhere)
+
+
+async def streams() -> None:
+    waker = Waker(Settings())
+
+    async def has_news() -> None:
+        while True:
+            await asyncio.sleep(0)
+            for waiting in waker._waiting["job"]:
+                waiting.set()
+
+    news = asyncio.create_task(has_news())
+    try:
+        for _ in range(LONG):
+            await waker.wait("job", ENDS_S)
+    finally:
+        news.cancel()
+
+
+async def nothing() -> Message:
+    raise AssertionError
+
+
+async def nowhere(message: Message) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("held", [uploads, downloads, streams])
+def test_what_is_ended_ends_whatever_arrives_in_that_moment(held: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """With the result of what it waits for, too: `asyncio.wait_for` of Python 3.11 would return that, and go on."""
+
+    async def ends_after(turns: int) -> bool:
+        request = asyncio.create_task(held())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        request.cancel()
+        await asyncio.wait([request])
+        return request.cancelled()
+
+    async def every() -> list[int]:
+        return [turns for turns in range(12) if not await ends_after(turns)]
+
+    assert asyncio.run(every()) == []
 
 
 def test_a_download_ends_with_its_key(live: Live, spec: dict[str, Any]) -> None:
