@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from fastapi.concurrency import run_in_threadpool
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,7 +56,7 @@ class Gate:
             caller = await self._caller(scope, headers)
             if caller is not None and not is_open(scope["path"]):
                 self._check_scope(caller, scope)
-                self._check_rate(caller)
+                await self._check_rate(caller)
         except (TafdilError, DatabaseError) as error:
             await _refuse(error, scope, receive, send)
             return
@@ -144,8 +144,9 @@ class Gate:
         if not caller.may(needed):
             raise Forbidden(say("key_no_scope", scope=needed.value, scopes=sorted(caller.scopes)))
 
-    def _check_rate(self, caller: Caller) -> None:
-        if caller is LOCAL or self._limiter.hit(self._rate, caller.key_id):
+    async def _check_rate(self, caller: Caller) -> None:
+        # The storage that is not asynchronous starts a thread for each request.
+        if caller is LOCAL or await self._limiter.hit(self._rate, caller.key_id):
             return
         # The window slides: a fraction of it frees one request.
         raise RateLimited(

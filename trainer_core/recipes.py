@@ -13,7 +13,7 @@ what each recipe did in measured runs. Torch-free.
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -318,7 +318,7 @@ class _Builder:
             return
         target, rate = self._reach.target(self._name), self._highest_rate()
         steps = range(self._recipe.steps, _MOST_TIMES_LONGER * self._recipe.steps)
-        least = steps[0] + bisect_left(steps, target, key=lambda n: self._movement(n, rate))
+        least = steps[0] + bisect_left(steps, target, key=self._movement(rate))
         most = max(1, _MOST_EPOCHS * self._steps_an_epoch)
         epochs = min(_MOST_EPOCHS, max(self._recipe.epochs or 1, math.ceil(least / self._steps_an_epoch)))
         is_in_steps = self._recipe.epochs is None or self._facts.rows is None
@@ -331,9 +331,11 @@ class _Builder:
             source = say("recipe_epochs", n=epochs, steps=self._steps, rows=self._rows)
             self._set("num_train_epochs", float(epochs), source)
 
-    def _movement(self, steps: int, rate: float) -> float:
+    def _movement(self, rate: float) -> Callable[[int], float]:
+        """The movement, by the number of steps."""
         settings = self._settings(learning_rate=rate, learning_rate_cap=None)
-        return learning_rate_sum(settings, steps) * self._scaling(settings)
+        scaling = self._scaling(settings)
+        return lambda steps: learning_rate_sum(settings, steps) * scaling
 
     def _scaling(self, settings: TrainingSettings) -> float:
         """LoRA's scaling; a continued adapter has its own."""
@@ -349,7 +351,7 @@ class _Builder:
     def rate(self) -> None:
         """The learning rate: the target movement, spread over the steps."""
         target, highest = self._reach.target(self._name), self._highest_rate()
-        rate = min(highest, rounded(target / self._movement(self._steps, 1.0), 2))
+        rate = min(highest, rounded(target / self._movement(1.0)(self._steps), 2))
         basis = _basis(self.size)
         if rate < highest or highest == self._named.get("learning_rate"):
             source = say("recipe_rate", n=self._steps, movement=target, basis=basis)

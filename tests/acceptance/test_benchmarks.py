@@ -28,6 +28,7 @@ def test_the_gpu_check_runs_as_a_script_from_anywhere(tmp_path: Path) -> None:
     assert (arm["arm"], arm["state"]) == ("machine", "ended")
 
 
+@pytest.mark.long
 def test_every_arm_of_the_gpu_check_runs_where_there_is_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "gpu.md"
     page.write_text("# GPUs\n\n<!-- the last run -->\n\nan earlier run\n", encoding="utf-8")

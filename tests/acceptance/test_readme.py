@@ -45,9 +45,9 @@ def ran(command: list[str], stack: StackUnderTest, folder: Path) -> "subprocess.
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1000, check=False, env=environment)
 
 
-def test_the_curl_walk(stack: StackUnderTest) -> None:
+def test_the_curl_walk(stack: StackUnderTest, tmp_path: Path) -> None:
     script = block("walk").replace("http://127.0.0.1:8000", stack.url)
-    result = ran(["bash", "-euo", "pipefail", "-c", script], stack, ROOT)
+    result = ran(["bash", "-euo", "pipefail", "-c", script], stack, make_clone(tmp_path / "clone"))
     assert result.returncode == 0, result.stderr
     assert "event: succeeded" in result.stdout
     assert "eval_preference_accuracy,1,0," in result.stdout

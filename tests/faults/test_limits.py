@@ -203,7 +203,8 @@ def test_who_asks_last_decides(database: Database, settings: Settings, spec: dic
 def test_a_run_that_is_out_of_hours_is_paused_with_a_checkpoint(start_rig: StartRig) -> None:
     """On a whole service: a run of a minute that may take two seconds saves at its next step and resumes exactly."""
     rig, client = start_rig(settings={"TAFDIL_QUOTA_TRAINING_HOURS": "1"})
-    job_id = client.submit(job_spec(40, save_steps=100, behaviour={"linger_at": 1, "linger_attempts": 2}, max_hours=2 / HOUR_S))["id"]
+    lingers = {"linger_at": 1, "linger_attempts": 2}
+    job_id = client.submit(job_spec(40, save_steps=100, behaviour=lingers, max_hours=2 / HOUR_S))["id"]
     job = until(lambda: found if (found := client.job(job_id))["state"] == "paused" else None)
     assert job["pause_reason"] == "time_limit"
     with pytest.raises(ApiError, match="resume it with a higher max_hours"):

@@ -81,6 +81,7 @@ def every_route(app: FastAPI) -> Iterator[tuple[str, str]]:
             yield from ((method, path) for method in getattr(route, "methods", None) or METHODS)
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)], indirect=True)
 def test_every_route_is_closed_without_a_key(app: FastAPI, admin: TestClient) -> None:
     anonymous = TestClient(app, BASE_URL, raise_server_exceptions=False)
     walked = set()
