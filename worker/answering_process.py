@@ -74,16 +74,8 @@ class AnsweringProcess(SupervisedProcess):
 
     def __init__(self, module: str, locks: Sequence[int] = ()) -> None:
         self.module = module
-        reports, write_end, given, its_input = pipes()
-        try:
+        with pipes() as (reports, write_end, given, its_input):
             process = self._launch(module, given, write_end, locks)
-        except BaseException:
-            os.close(reports)
-            os.close(its_input)
-            raise
-        finally:
-            os.close(given)
-            os.close(write_end)
         super().__init__(process, reports, its_input)
 
     @staticmethod

@@ -7,8 +7,8 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -181,34 +181,25 @@ class TrainingProcess(SupervisedProcess):
         self.cold_reason: ColdReason | None = None
         whole = whole_environment(environment)
         locks = [lock] if lock is not None else []
-        reports, write_end, given, its_input = pipes()
-        try:
-            with (folder / "log.txt").open("ab") as output:
-                try:
-                    if isinstance(server, ColdReason):
-                        raise ColdStart(server)
-                    descriptors = [given, output.fileno(), write_end, *locks]
-                    process: subprocess.Popen[bytes] | ForkedProcess = server.fork(folder, whole, descriptors, give_up)
-                    os.write(its_input, _GO)
-                except ColdStart as error:
-                    log.info("the run starts cold: %s", error)
-                    self.cold_reason = error.reason
-                    process = subprocess.Popen(
-                        [*command, str(folder), str(write_end), str(os.getpid())],
-                        stdin=given,
-                        stdout=output,
-                        stderr=subprocess.STDOUT,
-                        pass_fds=(write_end, *locks),
-                        start_new_session=True,
-                        env=whole,
-                    )
-        except BaseException:
-            os.close(reports)
-            os.close(its_input)
-            raise
-        finally:
-            os.close(given)
-            os.close(write_end)
+        with pipes() as (reports, write_end, given, its_input), (folder / "log.txt").open("ab") as output:
+            try:
+                if isinstance(server, ColdReason):
+                    raise ColdStart(server)
+                descriptors = [given, output.fileno(), write_end, *locks]
+                process: subprocess.Popen[bytes] | ForkedProcess = server.fork(folder, whole, descriptors, give_up)
+                os.write(its_input, _GO)
+            except ColdStart as error:
+                log.info("the run starts cold: %s", error)
+                self.cold_reason = error.reason
+                process = subprocess.Popen(
+                    [*command, str(folder), str(write_end), str(os.getpid())],
+                    stdin=given,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=(write_end, *locks),
+                    start_new_session=True,
+                    env=whole,
+                )
         super().__init__(process, reports, its_input)
 
     def ask_to_stop(self) -> None:
@@ -224,13 +215,25 @@ class TrainingProcess(SupervisedProcess):
         self._signal(signal.SIGABRT)
 
 
-def pipes() -> tuple[int, int, int, int]:
-    """Two pipes for a process: where to hear its reports, its end of that; its standard input, where to write to it."""
+@contextmanager
+def pipes() -> Generator[tuple[int, int, int, int]]:
+    """Two pipes for a process: where to hear its reports, its end of that; its standard input, where to write to it.
+
+    Closes the process's ends when it has been started, and all four if it could not be.
+    """
     reports, write_end = os.pipe()
     given, its_input = os.pipe()
     # A process that does not read must not block its supervisor.
     os.set_blocking(its_input, False)
-    return reports, write_end, given, its_input
+    try:
+        yield reports, write_end, given, its_input
+    except BaseException:
+        os.close(reports)
+        os.close(its_input)
+        raise
+    finally:
+        os.close(given)
+        os.close(write_end)
 
 
 def session_processes(session: int) -> list[int]:

@@ -10,8 +10,6 @@ from trainer_core import PreferenceTrainer
 from trainer_core.recipes import RECIPES, RecipeName, recipe
 
 ROWS = 60
-# Of 32 pairs. `careful` is the smallest change that shows: with KTO on these rows it reaches 0.656, and 0.645 of all 414.
-LEAST = {"try": 0.7, "careful": 0.6, "thorough": 0.7}
 
 
 @pytest.mark.long
@@ -27,4 +25,4 @@ def test_a_recipe_changes_the_model_without_breaking_it(name: RecipeName, method
     assert trainer.effect is not None
     assert trainer.effect.verdict == "changed", trainer.effect
     measured = [entry for entry in trainer.trainer.state.log_history if "eval_margin_accuracy" in entry]
-    assert measured[-1]["eval_margin_accuracy"] > LEAST[name]
+    assert measured[-1]["eval_margin_accuracy"] > 0.7
