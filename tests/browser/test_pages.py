@@ -174,6 +174,15 @@ def test_signing_in(browser: Browser, language: str, keyed: tuple[str, str]) -> 
 
 
 @pytest.mark.parametrize("part", ["charts.js", "wording/en.json"])
+def test_a_page_whose_part_is_dropped_once_reloads(browser: Browser, seeded: Seeded, part: str) -> None:
+    with screen(browser, seeded.live.url, "en") as found:
+        found.page.route(f"**/{part}", lambda route: route.abort("connectionreset"), times=1)
+        found.open("jobs")
+        expect(found.page.locator("h1")).to_have_text(found.say("jobs.title"))
+        found.complaints.clear()
+
+
+@pytest.mark.parametrize("part", ["charts.js", "wording/en.json"])
 def test_a_page_that_cannot_be_loaded_says_so_and_offers_to_reload(browser: Browser, seeded: Seeded, part: str) -> None:
     with screen(browser, seeded.live.url, "en") as found:
         page = found.page
