@@ -11,6 +11,7 @@ forked process that itself starts processes here (`copy_itself`) forks them from
 """
 
 import atexit
+import ctypes
 import fcntl
 import gc
 import json
@@ -52,6 +53,7 @@ _MODULES = (
 # Also where it runs as `__main__`.
 _NAME = "tests.forking"
 _TICK_S = 0.01
+NEW_NETWORK = 0x40000000
 _HANDED_OVER_S = 240.0
 
 
@@ -208,6 +210,7 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
             os._exit(1)
         time.sleep(0.001)
     _die_with_parent()
+    _enter_network(request["parent"])
     os.chdir(request["directory"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -223,6 +226,14 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
     module, *arguments = request["command"]
     sys.argv = [module, *arguments]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _enter_network(pid: int) -> None:
+    """Enters the network of a process, if it has one of its own."""
+    if not os.path.samefile(theirs := f"/proc/{pid}/ns/net", "/proc/self/ns/net"):
+        with open(theirs, "rb") as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), NEW_NETWORK):
+                raise OSError(ctypes.get_errno(), f"cannot enter {theirs}")
 
 
 def _launch_copy(server: ForkServer) -> None:

@@ -26,6 +26,7 @@ from tests.checkpoints import WEIGHTS, write_parts
 from tests.disks import small_disk
 from tests.faults.conftest import StartRig
 from tests.faults.test_processes import _over, finished, the_training
+from tests.forking import NEW_NETWORK
 from tests.rig import history
 from tests.rig.stack import job_spec, running
 from tests.stack import ENOUGH_S, alive, until
@@ -36,7 +37,6 @@ from worker import child, gpu
 from worker.failures import LOSSES, OomWatch, is_most_of, memory_limit_bytes, oom_kills
 
 MIB = 2**20
-_NEW_NETWORK = 0x40000000
 # A device of 8 GiB: 100 MiB are always in use, 2,000 MiB more while the process in the memory file lives.
 SMI = """#!/bin/sh
 used=100
@@ -404,7 +404,7 @@ def network() -> Generator[tuple[str, str]]:
     machine = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     here, far = "10.213.77.1", f"tafdil{os.getpid()}"
     try:
-        if shutil.which("ip") is None or libc.unshare(_NEW_NETWORK):
+        if shutil.which("ip") is None or libc.unshare(NEW_NETWORK):
             pytest.skip("needs root, `ip` and network namespaces")
         for command in (
             "ip link set lo up",
@@ -419,7 +419,7 @@ def network() -> Generator[tuple[str, str]]:
             subprocess.run(command.split(), check=True)
         yield here, far
     finally:
-        libc.setns(machine, _NEW_NETWORK)
+        libc.setns(machine, NEW_NETWORK)
         os.close(machine)
         subprocess.run(["ip", "netns", "del", far], capture_output=True, check=False)
 
