@@ -210,10 +210,13 @@ def test_a_training_that_takes_all_memory(start_rig: StartRig) -> None:
         assert alive({main})
 
 
-# Fills memory until a process is gone, and stays below the share at which the kernel would rather kill it.
+# In a control group, fills memory until a process is gone, and stays below the share at which the kernel would rather kill it.
 HOG = """
 import os, sys, time
+from pathlib import Path
 held, pid, most = [], int(sys.argv[1]), int(sys.argv[2])
+# First of all: what it held before would not count there.
+Path(sys.argv[3], "cgroup.procs").write_text(str(os.getpid()))
 while os.path.exists(f"/proc/{pid}/fd/0"):
     if len(held) < most:
         held.append(bytearray(os.urandom(2**10) * 2**10))
@@ -231,11 +234,9 @@ def test_a_training_that_is_killed_for_the_memory_of_other_processes(start_rig: 
             (group / "cgroup.procs").write_text(str(process.pid))
         job_id = client.submit(job_spec(400, save_steps=5, behaviour={"linger_at": 12}))["id"]
         running(client, job_id, 12)
-        command = [sys.executable, "-c", HOG, str(the_training(rig, job_id)), "235"]
+        command = [sys.executable, "-c", HOG, str(the_training(rig, job_id)), "235", str(group)]
         hogs = [subprocess.Popen(command) for _ in range(2)]
         try:
-            for hog in hogs:
-                (group / "cgroup.procs").write_text(str(hog.pid))
             until(lambda: client.job(job_id)["attempt"] == 2)
         finally:
             for hog in hogs:
