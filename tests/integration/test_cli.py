@@ -127,7 +127,7 @@ def test_a_sheet_and_a_recipe_are_enough(live: Live, tmp_path: Path) -> None:
     assert (job["recipe"]["name"], job["recipe"]["rows"], job["spec"]["max_steps"]) == ("try", 60, 60)
     told = run(live, "submit", labelled, "--recipe", "careful", "--set", "beta=0.3").stdout
     assert "method kto, model tafdil/tiny-arabic-qwen-2" in told
-    assert "recipe  careful, version 1" in run(live, "show", "last").stdout
+    assert "recipe  careful, version 2" in run(live, "show", "last").stdout
     said = {**dry_run(config("ipo", tmp_path)), "recipe": job["recipe"]}
     answering = threading.Thread(target=answer_dry_run, args=(live, said))
     answering.start()
