@@ -210,7 +210,7 @@ def test_a_training_that_takes_all_memory(start_rig: StartRig) -> None:
         assert alive({main})
 
 
-# In a control group, fills memory until a process is gone, and stays below the share at which the kernel would rather kill it.
+# Joins a control group and fills it until a process is gone, below the share at which the kernel would rather kill the hog.
 HOG = """
 import os, sys, time
 from pathlib import Path
