@@ -13,9 +13,9 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[train,local]"
 	@touch $@
 
-.venv/dev.stamp: .venv/run.stamp
+.venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[train,local,postgres,dev]"
-	@touch $@
+	@touch .venv/run.stamp $@
 
 demo: .venv/run.stamp
 	$(BIN)/tafdil demo

@@ -401,28 +401,28 @@ def network() -> Generator[tuple[str, str]]:
 
     The machine's own network stays as it is: browsers drop what they are loading when an address appears there.
     """
+    if sys.platform != "linux" or shutil.which("ip") is None:
+        pytest.skip("needs `ip` and network namespaces")
     libc = ctypes.CDLL(None, use_errno=True)
-    machine = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     here, far = "10.213.77.1", f"tafdil{os.getpid()}"
-    try:
-        if shutil.which("ip") is None or libc.unshare(NEW_NETWORK):
-            pytest.skip("needs root, `ip` and network namespaces")
-        for command in (
-            "ip link set lo up",
-            f"ip netns add {far}",
-            f"ip link add to_far type veth peer name to_here netns {far}",
-            f"ip addr add {here}/30 dev to_far",
-            "ip link set to_far up",
-            f"ip -n {far} addr add 10.213.77.2/30 dev to_here",
-            f"ip -n {far} link set to_here up",
-            f"ip -n {far} link set lo up",
-        ):
-            subprocess.run(command.split(), check=True)
-        yield here, far
-    finally:
-        libc.setns(machine, NEW_NETWORK)
-        os.close(machine)
-        subprocess.run(["ip", "netns", "del", far], capture_output=True, check=False)
+    setup = (
+        "ip link set lo up",
+        f"ip netns add {far}",
+        f"ip link add to_far type veth peer name to_here netns {far}",
+        f"ip addr add {here}/30 dev to_far",
+        "ip link set to_far up",
+        f"ip -n {far} addr add 10.213.77.2/30 dev to_here",
+        f"ip -n {far} link set to_here up",
+        f"ip -n {far} link set lo up",
+    )
+    with open("/proc/thread-self/ns/net", "rb") as machine:
+        try:
+            if libc.unshare(NEW_NETWORK) or any(subprocess.run(line.split(), check=False).returncode for line in setup):
+                pytest.skip("needs root and network namespaces")
+            yield here, far
+        finally:
+            libc.setns(machine.fileno(), NEW_NETWORK)
+            subprocess.run(["ip", "netns", "del", far], capture_output=True, check=False)
 
 
 def test_a_host_that_is_cut_off(network: tuple[str, str], start_rig: StartRig) -> None:

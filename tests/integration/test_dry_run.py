@@ -95,7 +95,9 @@ def test_a_letter_of_several_tokens_belongs_to_the_last(tmp_path: Path) -> None:
     assert not [token for token in tokens if "�" in token["text"]]
 
 
-def test_it_refuses_what_the_training_would_refuse(tmp_path: Path) -> None:
+def test_it_refuses_what_the_training_would_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Where there is no network, the hub would be asked again and again.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataOverlong):
         dry_run(config("ipo", tmp_path, on_overlong="reject"))
     with pytest.raises(ModelNotFound):

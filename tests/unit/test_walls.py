@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from jobs.states import FINAL, TRANSITIONS, JobState
 from trainer_core.errors import CODES, TafdilError, error_dict
 
@@ -15,30 +13,38 @@ ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def loaded_by(statement: str) -> set[str]:
-    """The heavy packages that a fresh interpreter holds after a statement."""
-    code = f"import sys, json; {statement}; print(json.dumps([m for m in {HEAVY} if m in sys.modules]))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    return set(json.loads(result.stdout.splitlines()[-1]))
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "from api.app import create_app; create_app()",
-        "import jobs.service, jobs.queue, jobs.spec",
-        "import tafdil.cli, tafdil.demo, tafdil.local_stack",
-        "import trainer_core, trainer_core.config, trainer_core.rows, trainer_core.errors",
-        "import worker.tasks, worker.supervisor, worker.dispatcher",
-        "import worker.check_worker, worker.generation_worker, worker.export_worker, worker.answering",
-    ],
+# Each is run after those before it.
+WITHOUT_TORCH = (
+    "from api.app import create_app; create_app()",
+    "import jobs.service, jobs.queue, jobs.spec",
+    "import tafdil.cli, tafdil.demo, tafdil.local_stack",
+    "import trainer_core, trainer_core.config, trainer_core.rows, trainer_core.errors",
+    "import worker.tasks, worker.supervisor, worker.dispatcher",
+    "import worker.check_worker, worker.generation_worker, worker.export_worker, worker.answering",
 )
-def test_these_never_load_torch(statement: str) -> None:
-    assert loaded_by(statement) == set()
+
+
+def loaded_by(*statements: str) -> dict[str, list[str]]:
+    """The heavy packages that a fresh interpreter holds after each statement."""
+    code = f"""
+import sys, json
+loaded = {{}}
+for statement in {statements!r}:
+    exec(statement)
+    loaded[statement] = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps(loaded))
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_these_never_load_torch() -> None:
+    assert loaded_by(*WITHOUT_TORCH) == {statement: [] for statement in WITHOUT_TORCH}
 
 
 def test_the_check_itself_can_fail() -> None:
-    assert "torch" in loaded_by("import trainer_core.models")
+    (loaded,) = loaded_by("import trainer_core.models").values()
+    assert "torch" in loaded
 
 
 def test_the_api_starts_and_answers_where_torch_is_not_installed(tmp_path: Path) -> None:
