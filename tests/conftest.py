@@ -32,8 +32,8 @@ hypothesis.settings.load_profile("untimed")
 
 migrated.install()
 
-# How many files that compute follow a file that waits.
-_COMPUTING_AT_ONCE = 4
+# How many files that compute come between two that wait.
+_COMPUTING_BETWEEN = 4
 
 TINY_MODEL = SHIPPED_MODELS_DIR / "tafdil" / "tiny-arabic-qwen-2"
 DATA = SHIPPED_DATA_DIR
@@ -49,15 +49,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts each file of faults, which mostly waits, between files that compute: the cores stay busy."""
     files = list(dict.fromkeys(item.path for item in items))
     waiting = [file for file in files if file.parent.name == "faults"]
-    if not waiting:
-        return
-    before = files[: files.index(waiting[0])]
-    after = [file for file in files if file not in {*before, *waiting}]
-    order = before
-    for start in range(0, max(len(after), _COMPUTING_AT_ONCE * len(waiting)), _COMPUTING_AT_ONCE):
-        order += waiting[start // _COMPUTING_AT_ONCE :][:1] + after[start : start + _COMPUTING_AT_ONCE]
-    rank = {file: place for place, file in enumerate(order)}
-    items.sort(key=lambda item: rank[item.path])
+    if waiting:
+        first = files.index(waiting[0])
+        place = {file: float(i) for i, file in enumerate(file for file in files if file not in waiting)}
+        place |= {file: first + _COMPUTING_BETWEEN * i - 0.5 for i, file in enumerate(waiting)}
+        items.sort(key=lambda item: place[item.path])
 
 
 def pytest_collection_finish() -> None:

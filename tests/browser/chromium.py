@@ -21,7 +21,7 @@ from trainer_core.wording import Language, catalogue
 ROOT = Path(__file__).resolve().parents[2]
 LOCALES = ROOT / "api" / "dashboard" / "static" / "locales"
 SCREENSHOTS = Path(os.environ.get("TAFDIL_TEST_SCREENSHOTS", ROOT / "build" / "screenshots"))
-# The first has no windows to draw, and takes two thirds of the CPU time.
+# The first has no windows to draw, so it takes less CPU time.
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Nothing but the page itself may use the network; a container has neither a sandbox nor a GPU.
 ARGUMENTS = [
